@@ -1,0 +1,98 @@
+# The course's commands. Each does its own set-up: a virtual environment in .venv, torch
+# first, then this repository with the versions of constraints.txt. A second call is quick:
+# stamp files in .venv remember what is installed, until pyproject.toml or constraints.txt
+# changes. All paths are relative, so the checkout's folder may have spaces in its name.
+
+PYTHON      ?= python3
+VENV        ?= .venv
+# pip's --index-url for torch alone. Empty: wherever pip looks by default.
+TORCH_INDEX ?=
+PIP_ARGS    ?=
+LAB_ARGS    ?=
+WORKERS     ?= 2
+NOTEBOOK    ?= notebooks/00_the_whole_game.ipynb
+
+# make distill
+PROFILE     ?= laptop
+DATA        ?=
+OUTPUT      ?=
+ARGS        ?=
+
+PY  := $(VENV)/bin/python
+PIP := "$(PY)" -m pip --disable-pip-version-check install $(PIP_ARGS) -c constraints.txt
+
+# One torch thread in each test worker: workers share the cores, and results repeat.
+# COMET_* settings of the reader's shell must not change what is tested.
+TEST_ENV := env -u COMET_DATA -u COMET_SEED -u COMET_STRICT COMET_PROFILE=tiny \
+            HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help lab test lint types unit nbval distill format clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "  Variables: PYTHON (now: $(PYTHON)), TORCH_INDEX (a package index for torch alone,"
+	@echo "  such as PyTorch's CPU wheel index: see pytorch.org's install page), LAB_ARGS, WORKERS;"
+	@echo "  for make distill: DATA, PROFILE, OUTPUT, ARGS."
+
+lab: $(VENV)/.ready-lab ## set up, then open the course in JupyterLab
+	"$(PY)" -m jupyterlab $(LAB_ARGS) "$(NOTEBOOK)"
+
+test: lint types unit nbval ## set up, then lint, types, unit tests, notebooks
+
+lint: $(VENV)/.ready-test
+	"$(PY)" -m ruff check .
+	"$(PY)" -m ruff format --check .
+
+types: $(VENV)/.ready-test
+	"$(PY)" -m mypy
+
+unit: $(VENV)/.ready-test
+	$(TEST_ENV) "$(PY)" -m pytest -n $(WORKERS) tests
+
+nbval: $(VENV)/.ready-test
+	home="$$(mktemp -d)" && trap 'rm -rf "$$home"' EXIT && \
+	$(TEST_ENV) COMET_HOME="$$home" "$(PY)" -m pytest -p no:cacheprovider \
+	    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	    -n $(WORKERS) --dist loadscope notebooks
+
+distill: $(VENV)/.ready-run ## set up, then distil and print the result table (DATA=dir PROFILE=laptop)
+	"$(PY)" -m comet_lib distill --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") \
+	    $(if $(OUTPUT),--output "$(OUTPUT)") $(ARGS)
+
+format: $(VENV)/.ready-test ## let ruff put code and notebooks in order
+	"$(PY)" -m ruff check --fix .
+	"$(PY)" -m ruff format .
+
+clean: ## remove the virtual environment, builds and caches (results in runs/ stay)
+	rm -rf "$(VENV)" build dist comet_course.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- set-up ---------------------------------------------------------------------------
+
+EXTRAS_run  :=
+EXTRAS_lab  := [notebooks]
+EXTRAS_test := [notebooks,dev]
+
+$(VENV)/.ready-venv:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "This course needs Python 3.11 or newer, and '$(PYTHON)' is not that:" \
+	         "name one with PYTHON, for example: make lab PYTHON=python3.12" >&2; exit 1; }
+	"$(PYTHON)" -m venv "$(VENV)"
+	@touch "$@"
+
+# torch first and by itself, so that TORCH_INDEX concerns nothing else.
+$(VENV)/.ready-torch: $(VENV)/.ready-venv constraints.txt
+	@if [ "$$(uname -s)" = Linux ] && [ -z "$(TORCH_INDEX)" ] && ! command -v nvidia-smi >/dev/null && \
+	    "$(PY)" -c 'import importlib.util as i, sys; sys.exit(bool(i.find_spec("torch")))'; then \
+	    echo "No NVIDIA GPU seen. If pip now starts to download a CUDA torch (some GB), stop it" \
+	         "and give TORCH_INDEX=address of PyTorch's CPU wheel index: see README.md."; fi
+	$(PIP) $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") torch
+	@touch "$@"
+
+$(VENV)/.ready-%: $(VENV)/.ready-torch pyproject.toml constraints.txt
+	$(PIP) -e ".$(EXTRAS_$*)"
+	@touch "$@"

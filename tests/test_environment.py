@@ -1,0 +1,288 @@
+"""pyproject.toml, constraints.txt and the two conda environments say the same."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import socket
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# conda's name -> pip's name, where they differ
+CONDA_TO_PIP = {"pytorch": "torch", "pytorch-cpu": "torch", "matplotlib-base": "matplotlib"}
+# the name in `import` -> pip's name, where they differ
+IMPORT_TO_PIP = {"sklearn": "scikit-learn", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
+# the tools of conda itself, which are no dependency of ours
+NOT_OURS = {"python", "pip"}
+# which groups of pyproject.toml each environment holds, and what it may leave out of them
+ENVIRONMENTS: dict[str, tuple[tuple[str, ...], set[str]]] = {
+    "environment.yml": (("runtime", "notebooks", "dev", "export"), set()),
+    "binder/environment.yml": (("runtime", "notebooks"), {"jupyterlab"}),  # Binder brings its own
+}
+
+Specs = dict[str, SpecifierSet]
+
+
+def parse_project(text: str) -> tuple[SpecifierSet, dict[str, Specs]]:
+    """requires-python, and for each group ("runtime" and the extras) its packages."""
+    project = tomllib.loads(text)["project"]
+    lists = {"runtime": project["dependencies"], **project["optional-dependencies"]}
+    groups = {
+        str(group): {str(canonicalize_name(r.name)): r.specifier for r in map(Requirement, lines)}
+        for group, lines in lists.items()
+    }
+    return SpecifierSet(project["requires-python"]), groups
+
+
+def parse_constraints(text: str) -> Specs:
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    return {canonicalize_name(r.name): r.specifier for r in map(Requirement, filter(None, lines))}
+
+
+def parse_conda(text: str) -> Specs:
+    """An environment file's packages under their pip names; conda's `=3.12` is `==3.12.*`."""
+    specs: Specs = {}
+    for entry in yaml.safe_load(text)["dependencies"]:
+        if isinstance(entry, dict):
+            wanted = [(line, False) for line in entry["pip"]]
+        else:
+            wanted = [(entry, True)]
+        for line, is_conda in wanted:
+            match = re.fullmatch(r"([A-Za-z0-9_.-]+)\s*(.*)", line.strip())
+            assert match is not None, f"cannot read {line!r}"
+            name, spec = match.groups()
+            if is_conda:
+                name = CONDA_TO_PIP.get(name, name)
+                spec = re.sub(r"^=([0-9.]+)$", r"==\1.*", spec)
+            specs[canonicalize_name(name)] = SpecifierSet(spec)
+    return specs
+
+
+def floor(spec: SpecifierSet) -> Version | None:
+    """The lowest version that `spec` names with >=, ~= or ==; None where it names none."""
+    versions = [
+        Version(s.version.removesuffix(".*")) for s in spec if s.operator in (">=", "~=", "==")
+    ]
+    return max(versions, default=None)
+
+
+def disagreements(
+    pyproject: str,
+    constraints: str,
+    environments: dict[str, str],
+    contents: dict[str, tuple[tuple[str, ...], set[str]]] = ENVIRONMENTS,
+) -> list[str]:
+    """Every way in which the files (their texts) contradict each other, one sentence each."""
+    requires_python, groups = parse_project(pyproject)
+    wanted: Specs = {}
+    found: list[str] = []
+    for group, specs in groups.items():
+        for name, spec in specs.items():
+            if wanted.setdefault(name, spec) != spec:
+                found.append(f"pyproject.toml: {name} has two specifiers, one in {group}")
+            if floor(spec) is None:
+                found.append(f"pyproject.toml: {name} in {group} has no floor")
+
+    pins = parse_constraints(constraints)
+    for name in sorted(wanted.keys() - pins.keys()):
+        found.append(f"constraints.txt: {name} is not pinned")
+    for name in sorted(pins.keys() - wanted.keys()):
+        found.append(f"constraints.txt: {name} is not in pyproject.toml")
+    for name in sorted(pins.keys() & wanted.keys()):
+        if [s.operator for s in pins[name]] != ["=="]:
+            found.append(f"constraints.txt: {name}{pins[name]} is no exact pin")
+        elif not wanted[name].contains(str(floor(pins[name]))):
+            found.append(f"constraints.txt: {name}{pins[name]} is outside {wanted[name]}")
+
+    for file, text in environments.items():
+        held, left_out = contents[file]
+        expected = {name for group in held for name in groups[group]} - left_out
+        conda = parse_conda(text)
+        python = floor(conda.get("python", SpecifierSet()))
+        if python is None:
+            found.append(f"{file}: Python is not pinned")
+        elif python not in requires_python:
+            found.append(f"{file}: Python {python} is outside {requires_python}")
+        ours = conda.keys() - NOT_OURS
+        for name in sorted(expected - ours):
+            found.append(f"{file}: {name} is missing")
+        for name in sorted(ours - expected):
+            found.append(f"{file}: {name} is not wanted here by pyproject.toml")
+        for name in sorted(expected & ours):
+            low, needed = floor(conda[name]), floor(wanted[name])
+            if low is None or (needed is not None and low < needed):
+                found.append(f"{file}: {name}{conda[name]} admits less than {wanted[name]}")
+            elif name in pins and not conda[name].contains(str(floor(pins[name]))):
+                found.append(f"{file}: {name}{conda[name]} shuts out the tested {pins[name]}")
+    return found
+
+
+def read(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def settings() -> dict[str, Any]:
+    return tomllib.loads(read("pyproject.toml"))
+
+
+def test_the_files_agree() -> None:
+    texts = {file: read(file) for file in ENVIRONMENTS}
+    assert disagreements(read("pyproject.toml"), read("constraints.txt"), texts) == []
+
+
+SMALL_PROJECT = """
+[project]
+requires-python = ">=3.11"
+dependencies = ["torch>=2.11", "numpy>=2.1"]
+[project.optional-dependencies]
+notebooks = ["jupyterlab>=4.2"]
+"""
+SMALL_CONSTRAINTS = "torch==2.13.0  # a note\nnumpy==2.4.6\njupyterlab==4.6.6\n"
+SMALL_CONDA = "dependencies: [python=3.12, pip, pytorch>=2.11, numpy>=2.1, jupyterlab>=4.2]"
+
+
+def small(
+    project: str = SMALL_PROJECT, pins: str = SMALL_CONSTRAINTS, conda: str = SMALL_CONDA
+) -> list[str]:
+    contents: dict[str, tuple[tuple[str, ...], set[str]]] = {"e": (("runtime", "notebooks"), set())}
+    return disagreements(project, pins, {"e": conda}, contents)
+
+
+def test_agreeing_files_have_no_disagreement() -> None:
+    assert small() == []
+    pip_part = "dependencies: [python=3.12, pytorch>=2.11, numpy>=2.1, {pip: [jupyterlab>=4.2]}]"
+    assert small(conda=pip_part) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pins": SMALL_CONSTRAINTS.replace("numpy==2.4.6", "")}, "numpy is not pinned"),
+        ({"pins": SMALL_CONSTRAINTS + "pandas==3.1.1"}, "pandas is not in pyproject.toml"),
+        ({"pins": SMALL_CONSTRAINTS.replace("2.13.0", "2.10.0")}, "torch==2.10.0 is outside"),
+        ({"pins": SMALL_CONSTRAINTS.replace("==2.4", ">=2.4")}, "numpy>=2.4.6 is no exact pin"),
+        ({"conda": SMALL_CONDA.replace("pytorch>", "pytorch-gpu>")}, "torch is missing"),
+        ({"conda": SMALL_CONDA.replace("pip,", "pip, scipy,")}, "scipy is not wanted"),
+        ({"conda": SMALL_CONDA.replace("numpy>=2.1", "numpy>=1.26")}, "numpy>=1.26 admits less"),
+        ({"conda": SMALL_CONDA.replace("numpy>=2.1", "numpy")}, "numpy admits less"),
+        ({"conda": SMALL_CONDA.replace("numpy>=2.1", "numpy>=2.5")}, "shuts out the tested"),
+        ({"conda": SMALL_CONDA.replace("3.12", "3.10")}, "Python 3.10 is outside >=3.11"),
+        ({"conda": SMALL_CONDA.replace("python=3.12,", "")}, "Python is not pinned"),
+        ({"project": SMALL_PROJECT.replace("numpy>=2.1", "numpy")}, "numpy in runtime has no"),
+        ({"project": SMALL_PROJECT + 'dev = ["numpy>=2.2"]'}, "numpy has two specifiers"),
+    ],
+)
+def test_each_disagreement_is_found(change: dict[str, str], message: str) -> None:
+    found = small(**change)
+    assert any(message in sentence for sentence in found), found
+
+
+def imported_packages(source: str) -> set[str]:
+    """pip names of what a module's text imports, the standard library left out."""
+    tops: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            tops |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            tops.add(node.module.split(".")[0])
+    ours = set(sys.stdlib_module_names) | {"comet_lib"}
+    return {canonicalize_name(IMPORT_TO_PIP.get(top, top)) for top in tops - ours}
+
+
+def test_imported_packages_reads_every_form() -> None:
+    source = "import os\nimport numpy.linalg as la\ndef f():\n    from sklearn.svm import SVC\n"
+    assert imported_packages(source + "from . import data\n") == {"numpy", "scikit-learn"}
+
+
+def test_the_library_imports_only_what_it_declares() -> None:
+    _, groups = parse_project(read("pyproject.toml"))
+    declared = {name for group in ("runtime", "notebooks", "export") for name in groups[group]}
+    undeclared = {
+        str(path.relative_to(ROOT)): missing
+        for path in sorted((ROOT / "comet_lib").rglob("*.py"))
+        if (missing := imported_packages(path.read_text(encoding="utf-8")) - declared)
+    }
+    assert undeclared == {}
+
+
+@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", "CITATION.cff"])
+def test_the_repository_address_is_one_setting(path: str) -> None:
+    address = settings()["tool"]["comet"]["repository"]
+    assert re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address)
+    assert not address.endswith(".git")
+    text = read(path)
+    assert address in text, f"{path} does not name [tool.comet] repository of pyproject.toml"
+    owner = re.escape(address.rsplit("/", 2)[1])
+    others = set(re.findall(rf"https://github\.com/{owner}/[\w.-]*\w", text)) - {
+        address,
+        address + ".git",
+    }
+    assert others == set()
+
+
+def test_citation_and_package_say_the_same() -> None:
+    project = settings()["project"]
+    citation = yaml.safe_load(read("CITATION.cff"))
+    assert str(citation["version"]) == project["version"]
+    assert citation["license"] == project["license"]
+    assert citation["repository-code"] == settings()["tool"]["comet"]["repository"]
+
+
+@pytest.mark.parametrize("path", ["binder/postBuild", ".ci/run"])
+def test_scripts_can_be_run(path: str) -> None:
+    assert read(path).startswith("#!")
+    if os.name == "posix":
+        assert os.access(ROOT / path, os.X_OK), f"{path} is not executable: chmod +x {path}"
+
+
+def test_binder_installs_the_library_without_dependencies() -> None:
+    installs = [line for line in read("binder/postBuild").splitlines() if "pip install" in line]
+    assert installs and all("--no-deps" in line for line in installs)
+
+
+def test_the_example_of_the_readme_runs() -> None:
+    examples = re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)
+    assert examples
+    for example in examples:
+        names: dict[str, Any] = {}
+        exec(compile(example, "README.md", "exec"), names)
+        gradients = [p.grad for p in names["student"].parameters() if p.grad is not None]
+        assert gradients and all(g.isfinite().all() for g in gradients)
+
+
+def test_tests_reach_no_network() -> None:
+    # 192.0.2.1 is reserved for documentation (RFC 5737): nobody answers there
+    with pytest.raises(RuntimeError, match=r"192\.0\.2\.1.*no network"):
+        socket.create_connection(("192.0.2.1", 80), timeout=0.1)
+    with pytest.raises(RuntimeError, match="no network"):
+        socket.getaddrinfo("example.org", 443)
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+        pytest.raises(RuntimeError, match="no network"),
+    ):
+        datagrams.sendto(b"", ("192.0.2.1", 80))
+
+
+def test_tests_reach_this_machine() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        socket.create_connection(server.getsockname(), timeout=5).close()
+
+
+def test_tests_run_on_the_tiny_profile_in_an_empty_home(comet_home: Path) -> None:
+    assert os.environ["COMET_PROFILE"] == "tiny"
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    assert os.environ["COMET_HOME"] == str(comet_home)
+    assert "COMET_DATA" not in os.environ
+    assert list(comet_home.iterdir()) == []
