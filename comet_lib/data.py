@@ -1,0 +1,319 @@
+"""AfriSenti and unlabelled text, from a folder, the hub or the bundled sample.
+
+A folder is laid out as ``afrisenti/{lang}/{train,dev,test}.tsv`` (columns ``tweet`` and ``label``)
+and ``text/{lang}.txt`` (one sentence a line). Everything comes out as ``datasets`` tables in
+Unicode NFC, so that Yoruba's and Igbo's tone marks stay as written.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+
+from comet_lib.errors import CometError
+from comet_lib.profiles import ASSETS, Profile
+
+#: AfriSenti's fourteen languages (Muhammad et al., EMNLP 2023), ISO 639-3 as its folders name them.
+LANGUAGES = {
+    "amh": "Amharic",
+    "arq": "Algerian Arabic",
+    "ary": "Moroccan Arabic",
+    "hau": "Hausa",
+    "ibo": "Igbo",
+    "kin": "Kinyarwanda",
+    "orm": "Oromo",
+    "pcm": "Nigerian Pidgin",
+    "por": "Mozambican Portuguese",
+    "swa": "Swahili",
+    "tir": "Tigrinya",
+    "tso": "Xitsonga",
+    "twi": "Twi",
+    "yor": "Yoruba",
+}
+#: Our label order. Other sources number differently, so labels are always mapped by name.
+LABELS = ("negative", "neutral", "positive")
+SPLITS = ("train", "dev", "test")
+FEATURES = Features(
+    {
+        "text": Value("string"),
+        "label": ClassLabel(names=list(LABELS)),
+        "language": Value("string"),
+        "seen_in_train": Value("bool"),
+    }
+)
+
+#: The hub copy whose Parquet lies on a branch of its own; its integer labels are in HUB_LABELS.
+HUB_REPOSITORY = "shmuhammad/AfriSenti-twitter-sentiment"
+HUB_REVISION = "refs/convert/parquet"
+HUB_ROOT = f"hf://datasets/{HUB_REPOSITORY}@{HUB_REVISION.replace('/', '%2F')}"
+HUB_LABELS = ("positive", "neutral", "negative")
+#: FineWeb-2's names for the paper's languages (stage-1 text of the gpu profile).
+FINEWEB = {
+    "kin": "kin_Latn",
+    "swa": "swh_Latn",
+    "hau": "hau_Latn",
+    "ibo": "ibo_Latn",
+    "yor": "yor_Latn",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the data comes from: ``kind`` is folder, hub or sample; ``root`` is a path or URL."""
+
+    kind: str
+    root: str
+
+    def __str__(self) -> str:
+        return {
+            "folder": f"the folder {Path(self.root).name}/",
+            "hub": f"the hub ({HUB_REPOSITORY})",
+            "sample": "the bundled sample (written for this course; a sample, never a benchmark)",
+        }[self.kind]
+
+
+def normalise(text: str) -> str:
+    """Unicode NFC with runs of white space as one space. Tone marks are kept, never stripped."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def check_language(code: str) -> str:
+    """``code`` itself if it may name a language folder (letters only, so no path tricks)."""
+    if not re.fullmatch(r"[a-z]{2,8}", code):
+        raise CometError(
+            f"language code {code!r} is not valid: use ISO 639-3 letters such as "
+            f"{', '.join(LANGUAGES)}"
+        )
+    return code
+
+
+def decode(path: Path) -> str:
+    """The text of a UTF-8 file; a BOM is dropped, CRLF becomes LF.
+
+    Raises:
+        CometError: file missing, not UTF-8 or holding NUL bytes; names the file and the row.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise CometError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = raw[: error.start].count(b"\n") + 1
+        raise CometError(f"{path}, row {row}: not UTF-8; save the file as UTF-8") from error
+    if "\0" in text:
+        row = text[: text.index("\0")].count("\n") + 1
+        raise CometError(f"{path}, row {row}: holds a NUL byte; save the file as plain UTF-8 text")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_tsv(path: str | Path) -> pd.DataFrame:
+    """One split: columns ``text`` (NFC) and ``label`` (a name of LABELS).
+
+    Quotes are plain characters (tweets are full of them). Row numbers in errors count the header
+    as row 1, as an editor shows them.
+
+    Raises:
+        CometError: naming file, row and mend, for a bad header, a wrong number of columns, an
+            empty tweet, an unknown label, a second header, or a file without rows.
+    """
+    path = Path(path)
+    lines = decode(path).split("\n")
+    header = [name.strip().lower() for name in lines[0].split("\t")]
+    for column in ("tweet", "label"):
+        if header.count(column) != 1:
+            raise CometError(
+                f"{path}, row 1: needs one column {column!r}, but the header is {lines[0][:80]!r}; "
+                "the first row must be tweet<TAB>label"
+            )
+    at_tweet, at_label = header.index("tweet"), header.index("label")
+    texts: list[str] = []
+    labels: list[str] = []
+    for row, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        cells = line.split("\t")
+        if len(cells) != len(header):
+            raise CometError(
+                f"{path}, row {row}: has {len(cells)} columns where the header has {len(header)}; "
+                "separate tweet and label by one tab, with no tab inside the tweet"
+            )
+        text, label = normalise(cells[at_tweet]), cells[at_label].strip().casefold()
+        if [cell.strip().lower() for cell in cells] == header:
+            raise CometError(f"{path}, row {row}: repeats the header; remove this row")
+        if not text:
+            raise CometError(f"{path}, row {row}: the tweet is empty; remove the row or fill it in")
+        if label not in LABELS:
+            raise CometError(
+                f"{path}, row {row}: unknown label {cells[at_label][:40]!r}; "
+                f"use one of {', '.join(LABELS)}"
+            )
+        texts.append(text)
+        labels.append(label)
+    if not texts:
+        raise CometError(f"{path}: has a header but no rows; give at least one tweet")
+    return pd.DataFrame({"text": texts, "label": labels})
+
+
+def read_hub(language: str, split: str, root: str = HUB_ROOT) -> pd.DataFrame:
+    """One split of the hub's Parquet branch (or of a local copy of that layout, for tests).
+
+    The layout is ``{root}/{lang}/{train,validation,test}/*.parquet``. Label names come from the
+    file's own ClassLabel; plain integers are read in HUB_LABELS order.
+    """
+    files = f"{root}/{language}/{'validation' if split == 'dev' else split}/*.parquet"
+    try:
+        table = load_dataset("parquet", data_files={"x": files}, split="x")
+    except Exception as error:  # the hub client raises many kinds; all mean the same to a reader
+        raise CometError(
+            f"AfriSenti {language}/{split} could not be read from the hub "
+            f"({type(error).__name__}); connect to the network, or set COMET_DATA to a local folder"
+        ) from error
+    column = next((c for c in ("tweet", "text") if c in table.column_names), None)
+    if column is None or "label" not in table.column_names:
+        raise CometError(f"{files}: needs the columns tweet and label, has {table.column_names}")
+    feature = table.features["label"]
+    labels = table["label"][:]
+    if isinstance(feature, ClassLabel):
+        labels = [feature.int2str(i) for i in labels]
+    elif labels and isinstance(labels[0], int):
+        labels = [HUB_LABELS[i] for i in labels]
+    if set(labels) - set(LABELS):
+        raise CometError(f"{files}: unknown labels {sorted(set(labels) - set(LABELS))}")
+    return pd.DataFrame({"text": [normalise(t) for t in table[column][:]], "label": labels})
+
+
+def _hub_reachable(language: str) -> bool:
+    try:
+        read_hub(language, "dev")
+    except CometError:
+        return False
+    return True
+
+
+def find_source(profile: Profile) -> Source:
+    """A local folder if the profile names one, else the hub if it answers, else the sample."""
+    if profile.data:
+        return Source("folder", profile.data)
+    if profile.use_hub and _hub_reachable(profile.languages[0]):
+        return Source("hub", HUB_ROOT)
+    return Source("sample", str(ASSETS / "sample"))
+
+
+def _read_split(source: Source, language: str, split: str) -> pd.DataFrame:
+    if source.kind == "hub":
+        return read_hub(language, split, source.root)
+    folder = Path(source.root) / "afrisenti" / language
+    if not folder.is_dir():
+        there = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
+        raise CometError(
+            f"{folder}: no such language; this data has {', '.join(there) or 'no afrisenti folder'}"
+        )
+    return read_tsv(folder / f"{split}.tsv")
+
+
+def load_sentiment(
+    profile: Profile, languages: Sequence[str] | None = None, source: Source | None = None
+) -> DatasetDict:
+    """Train, dev and test of AfriSenti as one table each, languages one after another.
+
+    Columns: ``text``, ``label`` (ClassLabel in LABELS order), ``language`` and ``seen_in_train``:
+    whether the very text also stands in the training split of its language. AfriSenti's dev
+    repeats 11 % of Yoruba's training tweets, so choose models on :func:`unseen` dev.
+    """
+    source = source or find_source(profile)
+    frames: dict[str, list[pd.DataFrame]] = {split: [] for split in SPLITS}
+    for language in languages or profile.languages:
+        check_language(language)
+        train_texts: set[str] = set()
+        for split in SPLITS:
+            frame = _read_split(source, language, split)
+            if split == "train":
+                if profile.train_limit is not None and len(frame) > profile.train_limit:
+                    frame = frame.sample(profile.train_limit, random_state=0)  # may be sorted
+                train_texts = set(frame["text"])
+            seen = frame["text"].isin(train_texts) & (split != "train")
+            frames[split].append(frame.assign(language=language, seen_in_train=seen))
+    out = DatasetDict()
+    for split, parts in frames.items():
+        table = pd.concat(parts, ignore_index=True)
+        table["label"] = table["label"].map(LABELS.index)
+        out[split] = Dataset.from_pandas(table, features=FEATURES, preserve_index=False)
+    return out
+
+
+def unseen(table: Dataset) -> Dataset:
+    """The rows whose text does not stand in train."""
+    return table.select([i for i, seen in enumerate(table["seen_in_train"][:]) if not seen])
+
+
+def leakage(data: DatasetDict) -> pd.DataFrame:
+    """Rows of dev and test that stand word for word in train: count and percent by language."""
+    rows = []
+    for split in ("dev", "test"):
+        frame = data[split].to_pandas()
+        for language, group in frame.groupby("language", sort=False):
+            count = int(group["seen_in_train"].sum())
+            percent = 100 * count / len(group)
+            rows.append(
+                {
+                    "language": language,
+                    "split": split,
+                    "rows": len(group),
+                    "in_train": count,
+                    "percent": round(percent, 1),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _limit(profile: Profile, language: str) -> int | None:
+    return profile.text_limit.get(language, profile.default_text_limit)
+
+
+def _text_lines(profile: Profile, source: Source, language: str) -> Iterable[str]:
+    if source.kind == "hub":
+        if language not in FINEWEB:
+            return []
+        stream = load_dataset(
+            "HuggingFaceFW/fineweb-2", name=FINEWEB[language], split="train", streaming=True
+        )
+        return (line for row in stream for line in row["text"].split("\n"))
+    path = Path(source.root) / "text" / f"{language}.txt"
+    return decode(path).split("\n") if path.is_file() else []
+
+
+def load_text(
+    profile: Profile, languages: Sequence[str] | None = None, source: Source | None = None
+) -> Dataset:
+    """Unlabelled text for the task-agnostic stage: columns ``text`` and ``language``.
+
+    A source without text gives the training tweets without their labels. The hub's FineWeb-2 is
+    streamed for the gpu profile alone; the laptop profile takes the tweets there.
+    """
+    source = source or find_source(profile)
+    languages = tuple(languages or profile.languages)
+    texts: list[str] = []
+    codes: list[str] = []
+    if source.kind != "hub" or profile.text_limit:
+        for language in languages:
+            limit = _limit(profile, check_language(language))
+            count = 0
+            for line in _text_lines(profile, source, language):
+                if limit is not None and count >= limit:
+                    break
+                if text := normalise(line):
+                    texts.append(text)
+                    codes.append(language)
+                    count += 1
+    if not texts:
+        train = load_sentiment(profile, languages, source)["train"]
+        texts, codes = train["text"][:], train["language"][:]
+    return Dataset.from_dict({"text": texts, "language": codes})

@@ -1,0 +1,232 @@
+"""Load a teacher, build a student, count parameters.
+
+Students are stock ``XLMRobertaFor...`` models: what we save, ``transformers`` loads without us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    XLMRobertaConfig,
+)
+
+from comet_lib.data import LABELS
+from comet_lib.errors import CometError
+
+HEADS: dict[str, Any] = {
+    "encoder": AutoModel,
+    "masked-lm": AutoModelForMaskedLM,
+    "sentiment": AutoModelForSequenceClassification,
+}
+#: The paper's shapes (arXiv 2502.18020; the student's from a public re-implementation).
+PAPER_TEACHER = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
+PAPER_STUDENT = {
+    "hidden_size": 256,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "intermediate_size": 1024,
+}
+PAPER_VOCABULARY = 250_002
+
+
+def _auto(head: str) -> Any:
+    if head not in HEADS:
+        raise CometError(f"unknown head {head!r}: choose one of {', '.join(HEADS)}")
+    return HEADS[head]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The mini teacher holds two heads in one file; transformers warns of the one not asked for."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+
+
+def load_model(
+    name: str | Path, head: str = "sentiment", revision: str | None = None
+) -> PreTrainedModel:
+    """An encoder by directory or hub id, in eval mode, as fp32; safetensors only, no remote code.
+
+    Raises:
+        CometError: nothing loadable under ``name``, or weights for the asked head are missing (an
+            untrained head teaches noise).
+    """
+    auto = _auto(head)
+    folder = Path(name).expanduser()
+    source = str(folder) if folder.is_dir() else str(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise CometError(f"{folder}: has no config.json; give a folder that save_pretrained wrote")
+    if not folder.is_dir() and (folder.is_absolute() or str(name).count("/") != 1):
+        raise CometError(f"{name}: no such folder, and not a hub id of the form owner/name")
+    try:
+        with _quiet():
+            model, report = auto.from_pretrained(
+                source,
+                revision=revision or "main",
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        first = str(error).strip().split("\n")[0][:200]
+        raise CometError(
+            f"no model could be loaded from {str(name)!r} ({type(error).__name__}: {first}); give "
+            "a folder with config.json and model.safetensors, or a hub id and a network"
+        ) from error
+    missing = [key for key in report["missing_keys"] if "pooler" not in key]
+    if missing:
+        raise CometError(
+            f"{str(name)!r} has no weights for the {head} head ({missing[0]} and "
+            f"{len(missing) - 1} more): an untrained head teaches noise; give a checkpoint "
+            "trained with that head"
+        )
+    return model.eval()
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer by directory or hub id."""
+    try:
+        return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+    except Exception as error:
+        raise CometError(
+            f"no tokenizer could be loaded from {str(name)!r} ({type(error).__name__}); give a "
+            "folder with tokenizer.json, or a hub id and a network"
+        ) from error
+
+
+def xlmr_config(
+    sizes: Mapping[str, int], vocab_size: int, max_length: int = 512, **more: Any
+) -> XLMRobertaConfig:
+    """An XLM-R config with our three labels. ``sizes`` as in :data:`PAPER_STUDENT`.
+
+    XLM-R numbers positions from ``pad_token_id + 1``, hence two more positions than tokens.
+    """
+    if sizes["hidden_size"] % sizes["num_attention_heads"]:
+        raise CometError(
+            f"hidden_size {sizes['hidden_size']} is not a multiple of num_attention_heads "
+            f"{sizes['num_attention_heads']}: choose sizes that divide"
+        )
+    return XLMRobertaConfig(
+        vocab_size=vocab_size,
+        max_position_embeddings=max_length + 2,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+        id2label=dict(enumerate(LABELS)),
+        label2id={name: i for i, name in enumerate(LABELS)},
+        **{**sizes, **more},
+    )
+
+
+def build_student(config: XLMRobertaConfig, head: str = "sentiment") -> PreTrainedModel:
+    """A student with random weights. Set the seed before (``transformers.set_seed``)."""
+    return _auto(head).from_config(config)
+
+
+def on_meta(config: XLMRobertaConfig, head: str = "encoder") -> PreTrainedModel:
+    """The model without memory for its weights: shapes only, to count at any size."""
+    with torch.device("meta"):
+        return build_student(config, head)
+
+
+def paper_model(which: str, head: str = "encoder") -> PreTrainedModel:
+    """The paper's ``teacher`` or ``student`` on the meta device."""
+    sizes = {"teacher": PAPER_TEACHER, "student": PAPER_STUDENT}[which]
+    return on_meta(xlmr_config(sizes, PAPER_VOCABULARY), head)
+
+
+def same_body(target: PreTrainedModel, source: PreTrainedModel) -> PreTrainedModel:
+    """Copy the encoder of ``source`` (any head) into ``target`` of the same config; keeps heads."""
+    body = {k: v for k, v in source.base_model.state_dict().items() if not k.startswith("pooler.")}
+    missing, unexpected = target.base_model.load_state_dict(body, strict=False)
+    if unexpected or [key for key in missing if not key.startswith("pooler.")]:
+        raise CometError("the two models have different bodies: build both from one config")
+    return target
+
+
+def _component(name: str) -> str:
+    for part, component in (
+        ("word_embeddings", "word embeddings"),
+        ("embeddings", "other embeddings"),
+        (".attention.", "attention"),
+        ("encoder.layer", "feed-forward"),
+        ("pooler", "pooler"),
+        ("lm_head", "masked-LM head"),
+        ("classifier", "classification head"),
+    ):
+        if part in name:
+            return component
+    return "other"
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of weights; tied weights (masked-LM decoder) count once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def parameter_table(model: nn.Module) -> pd.DataFrame:
+    """Exact counts by component: columns component, parameters, share (percent), mib (fp32)."""
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        component = _component(name)
+        counts[component] = counts.get(component, 0) + parameter.numel()
+    total = sum(counts.values())
+    rows = [*counts.items(), ("total", total)]
+    return pd.DataFrame(
+        {
+            "component": [name for name, _ in rows],
+            "parameters": [n for _, n in rows],
+            "share": [round(100 * n / total, 1) for _, n in rows],
+            "mib": [round(n * 4 / 2**20, 1) for _, n in rows],
+        }
+    )
+
+
+def label_order(model: PreTrainedModel) -> list[int]:
+    """Columns of the model's logits in LABELS order, by its own ``id2label`` names.
+
+    Raises:
+        CometError: the model's labels are not negative, neutral and positive.
+    """
+    names = {str(v).strip().lower(): int(k) for k, v in (model.config.id2label or {}).items()}
+    if set(names) != set(LABELS):
+        raise CometError(
+            f"the model's labels are {sorted(names)}, not {', '.join(LABELS)}: set id2label in its "
+            "config.json to the names its head was trained with"
+        )
+    return [names[label] for label in LABELS]
+
+
+def checked_config(name: str | Path) -> Any:
+    """The config alone, without weights."""
+    try:
+        return AutoConfig.from_pretrained(str(name), trust_remote_code=False)
+    except Exception as error:
+        raise CometError(f"{str(name)!r}: has no readable config.json") from error

@@ -1,0 +1,174 @@
+"""The one place for sizes, paths and seeds: ``COMET_PROFILE=tiny|laptop|gpu``.
+
+A notebook asks :func:`get_profile` and uses what it gets; it never asks which profile it is.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from comet_lib.errors import CometError
+
+ASSETS = Path(__file__).parent / "assets"
+#: The five languages of the AfroXLMR-Comet paper, ISO 639-3.
+PAPER_LANGUAGES = ("kin", "swa", "hau", "ibo", "yor")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training stage. ``batch_size`` counts sentences, ``learning_rate`` is AdamW's peak."""
+
+    epochs: float
+    learning_rate: float
+    batch_size: int
+    temperature: float
+    alpha: float  # weight of the soft targets; 1 - alpha goes to the other term of the stage
+    warmup: float = 0.05  # share of all steps
+    patience: int = 3  # epochs without a better dev score before stopping
+    max_steps: int = -1
+    gradient_accumulation: int = 1
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sizes of one run. Frozen: make a variant with :meth:`with_`.
+
+    ``teacher`` and ``sentiment_teacher`` are directories or hub ids; ``data`` is a folder in the
+    layout of ``afrisenti/{lang}/{split}.tsv`` and ``text/{lang}.txt``, or None for hub or sample.
+    """
+
+    name: str
+    minutes: str
+    ram_gb: float
+    download_gb: float
+    teacher: str
+    sentiment_teacher: str
+    student: dict[str, int]
+    stage1: Stage
+    stage2: Stage
+    languages: tuple[str, ...] = PAPER_LANGUAGES
+    data: str | None = None
+    use_hub: bool = True
+    max_length: int = 64
+    eval_batch_size: int = 128
+    train_limit: int | None = None  # tweets a language, None: all
+    text_limit: dict[str, int] = field(default_factory=dict)  # sentences a language
+    default_text_limit: int | None = None
+    splices: float = 1.0  # spliced tweets made in each epoch for each real one
+    folds: int = 5
+    teacher_weight: float = 0.5  # of the sentiment teacher beside TF-IDF in the soft targets
+    bootstrap: int = 1000
+    seed: int = 0
+
+    def with_(self, **changes: Any) -> Profile:
+        """A copy with some fields changed; nested stages take a whole :class:`Stage`."""
+        return replace(self, **changes)
+
+    @property
+    def budget(self) -> str:
+        """One line for the reader: time, memory, download."""
+        download = f"{self.download_gb:g} GB to download" if self.download_gb else "no download"
+        return (
+            f"profile {self.name}: about {self.minutes} for the whole game on 2 cores or one GPU, "
+            f"under {self.ram_gb:g} GB RAM, {download}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+_BUNDLED = str(ASSETS / "teacher")
+_SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+}
+
+TINY = Profile(
+    name="tiny",
+    minutes="1 minute",
+    ram_gb=1.5,
+    download_gb=0,
+    teacher=_BUNDLED,
+    sentiment_teacher=_BUNDLED,
+    student=_SMALL,
+    stage1=Stage(1, 3e-3, 16, temperature=2.0, alpha=0.5, max_steps=6),
+    stage2=Stage(2, 3e-3, 16, temperature=1.0, alpha=0.5, max_steps=12),
+    use_hub=False,
+    train_limit=40,
+    default_text_limit=40,
+    bootstrap=200,
+    folds=3,
+)
+
+LAPTOP = Profile(
+    name="laptop",
+    minutes="12 minutes",
+    ram_gb=2,
+    download_gb=0.01,
+    teacher=_BUNDLED,
+    sentiment_teacher=_BUNDLED,
+    student=_SMALL,
+    stage1=Stage(1, 3e-3, 64, temperature=2.0, alpha=0.5),
+    stage2=Stage(6, 3e-3, 64, temperature=1.0, alpha=0.75),
+    default_text_limit=8000,
+)
+
+GPU = Profile(
+    name="gpu",
+    minutes="a night",
+    ram_gb=12,
+    download_gb=5,
+    teacher="Davlan/afro-xlmr-large",
+    sentiment_teacher="Davlan/afrisenti-twitter-sentiment-afroxlmr-large",
+    student={
+        "hidden_size": 256,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "intermediate_size": 1024,
+    },
+    stage1=Stage(15, 5e-5, 8, temperature=2.0, alpha=0.5, gradient_accumulation=2),
+    stage2=Stage(5, 2e-5, 16, temperature=2.0, alpha=0.5),
+    max_length=128,
+    text_limit={"kin": 226_466, "swa": 250_000, "hau": 173_485, "ibo": 54_410, "yor": 52_067},
+    default_text_limit=50_000,
+)
+
+PROFILES = {p.name: p for p in (TINY, LAPTOP, GPU)}
+
+
+def get_profile(name: str | None = None, data: str | Path | None = None) -> Profile:
+    """The profile by name, else ``COMET_PROFILE``, else gpu where CUDA is there, else laptop.
+
+    ``data`` (else ``COMET_DATA``) names a local folder with AfriSenti; the tiny profile keeps to
+    the bundled sample unless ``data`` is given. ``COMET_SEED`` sets the seed.
+
+    Raises:
+        CometError: unknown profile, a data folder that is not there, or a seed that is no number.
+    """
+    name = name or os.environ.get("COMET_PROFILE") or ("gpu" if torch.cuda.is_available() else None)
+    name = (name or "laptop").strip().lower()
+    if name not in PROFILES:
+        raise CometError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
+    profile = PROFILES[name]
+    if data is None and name != "tiny":
+        data = os.environ.get("COMET_DATA") or None
+    if data is not None:
+        folder = Path(data).expanduser()
+        if not folder.is_dir():
+            raise CometError(
+                f"data folder {str(data)!r} is not there: give a folder with afrisenti/"
+            )
+        profile = replace(profile, data=str(folder))
+    seed = os.environ.get("COMET_SEED")
+    if seed:
+        if not seed.strip().isdigit():
+            raise CometError(f"COMET_SEED={seed!r} is not a whole number: set it to 0, 1, 2 ...")
+        profile = replace(profile, seed=int(seed))
+    return profile

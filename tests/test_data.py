@@ -1,0 +1,191 @@
+"""Every way in for text: good files as they are, bad files with an error that names the row."""
+
+import unicodedata
+from pathlib import Path
+
+import datasets
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comet_lib import data
+from comet_lib.errors import CometError
+from comet_lib.profiles import get_profile
+
+GOOD = "tweet\tlabel\nnímo dára\tpositive\nko dára\tnegative\n"
+
+
+def write_folder(root: Path, language: str = "yor", **splits: str) -> Path:
+    folder = root / "afrisenti" / language
+    folder.mkdir(parents=True)
+    for split in data.SPLITS:
+        folder.joinpath(f"{split}.tsv").write_text(splits.get(split, GOOD), encoding="utf-8")
+    return root
+
+
+def read(tmp_path: Path, content: str | bytes):
+    path = tmp_path / "train.tsv"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return data.read_tsv(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GOOD,
+        "\ufeff" + GOOD,
+        GOOD.replace("\n", "\r\n"),
+        GOOD + "\n\n",
+        GOOD.replace("positive", " Positive "),
+        "label\ttweet\npositive\tnímo dára\nnegative\tko dára\n",
+    ],
+    ids=["plain", "bom", "crlf", "blank rows", "label case", "columns swapped by name"],
+)
+def test_harmless_forms_read_alike(tmp_path, content):
+    frame = read(tmp_path, content)
+    assert frame["text"].tolist() == ["nímo dára", "ko dára"]
+    assert frame["label"].tolist() == ["positive", "negative"]
+
+
+def test_quotes_are_plain_characters(tmp_path):
+    frame = read(tmp_path, 'tweet\tlabel\n"open quote\tneutral\nsay "yes"\tpositive\n')
+    assert frame["text"].tolist() == ['"open quote', 'say "yes"']
+
+
+def test_tone_marks_survive_as_nfc(tmp_path):
+    decomposed = unicodedata.normalize("NFD", "Ẹ kú àárọ̀")
+    frame = read(tmp_path, f"tweet\tlabel\n{decomposed}\tpositive\n")
+    assert frame["text"][0] == unicodedata.normalize("NFC", "Ẹ kú àárọ̀") != decomposed
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("text\tlabel\nx\tpositive\n", ["row 1", "tweet"]),
+        ("tweet\nx\n", ["row 1", "label"]),
+        ("tweet\ttweet\tlabel\nx\ty\tpositive\n", ["row 1", "tweet"]),
+        ("", ["row 1"]),
+        (GOOD + "x\tgood\n", ["row 4", "'good'", "neutral"]),
+        (GOOD + "x\t1\n", ["row 4", "'1'"]),
+        (GOOD + "  \tpositive\n", ["row 4", "empty"]),
+        (GOOD + "a\tb\tpositive\n", ["row 4", "3 columns"]),
+        (GOOD + "only text\n", ["row 4", "1 columns"]),
+        (GOOD + "tweet\tlabel\n", ["row 4", "header"]),
+        ("tweet\tlabel\n", ["no rows"]),
+        (GOOD.encode() + b"\xff\xfe\tpositive\n", ["row 4", "UTF-8"]),
+        (GOOD + "a\0b\tpositive\n", ["row 4", "NUL"]),
+        ("tweet,label\nx,positive\n", ["row 1", "<TAB>"]),
+    ],
+)
+def test_bad_files_name_file_row_and_mend(tmp_path, content, words):
+    with pytest.raises(CometError) as caught:
+        read(tmp_path, content)
+    message = str(caught.value)
+    assert "train.tsv" in message
+    for word in words:
+        assert word in message
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_read_or_are_refused_in_one_sentence(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any.tsv"
+    path.write_bytes(content)
+    try:
+        frame = data.read_tsv(path)
+    except CometError as error:
+        assert "any.tsv" in str(error)
+    else:
+        assert set(frame["label"]) <= set(data.LABELS)
+
+
+def test_missing_file_and_language(tmp_path):
+    profile = get_profile("laptop", write_folder(tmp_path))
+    with pytest.raises(CometError, match="no such language; this data has yor"):
+        data.load_sentiment(profile, ["hau"])
+    (tmp_path / "afrisenti" / "yor" / "dev.tsv").unlink()
+    with pytest.raises(CometError, match=r"dev\.tsv: cannot be read"):
+        data.load_sentiment(profile, ["yor"])
+
+
+@pytest.mark.parametrize("code", ["../x", "/etc", "a", "YOR", "y or", "yor/..", ""])
+def test_language_codes_cannot_be_paths(code):
+    with pytest.raises(CometError, match="language code"):
+        data.check_language(code)
+
+
+def test_leakage_is_found_reported_and_can_be_left_out(tmp_path):
+    dev = (
+        "tweet\tlabel\nnímo  dára\tnegative\nàlàáfíà ni\tneutral\n"  # spaces differ, text does not
+    )
+    profile = get_profile(
+        "laptop", write_folder(tmp_path, dev=dev, test="tweet\tlabel\nx\tneutral\n")
+    )
+    loaded = data.load_sentiment(profile, ["yor"])
+    assert loaded["dev"]["seen_in_train"][:] == [True, False]
+    assert data.unseen(loaded["dev"])["text"][:] == ["àlàáfíà ni"]
+    report = data.leakage(loaded).set_index("split")
+    assert report.loc["dev", "in_train"] == 1 and report.loc["dev", "percent"] == 50.0
+    assert report.loc["test", "in_train"] == 0
+    assert not any(loaded["train"]["seen_in_train"][:])
+
+
+def test_labels_follow_our_order_not_the_files(tmp_path):
+    profile = get_profile("laptop", write_folder(tmp_path))
+    table = data.load_sentiment(profile, ["yor"])["train"]
+    assert table.features["label"].names == list(data.LABELS)
+    assert [table.features["label"].int2str(i) for i in table["label"]] == ["positive", "negative"]
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["ClassLabel", "plain integers"])
+def test_hub_layout_maps_labels_by_name(tmp_path, named):
+    """A local copy of the hub's Parquet branch, whose integers run positive, neutral, negative."""
+    features = datasets.Features(
+        tweet=datasets.Value("string"),
+        label=datasets.ClassLabel(names=list(data.HUB_LABELS))
+        if named
+        else datasets.Value("int64"),
+    )
+    for split in ("train", "validation", "test"):
+        folder = tmp_path / "hau" / split
+        folder.mkdir(parents=True)
+        table = datasets.Dataset.from_dict(
+            {"tweet": ["mai kyau", "haka ne", "ba kyau"], "label": [0, 1, 2]}, features=features
+        )
+        table.to_parquet(folder / "0000.parquet")
+    frame = data.read_hub("hau", "dev", root=str(tmp_path))
+    assert frame["label"].tolist() == ["positive", "neutral", "negative"]
+
+
+def test_unreachable_hub_says_what_to_do(tmp_path):
+    with pytest.raises(CometError, match="COMET_DATA"):
+        data.read_hub("hau", "dev", root=str(tmp_path / "nothing"))
+
+
+def test_source_order(tmp_path, monkeypatch):
+    profile = get_profile("laptop")
+    monkeypatch.setattr(data, "_hub_reachable", lambda language: True)
+    assert data.find_source(profile).kind == "hub"
+    monkeypatch.setattr(data, "_hub_reachable", lambda language: False)
+    assert data.find_source(profile).kind == "sample"
+    folder = write_folder(tmp_path)
+    assert data.find_source(get_profile("laptop", folder)).kind == "folder"
+
+
+def test_text_falls_back_to_tweets_without_labels(tmp_path):
+    profile = get_profile("laptop", write_folder(tmp_path))
+    assert data.load_text(profile, ["yor"])["text"][:] == ["nímo dára", "ko dára"]
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "yor.txt").write_text("ọ̀rọ̀ kan\n\nọ̀rọ̀ méjì\n", encoding="utf-8")
+    table = data.load_text(profile, ["yor"])
+    assert table["text"][:] == ["ọ̀rọ̀ kan", "ọ̀rọ̀ méjì"] and set(table["language"]) == {"yor"}
+
+
+def test_bundled_sample_loads_in_every_language():
+    profile = get_profile("tiny")
+    loaded = data.load_sentiment(profile)
+    for split in data.SPLITS:
+        assert set(loaded[split]["language"]) == set(profile.languages)
+        assert set(loaded[split]["label"]) == {0, 1, 2}
+    assert data.leakage(loaded).query("split == 'dev'")["in_train"].tolist() == [1] * 5
+    assert len(data.load_text(profile)) > 100
