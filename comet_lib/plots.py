@@ -1,0 +1,139 @@
+"""Static figures from arrays: no model is run here.
+
+Colours are Okabe and Ito's, which stay apart for colour-blind readers; titles state the finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from comet_lib.files import whole_file
+
+BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#767676"
+#: One colour a model, the same in every figure of the course.
+COLOURS = {
+    "teacher": BLUE,
+    "student": ORANGE,
+    "student_no_distillation": PINK,
+    "tfidf": GREEN,
+    "paper": GREY,
+}
+MAP_COLOURS = "magma_r"  # attention: light is little
+DIFFERENCE_COLOURS = "PuOr"  # student minus teacher: orange less, violet more
+
+
+def save(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
+    """Write a PNG whole or not at all, and close the figure."""
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=dpi, bbox_inches="tight")
+        temporary.chmod(0o644)
+    plt.close(figure)
+    return Path(path)
+
+
+def _bare(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def result_bars(report: Mapping[str, Any]) -> Figure:
+    """Mean weighted F1 of each model with its 95 % interval, the paper's figures below."""
+    rows = [(r["name"], r["weighted_f1"]["mean"], r["ci95"]["mean"]) for r in report["rows"]]
+    rows += [(r["name"], r["weighted_f1"]["mean"], None) for r in report.get("paper", [])]
+    figure, axes = plt.subplots(figsize=(8, 0.45 * len(rows) + 1.2), layout="constrained")
+    for y, (name, mean, interval) in enumerate(rows):
+        axes.barh(y, mean, color=COLOURS.get(name, GREY), height=0.7)
+        if interval:
+            axes.plot(interval, [y, y], color="black", linewidth=2, solid_capstyle="butt")
+        axes.text((interval or (mean, mean))[1] + 0.3, y, f"{mean:.1f}", va="center")
+    axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name, *_ in rows])
+    axes.invert_yaxis()
+    low = min(mean for _, mean, _ in rows)
+    axes.set_xlim(max(0, 5 * (low // 5) - 5), max(mean for _, mean, _ in rows) + 4)
+    axes.set_xlabel("mean weighted F1, percent (axis does not start at zero; line: 95 % interval)")
+    best = max(rows, key=lambda row: row[1])[0].replace("_", " ")
+    axes.set_title(f"Highest mean: {best}", loc="left")
+    _bare(axes)
+    return figure
+
+
+def training_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Every logged loss term of every stage, one panel a stage."""
+    figure, panels = plt.subplots(
+        1, len(logs), figsize=(3.6 * len(logs), 3), layout="constrained", squeeze=False
+    )
+    names = {"soft_targets": BLUE, "attention": ORANGE, "hard_labels": GREEN}
+    for axes, (stage, rows) in zip(panels[0], logs.items(), strict=True):
+        for name, colour in names.items():
+            points = [(r["step"], r[name]) for r in rows if name in r]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=colour, label=name.replace("_", " "))
+        axes.set_title(stage.replace("_", " "), loc="left")
+        axes.set_xlabel("step")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
+        _bare(axes)
+    panels[0][0].set_ylabel("loss term (nats)")
+    return figure
+
+
+def attention_maps(
+    maps: Sequence[np.ndarray],
+    tokens: Sequence[str],
+    titles: Sequence[str],
+    difference: bool = False,
+    title: str = "",
+) -> Figure:
+    """Maps (L, L) side by side on one token axis; with ``difference`` the last is signed."""
+    size = max(2.6, 0.2 * len(tokens) + 0.9)
+    figure, panels = plt.subplots(
+        1,
+        len(maps),
+        figsize=(size * len(maps) + 1, size + 0.4),
+        layout="constrained",
+        squeeze=False,
+    )
+    top = max(float(m.max()) for m in (maps[:-1] if difference else maps))
+    for number, (axes, one, name) in enumerate(zip(panels[0], maps, titles, strict=True)):
+        signed = difference and number == len(maps) - 1
+        limit = max(float(np.abs(one).max()), 1e-9)
+        image = axes.imshow(
+            one,
+            cmap=DIFFERENCE_COLOURS if signed else MAP_COLOURS,
+            vmin=-limit if signed else 0,
+            vmax=limit if signed else top,
+        )
+        axes.set_title(name)
+        axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(tokens)), tokens if number == 0 else [], fontsize=8)
+        axes.set_xlabel("looked at")
+        figure.colorbar(image, ax=axes, shrink=0.7)
+    panels[0][0].set_ylabel("looking (each row sums to 1)")
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def soft_target_bars(
+    probabilities: Mapping[str, np.ndarray], labels: Sequence[str], title: str = ""
+) -> Figure:
+    """Probabilities (3,) of several models or temperatures for one text, bars side by side."""
+    figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
+    width = 0.8 / len(probabilities)
+    palette = (BLUE, ORANGE, GREEN, PINK, GREY)
+    for i, (name, values) in enumerate(probabilities.items()):
+        at = np.arange(len(labels)) + (i - (len(probabilities) - 1) / 2) * width
+        bars = axes.bar(at, values, width, label=name, color=palette[i % len(palette)])
+        axes.bar_label(bars, fmt="%.2f", fontsize=8)
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_ylim(0, 1.1)
+    axes.set_ylabel("probability")
+    axes.legend(frameon=False)
+    axes.set_title(title, loc="left")
+    _bare(axes)
+    return figure

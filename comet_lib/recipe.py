@@ -1,0 +1,386 @@
+"""The whole game: teacher, student, two stages, an honest table. Wiring only.
+
+:func:`distil` is what ``python -m comet_lib distill`` and notebook 00 run.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+import comet_lib
+from comet_lib import evaluation, plots
+from comet_lib.data import find_source, leakage, load_sentiment, load_text, unseen
+from comet_lib.errors import CometError
+from comet_lib.files import read_json, whole_folder, write_json, write_text
+from comet_lib.models import (
+    build_student,
+    count_parameters,
+    load_model,
+    load_tokenizer,
+    same_body,
+    xlmr_config,
+)
+from comet_lib.profiles import Profile, Stage
+from comet_lib.targets import Fold, cross_fit, splice
+from comet_lib.training import distil_task_agnostic, fine_tune
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Clock:
+    """Seconds by step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 1)
+
+
+def student_config(profile: Profile, teacher: PreTrainedModel) -> transformers.XLMRobertaConfig:
+    """The profile's student over the teacher's vocabulary."""
+    return xlmr_config(profile.student, teacher.config.vocab_size, max(profile.max_length, 128))
+
+
+def teacher_probabilities(
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    profile: Profile,
+) -> np.ndarray:
+    """The sentiment teacher's (N, 3) probabilities in LABELS order."""
+    return evaluation.predict_probabilities(
+        teacher, tokenizer, texts, profile.max_length, profile.eval_batch_size
+    )
+
+
+def soft_targets(
+    train: Dataset,
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    profile: Profile,
+) -> Dataset:
+    """The stage-2 training set: every tweet, and spliced tweets, with soft targets.
+
+    A target is the mean of two teachers: the sentiment teacher, and the cross-fitted TF-IDF
+    classifier of the fold (which never saw the tweet). Spliced tweets have no label (-100).
+    """
+    texts, languages = train["text"][:], train["language"][:]
+    out_of_fold, folds = cross_fit(texts, train["label"][:], languages, profile.folds, profile.seed)
+    made, made_probabilities, made_languages = _spliced(folds, profile)
+    every = [*texts, *made]
+    ngrams = np.concatenate([out_of_fold, made_probabilities])
+    weight = profile.teacher_weight
+    if weight > 0:
+        ngrams = (1 - weight) * ngrams + weight * teacher_probabilities(
+            teacher, tokenizer, every, profile
+        )
+    return Dataset.from_dict(
+        {
+            "text": every,
+            "label": [*train["label"][:], *[-100] * len(made)],
+            "language": [*languages, *made_languages],
+            "teacher_probs": ngrams.astype(np.float32),
+        }
+    )
+
+
+def _spliced(folds: list[Fold], profile: Profile) -> tuple[list[str], np.ndarray, list[str]]:
+    return splice(folds, profile.splices, np.random.default_rng(profile.seed))
+
+
+def _done(folder: Path, head: str) -> PreTrainedModel | None:
+    return load_model(folder, head) if (folder / "config.json").is_file() else None
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    with whole_folder(folder) as made:
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+
+
+def _settings(profile: Profile) -> dict[str, Any]:
+    return {**profile.as_dict(), "library": comet_lib.__version__}
+
+
+def _claim(output: Path, profile: Profile) -> None:
+    """An output folder belongs to one run: same settings resume it, others are refused."""
+    path = output / "work" / "settings.json"
+    settings = json.loads(json.dumps(_settings(profile)))  # tuples as lists, as the file has them
+    if path.is_file():
+        old = read_json(path)
+        differ = sorted(k for k in settings if old.get(k) != settings[k])
+        if differ:
+            raise CometError(
+                f"{output} holds a run with other settings ({', '.join(differ)}): choose another "
+                "--output, or delete the folder"
+            )
+    else:
+        write_json(path, settings)
+
+
+def train_student(
+    profile: Profile, output: Path, clock: Clock, say: Say, data: DatasetDict, texts: list[str]
+) -> dict[str, Any]:
+    """Both stages, each resumed where a former run of the same settings stopped.
+
+    Returns ``student``, ``tokenizer``, ``baseline`` (the same student without distillation),
+    ``sentiment_teacher`` with its tokenizer, and the logs of the stages.
+    """
+    work = output / "work"
+    tokenizer = load_tokenizer(profile.teacher)
+    logs: dict[str, Any] = {}
+
+    say("teacher: reading")
+    teacher = load_model(profile.teacher, "masked-lm")
+    sentiment_teacher = load_model(profile.sentiment_teacher, "sentiment")
+    sentiment_tokenizer = load_tokenizer(profile.sentiment_teacher)
+    config = student_config(profile, teacher)
+    dev = unseen(data["dev"])
+
+    with clock.step("stage1"):
+        agnostic = _done(work / "agnostic", "masked-lm")
+        if agnostic is None:
+            say(
+                f"stage 1: {len(texts):,} sentences without labels, the teacher's masked-LM targets"
+            )
+            set_seed(profile.seed)
+            agnostic = build_student(config, "masked-lm")
+            logs["stage1"] = distil_task_agnostic(
+                agnostic, teacher, tokenizer, texts, profile, work / "stage1", resume=True
+            )
+            write_json(work / "stage1.json", logs["stage1"])
+            _save(agnostic, tokenizer, work / "agnostic")
+        else:
+            logs["stage1"] = read_json(work / "stage1.json")
+
+    with clock.step("targets"):
+        student = _done(output / "student", "sentiment")
+        if student is None:
+            say("soft targets: the teacher's, and TF-IDF's out of fold, on real and spliced tweets")
+            train = soft_targets(data["train"], sentiment_teacher, sentiment_tokenizer, profile)
+
+    with clock.step("stage2"):
+        if student is None:
+            say(f"stage 2: {len(train):,} tweets, {len(data['train']):,} of them with a label")
+            set_seed(profile.seed)
+            student = same_body(build_student(config), agnostic)
+            logs["stage2"] = fine_tune(
+                student, tokenizer, train, dev, profile, work / "stage2", resume=True
+            )
+            write_json(work / "stage2.json", logs["stage2"])
+            _save(student, tokenizer, output / "student")
+        else:
+            logs["stage2"] = read_json(work / "stage2.json")
+
+    with clock.step("no_distillation"):
+        baseline = _done(work / "baseline", "sentiment")
+        if baseline is None:
+            say("for comparison: the same student from labels alone, with as many steps")
+            set_seed(profile.seed)
+            baseline = build_student(config)
+            longer = profile.with_(stage2=_stretched(profile))
+            logs["no_distillation"] = fine_tune(
+                baseline, tokenizer, data["train"], dev, longer, work / "labels", resume=True
+            )
+            write_json(work / "no_distillation.json", logs["no_distillation"])
+            _save(baseline, tokenizer, work / "baseline")
+        else:
+            logs["no_distillation"] = read_json(work / "no_distillation.json")
+    return {
+        "student": student,
+        "tokenizer": tokenizer,
+        "baseline": baseline,
+        "sentiment_teacher": sentiment_teacher,
+        "sentiment_tokenizer": sentiment_tokenizer,
+        "logs": logs,
+    }
+
+
+def _stretched(profile: Profile) -> Stage:
+    """Stage 2 with more epochs, so that labels alone get as many steps as labels and splices."""
+    return replace(profile.stage2, epochs=round(profile.stage2.epochs * (1 + profile.splices)))
+
+
+def distil(
+    profile: Profile, output: str | Path, split: str = "test", say: Say = print
+) -> dict[str, Any]:
+    """Run everything and write ``student/``, ``report.json``, ``report.md`` and figures.
+
+    Killed and called again with the same settings, it goes on from the last checkpoint.
+    Returns the report.
+    """
+    output, clock = Path(output), Clock()
+    output.mkdir(parents=True, exist_ok=True)
+    source = find_source(profile)
+    _claim(output, profile)
+    say(f"{profile.budget}; data from {source}")
+    with clock.step("data"):
+        data = load_sentiment(profile, source=source)
+        texts = load_text(profile, source=source)["text"][:]
+        leaks = leakage(data)
+        say(
+            f"data: {len(data['train']):,} tweets to train on; rows of dev seen in train: "
+            + ", ".join(
+                f"{r.language} {r.percent} %" for r in leaks.itertuples() if r.split == "dev"
+            )
+        )
+    made = train_student(profile, output, clock, say, data, texts)
+
+    with clock.step("evaluation"):
+        table = data[split]
+        here = table["text"][:]
+        tfidf, weights = evaluation.tfidf_baseline(data, split)
+        teacher = teacher_probabilities(
+            made["sentiment_teacher"], made["sentiment_tokenizer"], here, profile
+        )
+        ours = teacher_probabilities(made["student"], made["tokenizer"], here, profile)
+        alone = teacher_probabilities(made["baseline"], made["tokenizer"], here, profile)
+        rows = [
+            _row("tfidf", table, tfidf, profile, weights, weights * 4 / 1e6),
+            _row("teacher", table, teacher, profile, *model_size(made["sentiment_teacher"])),
+            _row("student_no_distillation", table, alone, profile, *model_size(made["baseline"])),
+            _row("student", table, ours, profile, *model_size(made["student"])),
+        ]
+        labels, languages = np.asarray(table["label"][:]), np.asarray(table["language"][:])
+        compared = {
+            f"student - {name}": evaluation.paired_bootstrap(
+                labels, ours.argmax(1), other.argmax(1), languages, seed=profile.seed
+            )
+            for name, other in (
+                ("student_no_distillation", alone),
+                ("teacher", teacher),
+                ("tfidf", tfidf),
+            )
+        }
+    report = {
+        "profile": profile.name,
+        "source": str(source),
+        "benchmark": source.kind != "sample",
+        "languages": list(profile.languages),
+        "split": split,
+        "seed": profile.seed,
+        "seconds": clock.seconds,
+        "rows": rows,
+        "comparisons": compared,
+        "retention": evaluation.retention(
+            rows[3]["weighted_f1"]["mean"], rows[1]["weighted_f1"]["mean"]
+        ),
+        "leakage": leaks.to_dict("records"),
+        "paper": evaluation.PAPER_ROWS,
+        "versions": {
+            "comet_lib": comet_lib.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+    write_json(output / "report.json", report)
+    write_text(output / "report.md", report_text(report))
+    write_text(output / "student" / "README.md", model_card(report))
+    plots.save(plots.result_bars(report), output / "figures" / "results.png")
+    plots.save(plots.training_curves(made["logs"]), output / "figures" / "curves.png")
+    return report
+
+
+def model_size(model: PreTrainedModel) -> tuple[int, float]:
+    """Parameters, and megabytes (10^6 bytes) as fp32."""
+    count = count_parameters(model)
+    return count, count * 4 / 1e6
+
+
+def _row(
+    name: str, table: Dataset, probabilities: np.ndarray, profile: Profile, count: int, mb: float
+) -> dict[str, Any]:
+    return evaluation.score_row(
+        name,
+        table,
+        probabilities,
+        profile.bootstrap,
+        profile.seed,
+        parameters=count,
+        size_mb=round(mb, 2),
+    )
+
+
+def report_text(report: dict[str, Any]) -> str:
+    """``report.md``: what was run, the table, the paired differences."""
+    what = "AfriSenti" if report["benchmark"] else "the bundled sample (NOT a benchmark)"
+    lines = [
+        f"# Result on {what}, {report['split']} split",
+        "",
+        f"Weighted F1 in percent. Profile {report['profile']}, seed {report['seed']}, data from "
+        f"{report['source']}. Intervals: 95 % bootstrap over tweets. `unseen` leaves out the rows "
+        "that stand word for word in train.",
+        "",
+        evaluation.result_table(report),
+        "",
+        "## Is the difference real? (paired bootstrap, points of mean weighted F1)",
+        "",
+        "| difference | points | 95 % interval | p |",
+        "|---|---|---|---|",
+    ]
+    for name, test in report["comparisons"].items():
+        low, high = test["ci95"]
+        lines.append(
+            f"| {name} | {test['difference']:+.1f} | {low:+.1f} to {high:+.1f} | {test['p']:.3f} |"
+        )
+    seconds = report["seconds"]
+    lines += [
+        "",
+        f"The student keeps {report['retention']:.1f} % of the teacher's score. Seconds: "
+        + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
+        + f", in all {sum(seconds.values()):.0f}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def model_card(report: dict[str, Any]) -> str:
+    """The student's README.md: a model card with data, recipe, scores and limits."""
+    row = report["rows"][3]
+    scores = "\n".join(
+        f"| {code} | {row['weighted_f1'][code]:.1f} | {row['ci95'][code][0]:.1f} to "
+        f"{row['ci95'][code][1]:.1f} |"
+        for code in [*report["languages"], "mean"]
+    )
+    what = "AfriSenti" if report["benchmark"] else "a bundled sample, which is no benchmark"
+    return f"""---
+license: cc-by-4.0
+pipeline_tag: text-classification
+library_name: transformers
+language: [{", ".join(report["languages"])}]
+tags: [distillation, sentiment-analysis, afrisenti]
+---
+# A distilled sentiment model
+
+A student of {row["parameters"]:,} parameters, distilled in two stages with the comet course
+(profile {report["profile"]}, seed {report["seed"]}). Labels: negative, neutral, positive.
+
+Weighted F1 on {what}, split {report["split"]}:
+
+| language | weighted F1 | 95 % interval |
+|---|---|---|
+{scores}
+
+**Data.** {report["source"]}. AfriSenti is CC BY 4.0 (Muhammad et al., EMNLP 2023).
+**Limits.** Trained on tweets: other text is out of its domain. It follows the labels' frequencies
+and the annotators' views. It must not decide about people. Scores differ by language; read the
+table, not the mean.
+"""

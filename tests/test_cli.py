@@ -1,0 +1,112 @@
+"""The command line from the outside: the whole game on tiny, and every refusal in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import pipeline
+
+from comet_lib import __main__ as cli
+from comet_lib.models import load_model
+
+
+def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "comet_lib", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parent.parent,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    output = tmp_path_factory.mktemp("run") / "out"
+    done = call("distill", "--profile", "tiny", "--output", str(output))
+    assert done.returncode == 0, done.stderr[-2000:]
+    return output, done
+
+
+def test_distill_writes_an_honest_report(run):
+    output, done = run
+    report = json.loads((output / "report.json").read_text())
+    assert [row["name"] for row in report["rows"]] == [
+        "tfidf",
+        "teacher",
+        "student_no_distillation",
+        "student",
+    ]
+    for row in report["rows"]:
+        assert set(row["weighted_f1"]) == {*report["languages"], "mean"}
+        low, high = row["ci95"]["mean"]
+        assert 0 <= low <= row["weighted_f1"]["mean"] <= high <= 100
+        assert row["parameters"] > 0 and row["size_mb"] > 0
+    assert not report["benchmark"] and "NOT a benchmark" in done.stdout
+    assert len(report["paper"]) == 4 and report["split"] == "test"
+    assert set(report["seconds"]) >= {"stage1", "stage2", "evaluation"}
+    assert done.stdout.strip() == (output / "report.md").read_text().strip()
+    for figure in ("results", "curves"):
+        assert (output / "figures" / f"{figure}.png").stat().st_size > 5000
+
+
+def test_student_is_a_stock_checkpoint(run):
+    classify = pipeline("text-classification", model=str(run[0] / "student"))
+    answer = classify(["Habari njema sana"])[0]
+    assert answer["label"] in ("negative", "neutral", "positive")
+    assert "license" in (run[0] / "student" / "README.md").read_text()
+
+
+def test_a_second_call_resumes_and_changes_nothing(run):
+    before = (run[0] / "student" / "model.safetensors").read_bytes()
+    again = call("distill", "--profile", "tiny", "--output", str(run[0]))
+    assert again.returncode == 0
+    assert (run[0] / "student" / "model.safetensors").read_bytes() == before
+    other = call("distill", "--profile", "tiny", "--output", str(run[0]), "--seed", "5")
+    assert other.returncode == 2 and "other settings (seed)" in other.stderr
+
+
+def test_evaluate_and_predict(run):
+    student = str(run[0] / "student")
+    shown = call("evaluate", student, "--profile", "tiny", "--json")
+    row = json.loads(shown.stdout)
+    report = json.loads((run[0] / "report.json").read_text())
+    assert row["weighted_f1"] == pytest.approx(report["rows"][3]["weighted_f1"])
+    lines = call("predict", student, "habari njema", "\x1b[31mred").stdout.splitlines()
+    assert len(lines) == 2 and "\x1b" not in lines[1]
+    assert lines[0].split("\t")[0] in ("negative", "neutral", "positive")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["distill", "--profile", "huge"], "unknown profile"),
+        (["distill", "--data", "no/such/folder"], "is not there"),
+        (["distill", "--profile", "tiny", "--languages", "../x"], "language code"),
+        (["distill", "--profile", "tiny", "--languages", "kin,kin"], "once"),
+        (["distill", "--profile", "tiny", "--languages", "xho"], "no such language"),
+        (["distill", "--profile", "tiny", "--teacher", "no-such/teacher"], "could be loaded"),
+        (["evaluate", "nowhere/model", "--profile", "tiny"], "could be loaded"),
+        (["evaluate", "x", "--split", "exam"], "--split"),
+        (["predict", "x", "  "], "empty"),
+        (["predict", "no/such/folder", "hi"], "no such folder"),
+    ],
+)
+def test_bad_arguments_get_one_sentence_and_exit_code_two(
+    arguments, words, monkeypatch, capsys, tmp_path
+):
+    if arguments[0] == "distill":
+        arguments = [*arguments, "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["comet_lib", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2 and error.startswith("comet: ") and words in error
+
+
+def test_student_loads_by_our_loader(run):
+    assert load_model(run[0] / "student").config.num_labels == 3

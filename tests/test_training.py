@@ -1,0 +1,211 @@
+"""The trainer learns, logs each term, keeps the best epoch and resumes exactly."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback, set_seed
+
+from comet_lib.attention import capture_maps
+from comet_lib.data import FEATURES
+from comet_lib.errors import CometError
+from comet_lib.losses import attention_kl, soft_target_loss
+from comet_lib.miniteacher import train_tokenizer
+from comet_lib.models import build_student, xlmr_config
+from comet_lib.profiles import Stage, get_profile
+from comet_lib.training import (
+    TaskAgnostic,
+    TaskSpecific,
+    distil_task_agnostic,
+    fine_tune,
+    only_positions,
+    training_arguments,
+)
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+TEXTS = [
+    f"{a} {b} {c}" for a in "abcd" for b in ("ẹ kú", "mai", "ndi") for c in ("x y", "ọ̀rọ̀", "z")
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TEXTS, vocab_size=60)
+
+
+@pytest.fixture
+def config(tokenizer):
+    return xlmr_config(SMALL, len(tokenizer), 64)
+
+
+def batch_of(tokenizer, texts=TEXTS[:4]):
+    batch = dict(tokenizer(texts, padding=True, return_tensors="pt"))
+    batch["labels"] = torch.full_like(batch["input_ids"], -100)
+    batch["labels"][:, 2] = batch["input_ids"][:, 2]
+    return batch
+
+
+def test_only_positions_equals_full_logits_there(config, tokenizer):
+    model = build_student(config, "masked-lm").eval()
+    batch = batch_of(tokenizer)
+    inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
+    full = model(**inputs).logits
+    chosen = batch["labels"] != -100
+    with only_positions(model, chosen):
+        some = model(**inputs).logits
+    assert some.shape == (4, len(tokenizer))
+    torch.testing.assert_close(some, full[chosen])
+    assert model(**inputs).logits.shape == full.shape  # the hook is gone
+    with (
+        pytest.raises(CometError, match="masked-LM head"),
+        only_positions(torch.nn.Linear(2, 2), chosen),
+    ):
+        pass
+
+
+def test_stage_one_terms_are_the_losses_by_hand(config, tokenizer):
+    student, teacher = (build_student(config, "masked-lm").eval() for _ in range(2))
+    batch = batch_of(tokenizer)
+    objective = TaskAgnostic(teacher, {0: 0, 1: 1}, temperature=2.0, alpha=0.3)
+    terms = objective(student, batch)
+    inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
+    chosen = batch["labels"] != -100
+    soft = soft_target_loss(
+        student(**inputs).logits[chosen], teacher(**inputs).logits[chosen], temperature=2.0
+    )
+    maps = [capture_maps(model, inputs) for model in (student, teacher)]
+    mask = batch["attention_mask"]
+    attention = sum(attention_kl(maps[0][i], maps[1][i], mask) for i in (0, 1)) / 2
+    torch.testing.assert_close(terms["soft_targets"], soft)
+    torch.testing.assert_close(terms["attention"], attention)
+    torch.testing.assert_close(terms["loss"], 0.3 * soft + 0.7 * attention)
+    terms["loss"].backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    query = student.roberta.encoder.layer[0].attention.self.query.weight
+    assert query.grad.abs().sum() > 0
+
+
+def test_stage_two_mixes_labelled_and_unlabelled_rows(config, tokenizer):
+    model = build_student(config).eval()
+    batch = dict(tokenizer(TEXTS[:4], padding=True, return_tensors="pt"))
+    batch["labels"] = torch.tensor([0, -100, 2, -100])
+    plain = TaskSpecific()(model, batch)
+    logits = plain["logits"]
+    by_hand = -(logits.log_softmax(-1)[0, 0] + logits.log_softmax(-1)[2, 2]) / 2
+    torch.testing.assert_close(plain["loss"], by_hand)
+    probs = torch.tensor([[0.7, 0.2, 0.1]]).repeat(4, 1)
+    mixed = TaskSpecific(alpha=0.75)(model, {**batch, "teacher_probs": probs})
+    soft = (probs * (probs.log() - logits.log_softmax(-1))).sum(-1).mean()
+    torch.testing.assert_close(mixed["loss"], 0.75 * soft + 0.25 * by_hand)
+    batch["labels"][:] = -100
+    none = TaskSpecific(alpha=0.75)(model, {**batch, "teacher_probs": probs})
+    torch.testing.assert_close(none["loss"], 0.75 * soft)
+
+
+def profile_for(**stage):
+    values = {"epochs": 2, "learning_rate": 5e-3, "batch_size": 8, "temperature": 2.0, "alpha": 0.5}
+    made = Stage(**{**values, **stage})
+    return get_profile("tiny").with_(stage1=made, stage2=made, max_length=16)
+
+
+def test_stage_one_brings_the_student_to_the_teacher(config, tokenizer, tmp_path):
+    set_seed(0)
+    teacher, student = (build_student(config, "masked-lm") for _ in range(2))
+    with torch.no_grad():  # a teacher with opinions
+        for parameter in teacher.parameters():
+            parameter.mul_(6.0) if parameter.ndim > 1 else None
+    log = distil_task_agnostic(
+        student, teacher, tokenizer, TEXTS * 4, profile_for(epochs=12), tmp_path, disable_tqdm=True
+    )
+    losses = [row["eval_loss"] for row in log if "eval_loss" in row]
+    assert losses[-1] < 0.8 * losses[0]
+    train_rows = [row for row in log if "soft_targets" in row]
+    assert train_rows and all("attention" in row for row in train_rows)
+
+
+def test_vocabularies_must_agree(config, tokenizer, tmp_path):
+    other = build_student(xlmr_config(SMALL, 99, 64), "masked-lm")
+    with pytest.raises(CometError, match="one tokenizer"):
+        distil_task_agnostic(
+            build_student(config, "masked-lm"), other, tokenizer, TEXTS, profile_for(), tmp_path
+        )
+
+
+def sentiment_table(n: int = 48) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "text": [f"{('ẹ kú', 'mai', 'ndi')[i % 3]} {'xyz'[i // 3 % 3]}" for i in range(n)],
+            "label": [i % 3 for i in range(n)],
+            "language": ["kin" if i % 2 else "swa" for i in range(n)],
+            "seen_in_train": [False] * n,
+        },
+        features=FEATURES,
+    )
+
+
+def test_stage_two_learns_and_keeps_the_best_epoch(config, tokenizer, tmp_path):
+    set_seed(0)
+    model, table = build_student(config), sentiment_table()
+    log = fine_tune(
+        model,
+        tokenizer,
+        table,
+        table,
+        profile_for(epochs=12, patience=12),
+        tmp_path,
+        disable_tqdm=True,
+    )
+    scores = [row["eval_f1_mean"] for row in log if "eval_f1_mean" in row]
+    assert max(scores) > 80
+    inputs = tokenizer(table["text"][:], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        guess = model(**inputs).logits.argmax(-1).numpy()
+    assert 100 * np.mean(guess == np.array(table["label"][:])) >= max(scores) - 3
+
+
+class Stop(TrainerCallback):
+    """Stands in for a killed run: an exception in the middle of an epoch."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 8:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(config, tokenizer, tmp_path):
+    table = sentiment_table()
+
+    def run(folder, callbacks=(), resume=False):
+        set_seed(0)
+        model = build_student(config)
+        fine_tune(
+            model,
+            tokenizer,
+            table,
+            table,
+            profile_for(epochs=3),
+            folder,
+            resume=resume,
+            callbacks=callbacks,
+            disable_tqdm=True,
+        )
+        return model
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", [Stop()])
+    again = run(tmp_path / "cut", resume=True)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_arguments_say_what_the_stage_says(tmp_path):
+    stage = Stage(3, 1e-4, 8, 2.0, 0.5, gradient_accumulation=2)
+    arguments = training_arguments(tmp_path, stage, seed=4)
+    assert (arguments.num_train_epochs, arguments.learning_rate, arguments.seed) == (3, 1e-4, 4)
+    assert arguments.gradient_accumulation_steps == 2
+    assert not (arguments.bf16 and arguments.fp16)
