@@ -1,0 +1,548 @@
+"""The checks: solutions pass, each catalogued wrong answer is named, nothing raises.
+
+To add an exercise, add its solutions to SOLUTIONS and its wrong answers to MUTANTS: for each a
+function and a piece of the message that it must bring.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from comet_lib import checks as check
+from comet_lib import evaluation
+from comet_lib.errors import CometError
+
+Answer = Callable[..., Any]
+
+
+def slow_kd(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 KL(teacher || student), entry by entry."""
+    total = torch.zeros(())
+    for s_row, t_row in zip(student, teacher.detach(), strict=True):
+        s_sum = torch.logsumexp(s_row / temperature, 0)
+        t_sum = torch.logsumexp(t_row / temperature, 0)
+        for s, t in zip(s_row, t_row, strict=True):
+            log_p, log_q = t / temperature - t_sum, s / temperature - s_sum
+            total = total + log_p.exp() * (log_p - log_q)
+    return total / len(student) * temperature**2
+
+
+def kl_of(log_q: torch.Tensor, p: torch.Tensor, reduction: str = "batchmean") -> torch.Tensor:
+    return F.kl_div(log_q, p, reduction=reduction)
+
+
+SOLUTIONS: dict[str, list[Answer]] = {
+    "soft_targets": [
+        lambda x, T: torch.softmax(x / T, dim=-1),
+        lambda x, T: F.log_softmax(x / T, -1).exp(),
+        lambda x, T: F.normalize(torch.exp((x - x.amax(-1, keepdim=True)) / T), p=1, dim=-1),
+    ],
+    "kd_loss": [
+        lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t.detach() / T, -1)) * T * T,
+        lambda s, t, T: (
+            T**2
+            * F.kl_div(
+                F.log_softmax(s / T, -1),
+                F.log_softmax(t.detach() / T, -1),
+                reduction="sum",
+                log_target=True,
+            )
+            / s.shape[0]
+        ),
+        slow_kd,
+    ],
+    "retention": [
+        lambda s, t: 100 * s / t,
+        lambda s, t: torch.tensor(100 * s / t),
+        lambda s, t: np.float64(s / t * 100),
+        evaluation.retention,
+    ],
+}
+
+MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
+    "soft_targets": {
+        "times T": (lambda x, T: torch.softmax(x * T, -1), "multiplied by the temperature"),
+        "first axis": (lambda x, T: torch.softmax(x / T, 0), "over the first axis"),
+        "all entries": (
+            lambda x, T: torch.softmax((x / T).flatten(), 0).reshape(x.shape),
+            "whole tensor",
+        ),
+        "log": (lambda x, T: torch.log_softmax(x / T, -1), "log-probabilities"),
+        "no T": (lambda x, T: torch.softmax(x, -1), "temperature is ignored"),
+        "T after": (lambda x, T: torch.softmax(x, -1) / T, "after the softmax"),
+        "power": (lambda x, T: torch.softmax(x, -1) ** (1 / T), "do not sum to 1"),
+        "exp alone": (lambda x, T: torch.exp(x / T), "not normalised"),
+        "sigmoid": (lambda x, T: torch.sigmoid(x / T), "sigmoid"),
+        "overflow": (
+            lambda x, T: torch.exp(x / T) / torch.exp(x / T).sum(-1, keepdim=True),
+            "overflow",
+        ),
+        "argmax": (lambda x, T: x.argmax(-1), "shape"),
+        "other": (lambda x, T: torch.softmax(x / T**0.5, -1), "is right, on random input"),
+        "list": (lambda x, T: torch.softmax(x / T, -1).tolist(), "returned a list"),
+        "in place": (lambda x, T: torch.softmax(x.div_(T), -1), "changed its argument 1"),
+        "nan": (lambda x, T: torch.log(x), "NaN"),
+        "infinite": (lambda x, T: x / 0, "infinity"),
+        "raises": (lambda x, T: torch.softmax(x / T, 9), "IndexError"),
+        "no return": (lambda x, T: None, "returned None"),
+        "two arguments": (lambda x: torch.softmax(x, -1), "TypeError"),
+    },
+    "kd_loss": {
+        "no T squared": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t.detach() / T, -1)),
+            "T squared is missing",
+        ),
+        "one T": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t.detach() / T, -1)) * T,
+            "multiplied by T, not by T squared",
+        ),
+        "over T squared": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1)) / T**2,
+            "divided by T squared",
+        ),
+        "swapped": (
+            lambda s, t, T: kl_of(F.log_softmax(t / T, -1), F.softmax(s / T, -1)) * T * T,
+            "sides of the KL divergence are swapped",
+        ),
+        "mean": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1), "mean") * T**2,
+            "reduction='mean'",
+        ),
+        "sum": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1), "sum") * T**2,
+            "summed over the batch",
+        ),
+        "no log": (
+            lambda s, t, T: kl_of(F.softmax(s / T, -1), F.softmax(t / T, -1)) * T * T,
+            "without the logarithm",
+        ),
+        "raw logits": (
+            lambda s, t, T: kl_of(s / T, F.softmax(t / T, -1)) * T * T,
+            "raw logits",
+        ),
+        "log target": (
+            lambda s, t, T: (
+                F.kl_div(
+                    F.log_softmax(s / T, -1),
+                    F.softmax(t / T, -1),
+                    log_target=True,
+                    reduction="batchmean",
+                )
+                * T**2
+            ),
+            "read as logarithms",
+        ),
+        "log target forgotten": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.log_softmax(t / T, -1)) * T * T,
+            "returned NaN",
+        ),
+        "student only": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t, -1)) * T * T,
+            "softens the student only",
+        ),
+        "teacher only": (
+            lambda s, t, T: kl_of(F.log_softmax(s, -1), F.softmax(t / T, -1)) * T * T,
+            "softens the teacher only",
+        ),
+        "no T in the softmax": (
+            lambda s, t, T: kl_of(F.log_softmax(s, -1), F.softmax(t, -1)) * T * T,
+            "does not soften the logits",
+        ),
+        "times T": (
+            lambda s, t, T: kl_of(F.log_softmax(s * T, -1), F.softmax(t * T, -1)) * T * T,
+            "multiplied by the temperature",
+        ),
+        "not detached": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1)) * T * T,
+            "gradient reaches the teacher",
+        ),
+        "cross-entropy": (
+            lambda s, t, T: F.cross_entropy(s / T, F.softmax(t / T, -1)) * T * T,
+            "cross-entropy",
+        ),
+        "hard labels": (
+            lambda s, t, T: F.cross_entropy(s / T, t.argmax(-1)) * T * T,
+            "hard label",
+        ),
+        "first axis": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, 0), F.softmax(t / T, 0)) * T * T,
+            "over the batch. The classes are the last axis",
+        ),
+        "negative": (
+            lambda s, t, T: -kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1)) * T * T,
+            "sign is wrong",
+        ),
+        "two slips": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1), "mean"),
+            "two things at once",
+        ),
+        "no gradient": (
+            lambda s, t, T: slow_kd(s.detach(), t, T),
+            "no gradient reaches the student",
+        ),
+        "half a gradient": (
+            lambda s, t, T: (slow_kd(s, t, T) + slow_kd(s.detach(), t, T)) / 2,
+            "the student's gradient is not",
+        ),
+        "underflow": (
+            lambda s, t, T: (
+                (
+                    (
+                        F.softmax(t.detach() / T, -1)
+                        * (F.softmax(t.detach() / T, -1).log() - F.softmax(s / T, -1).log())
+                    ).sum(-1)
+                ).mean()
+                * T
+                * T
+            ),
+            "large logits",
+        ),
+        "squared error": (lambda s, t, T: F.mse_loss(s, t), "changes the loss"),
+        "not zero": (lambda s, t, T: slow_kd(s, t, T) + 1, "a loss other than 0"),
+        "wrong power": (lambda s, t, T: slow_kd(s, t, T) * T, "right at temperature 1"),
+        "not reduced": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1), "none"),
+            "where a scalar",
+        ),
+        "item": (lambda s, t, T: slow_kd(s, t, T).item(), "returned a float"),
+        "raises": (lambda s, t, T: s @ t, "RuntimeError"),
+    },
+    "retention": {
+        "fraction": (lambda s, t: s / t, "a fraction"),
+        "swapped": (lambda s, t: 100 * t / s, "swapped"),
+        "difference": (lambda s, t: s - t, "difference of the two scores. "),
+        "other difference": (lambda s, t: t - s, "teacher minus student"),
+        "lost": (lambda s, t: 100 * (1 - s / t), "percentage lost"),
+        "change": (lambda s, t: 100 * (s - t) / t, "relative change"),
+        "student alone": (lambda s, t: 100 * s, "ignored"),
+        "rounded": (lambda s, t: round(100 * s / t), "rounded"),
+        "cut": (lambda s, t: 100 * s // t, "is cut"),
+        "held": (lambda s, t: min(100.0, 100 * s / t), "held at 100"),
+        "text": (lambda s, t: f"{100 * s / t} %", "returned a str"),
+        "truth": (lambda s, t: s > t, "returned a bool"),
+    },
+}
+
+EACH_SOLUTION = [(n, i) for n, answers in SOLUTIONS.items() for i in range(len(answers))]
+EACH_MUTANT = [(name, kind) for name, mutants in MUTANTS.items() for kind in mutants]
+
+
+def endless(*_: Any) -> Any:
+    while True:
+        pass
+
+
+def test_every_exercise_is_catalogued() -> None:
+    assert set(check.EXERCISES) == set(SOLUTIONS) == set(MUTANTS)
+    for name, exercise in check.EXERCISES.items():
+        assert len(MUTANTS[name]) >= 3, f"{name} needs at least three wrong answers"
+        assert exercise.look, f"{name} does not say where to look"
+        assert getattr(check, name) is exercise
+
+
+@pytest.mark.parametrize(("name", "index"), EACH_SOLUTION)
+def test_a_solution_passes(name: str, index: int, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(5):  # each time with other random tensors
+        assert check.EXERCISES[name](SOLUTIONS[name][index]) is True
+    assert set(capsys.readouterr().out.splitlines()) == {f"PASS  {name}"}
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_the_reference_passes(name: str) -> None:
+    assert check.EXERCISES[name].examine(check.reference(name)).passed
+
+
+@pytest.mark.parametrize(("name", "kind"), EACH_MUTANT)
+def test_a_mutant_is_named(name: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    answer, fragment = MUTANTS[name][kind]
+    for _ in range(5):
+        assert check.EXERCISES[name](answer) is False
+        line = capsys.readouterr().out.strip()
+        assert line.startswith(f"NOT YET  {name}: ")
+        assert fragment in line
+        assert "\n" not in line
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_no_two_mutants_share_a_message(name: str) -> None:
+    messages = [
+        check.EXERCISES[name].examine(answer).message for answer, _ in MUTANTS[name].values()
+    ]
+    assert len(set(messages)) == len(messages)
+    for kind, (_, fragment) in MUTANTS[name].items():
+        # A pair of slips is named by both of its messages, so it holds their pieces too.
+        alone = [m for m in messages if kind == "two slips" or "two things at once" not in m]
+        assert sum(fragment in message for message in alone) == 1, fragment
+
+
+def test_the_slips_of_kd_loss_start_from_the_right_loss() -> None:
+    student, teacher = check.normal(check.generator(), 2, 5, 4)
+    right = check.EXERCISES["kd_loss"].reference(student, teacher, 2.5)
+    assert torch.allclose(check._kd_variant(student, teacher, 2.5).float(), right, rtol=1e-4)
+    assert torch.allclose(slow_kd(student, teacher, 2.5), right, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [..., None, lambda *a: ..., lambda *a: ... * 2, lambda *a: torch.softmax(..., -1), [1, ...]],
+)
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_an_open_answer_is_todo(name: str, answer: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.EXERCISES[name](answer) is False
+    assert capsys.readouterr().out.startswith(f"TODO  {name}: ")
+
+
+class Nasty(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def quits(*_: Any) -> Any:
+    raise SystemExit(3)
+
+
+def nasty(*_: Any) -> Any:
+    raise Nasty
+
+
+def recursive(*arguments: Any) -> Any:
+    return recursive(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("answer", "fragment"),
+    [
+        (3, "type int"),
+        (torch.zeros(3), "type Tensor"),
+        ("kd_loss", "type str"),
+        (quits, "SystemExit: 3 (at `raise SystemExit(3)`)"),
+        (nasty, "raised Nasty (at"),
+        (recursive, "RecursionError"),
+        (lambda *a: object(), "returned a object"),
+        (lambda *a: torch.zeros(3, 9, 2), "returned"),
+        (lambda *a: torch.zeros((), dtype=torch.complex64), ""),
+        (lambda *a: {}, "returned a dict"),
+        (int, "TypeError"),
+    ],
+)
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_a_strange_answer_never_raises(
+    name: str, answer: Any, fragment: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check.EXERCISES[name](answer) is False
+    line = capsys.readouterr().out
+    assert line.startswith(f"NOT YET  {name}: ")
+    assert fragment in line
+
+
+def test_a_keyboard_interrupt_still_stops_the_cell() -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check.retention(interrupted)
+
+
+@pytest.mark.parametrize("answer", [..., lambda s, t: s / t, 3])
+def test_strict_raises(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMET_STRICT", "1")
+    with pytest.raises(check.CheckFailed, match="retention"):
+        check.retention(answer)
+    assert check.retention(SOLUTIONS["retention"][0]) is True
+    monkeypatch.setenv("COMET_STRICT", "0")
+    assert check.retention(answer) is False
+
+
+@pytest.fixture
+def hasty() -> check.Exercise:
+    """The retention check with a time limit of 0.2 s."""
+    it = check.retention
+    return check.Exercise("hasty", "00", it.verify, it.reference, it.look, True, 0.2)
+
+
+def stubborn(*_: Any) -> Any:
+    try:
+        endless()
+    except BaseException:
+        endless()
+
+
+@pytest.mark.parametrize("answer", [endless, stubborn])
+def test_an_endless_loop_is_cut_off(answer: Answer, hasty: check.Exercise) -> None:
+    signal = pytest.importorskip("signal")
+    if not hasattr(signal, "SIGALRM"):
+        pytest.skip("this system has no SIGALRM")
+    before = signal.getsignal(signal.SIGALRM)
+    began = time.monotonic()
+    outcome = hasty.examine(answer)
+    assert time.monotonic() - began < 4
+    assert outcome.state == "NOT YET"
+    assert "still running after 0.2 seconds" in outcome.message
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert check.retention.seconds <= 10
+
+
+def test_the_time_limit_puts_an_alarm_back(hasty: check.Exercise) -> None:
+    signal = pytest.importorskip("signal")
+    if not hasattr(signal, "SIGALRM"):
+        pytest.skip("this system has no SIGALRM")
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 60.0)
+        assert hasty.examine(SOLUTIONS["retention"][0]).passed
+        assert 50 < signal.getitimer(signal.ITIMER_REAL)[0] <= 60
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_outside_the_main_thread_there_is_no_time_limit(hasty: check.Exercise) -> None:
+    outcomes: list[check.Outcome] = []
+    answers = [SOLUTIONS["retention"][0], lambda s, t: s / t]
+    thread = threading.Thread(
+        target=lambda: outcomes.extend(hasty.examine(answer) for answer in answers)
+    )
+    thread.start()
+    thread.join(20)
+    assert [outcome.state for outcome in outcomes] == ["PASS", "NOT YET"]
+
+
+def test_the_global_random_state_is_left_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    check.kd_loss(slow_kd)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_check_works_with_gradients_switched_off() -> None:
+    with torch.no_grad():
+        assert check.kd_loss(SOLUTIONS["kd_loss"][0])
+
+
+def test_an_exercise_can_ask_for_a_value(capsys: pytest.CaptureFixture[str]) -> None:
+    def verify(answer: Any) -> None:
+        if answer != 4:
+            raise check.Misconception("it is not 2 + 2")
+
+    value = check.Exercise("value", "00", verify, 4, "Count again.", False, 1.0)
+    assert value(4)
+    assert not value(5)
+    assert not value(...)
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "PASS  value",
+        "NOT YET  value: it is not 2 + 2. Count again.",
+    ]
+    assert not value(torch.zeros(2, 2))  # comparing it raises inside verify
+
+
+def test_an_exercise_has_one_name() -> None:
+    again = check.exercise("kd_loss", notebook="00", reference=None, look="")
+    with pytest.raises(CometError, match="defined twice"):
+        again(lambda answer: None)
+
+
+# --- Going on with the reference ---
+
+
+def test_or_reference(capsys: pytest.CaptureFixture[str]) -> None:
+    right = SOLUTIONS["kd_loss"][0]
+    assert check.or_reference(right, "kd_loss") is right
+    assert capsys.readouterr().out == ""
+    reference = check.reference("kd_loss")
+    assert check.or_reference(lambda *a: ..., "kd_loss") is reference
+    assert capsys.readouterr().out == "kd_loss is still open: going on with the reference\n"
+    assert check.or_reference(lambda s, t, T: s, "kd_loss") is reference
+    assert capsys.readouterr().out == "kd_loss does not pass yet: going on with the reference\n"
+    assert check.progress() == {}
+    with pytest.raises(CometError, match=r"no exercise 'nothing'.*kd_loss"):
+        check.or_reference(right, "nothing")
+
+
+def test_or_reference_does_not_raise_under_strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMET_STRICT", "1")
+    assert check.or_reference(..., "retention") is check.reference("retention")
+
+
+# --- Progress ---
+
+
+def test_only_a_pass_is_recorded(comet_home: Path) -> None:
+    check.retention(...)
+    check.retention(lambda s, t: s / t)
+    check.kd_loss(endless.__class__)
+    assert check.progress() == {}
+    assert not list(comet_home.iterdir())
+    check.retention(SOLUTIONS["retention"][0])
+    check.soft_targets(SOLUTIONS["soft_targets"][0])
+    check.retention(lambda s, t: s / t)  # what has passed stays so
+    assert set(check.progress()) == {"retention", "soft_targets"}
+    assert [path.name for path in comet_home.iterdir()] == ["progress.json"]
+    assert set(json.loads((comet_home / "progress.json").read_text())["passed"]) == {
+        "retention",
+        "soft_targets",
+    }
+    (comet_home / "progress.json").unlink()  # the learner may delete it
+    assert check.progress() == {}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"passed": 3}', "\ufffd", "null"])
+def test_a_broken_record_counts_as_none(comet_home: Path, text: str) -> None:
+    (comet_home / "progress.json").write_text(text, encoding="utf-8")
+    assert check.progress() == {}
+    assert check.retention(SOLUTIONS["retention"][0])
+    assert set(check.progress()) == {"retention"}
+
+
+def test_a_home_that_cannot_be_written_is_harmless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("COMET_HOME", str(tmp_path / "file" / "home"))
+    assert check.retention(SOLUTIONS["retention"][0]) is True
+    assert capsys.readouterr().out == "PASS  retention\n"
+    assert check.progress() == {}
+
+
+def test_a_failed_write_leaves_the_old_record(
+    comet_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check.retention(SOLUTIONS["retention"][0])
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(json, "dump", full)
+    assert check.soft_targets(SOLUTIONS["soft_targets"][0]) is True
+    assert set(check.progress()) == {"retention"}
+    assert [path.name for path in comet_home.iterdir()] == ["progress.json"]
+
+
+def test_the_home_defaults_to_a_folder_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COMET_HOME")
+    assert check._progress_file() == Path.home() / ".comet" / "progress.json"
+
+
+def test_the_course_map_shows_what_passed() -> None:
+    check.kd_loss(SOLUTIONS["kd_loss"][0])
+    view = check.course_map({"00": "The whole game", "77": "Bits & <pieces>"})
+    assert repr(view).splitlines() == [
+        "00  The whole game",
+        "    [ ] soft_targets  [x] kd_loss  [ ] retention",
+        "77  Bits & <pieces>",
+    ]
+    page = view._repr_html_()
+    assert "Bits &amp; &lt;pieces&gt;" in page
+    assert page.count("&#9745;") == 1
+    assert "1 of 3" in page
+    assert check.course_map().rows[0][0] == "00"
