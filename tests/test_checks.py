@@ -1,7 +1,7 @@
 """The checks: solutions pass, each catalogued wrong answer is named, nothing raises.
 
-To add an exercise, add its solutions to SOLUTIONS and its wrong answers to MUTANTS: for each a
-function and a piece of the message that it must bring.
+To add an exercise, add to ``catalogue/nbNN.py`` its solutions to SOLUTIONS and its wrong answers
+to MUTANTS: for each a function and a piece of the message that it must bring.
 """
 
 from __future__ import annotations
@@ -9,230 +9,27 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
+from catalogue import nb00 as nb00_answers
 
 from comet_lib import checks as check
-from comet_lib import evaluation
+from comet_lib import grading
 from comet_lib.errors import CometError
+from comet_lib.exercises import nb00
 
-Answer = Callable[..., Any]
-
-
-def slow_kd(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 KL(teacher || student), entry by entry."""
-    total = torch.zeros(())
-    for s_row, t_row in zip(student, teacher.detach(), strict=True):
-        s_sum = torch.logsumexp(s_row / temperature, 0)
-        t_sum = torch.logsumexp(t_row / temperature, 0)
-        for s, t in zip(s_row, t_row, strict=True):
-            log_p, log_q = t / temperature - t_sum, s / temperature - s_sum
-            total = total + log_p.exp() * (log_p - log_q)
-    return total / len(student) * temperature**2
-
-
-def kl_of(log_q: torch.Tensor, p: torch.Tensor, reduction: str = "batchmean") -> torch.Tensor:
-    return F.kl_div(log_q, p, reduction=reduction)
-
-
-SOLUTIONS: dict[str, list[Answer]] = {
-    "soft_targets": [
-        lambda x, T: torch.softmax(x / T, dim=-1),
-        lambda x, T: F.log_softmax(x / T, -1).exp(),
-        lambda x, T: F.normalize(torch.exp((x - x.amax(-1, keepdim=True)) / T), p=1, dim=-1),
-    ],
-    "kd_loss": [
-        lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t.detach() / T, -1)) * T * T,
-        lambda s, t, T: (
-            T**2
-            * F.kl_div(
-                F.log_softmax(s / T, -1),
-                F.log_softmax(t.detach() / T, -1),
-                reduction="sum",
-                log_target=True,
-            )
-            / s.shape[0]
-        ),
-        slow_kd,
-    ],
-    "retention": [
-        lambda s, t: 100 * s / t,
-        lambda s, t: torch.tensor(100 * s / t),
-        lambda s, t: np.float64(s / t * 100),
-        evaluation.retention,
-    ],
+CATALOGUES = [
+    import_module(f"catalogue.{path.stem}")
+    for path in sorted(Path(__file__).with_name("catalogue").glob("nb*.py"))
+]
+SOLUTIONS: dict[str, list[Any]] = {k: v for c in CATALOGUES for k, v in c.SOLUTIONS.items()}
+MUTANTS: dict[str, dict[str, tuple[Any, str]]] = {
+    k: v for c in CATALOGUES for k, v in c.MUTANTS.items()
 }
-
-MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
-    "soft_targets": {
-        "times T": (lambda x, T: torch.softmax(x * T, -1), "multiplied by the temperature"),
-        "first axis": (lambda x, T: torch.softmax(x / T, 0), "over the first axis"),
-        "all entries": (
-            lambda x, T: torch.softmax((x / T).flatten(), 0).reshape(x.shape),
-            "whole tensor",
-        ),
-        "log": (lambda x, T: torch.log_softmax(x / T, -1), "log-probabilities"),
-        "no T": (lambda x, T: torch.softmax(x, -1), "temperature is ignored"),
-        "T after": (lambda x, T: torch.softmax(x, -1) / T, "after the softmax"),
-        "power": (lambda x, T: torch.softmax(x, -1) ** (1 / T), "do not sum to 1"),
-        "exp alone": (lambda x, T: torch.exp(x / T), "not normalised"),
-        "sigmoid": (lambda x, T: torch.sigmoid(x / T), "sigmoid"),
-        "overflow": (
-            lambda x, T: torch.exp(x / T) / torch.exp(x / T).sum(-1, keepdim=True),
-            "overflow",
-        ),
-        "argmax": (lambda x, T: x.argmax(-1), "shape"),
-        "other": (lambda x, T: torch.softmax(x / T**0.5, -1), "is right, on random input"),
-        "list": (lambda x, T: torch.softmax(x / T, -1).tolist(), "returned a list"),
-        "in place": (lambda x, T: torch.softmax(x.div_(T), -1), "changed its argument 1"),
-        "nan": (lambda x, T: torch.log(x), "NaN"),
-        "infinite": (lambda x, T: x / 0, "infinity"),
-        "raises": (lambda x, T: torch.softmax(x / T, 9), "IndexError"),
-        "no return": (lambda x, T: None, "returned None"),
-        "two arguments": (lambda x: torch.softmax(x, -1), "TypeError"),
-    },
-    "kd_loss": {
-        "no T squared": (
-            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t.detach() / T, -1)),
-            "T squared is missing",
-        ),
-        "one T": (
-            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t.detach() / T, -1)) * T,
-            "multiplied by T, not by T squared",
-        ),
-        "over T squared": (
-            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1)) / T**2,
-            "divided by T squared",
-        ),
-        "swapped": (
-            lambda s, t, T: kl_of(F.log_softmax(t / T, -1), F.softmax(s / T, -1)) * T * T,
-            "sides of the KL divergence are swapped",
-        ),
-        "mean": (
-            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1), "mean") * T**2,
-            "reduction='mean'",
-        ),
-        "sum": (
-            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1), "sum") * T**2,
-            "summed over the batch",
-        ),
-        "no log": (
-            lambda s, t, T: kl_of(F.softmax(s / T, -1), F.softmax(t / T, -1)) * T * T,
-            "without the logarithm",
-        ),
-        "raw logits": (
-            lambda s, t, T: kl_of(s / T, F.softmax(t / T, -1)) * T * T,
-            "raw logits",
-        ),
-        "log target": (
-            lambda s, t, T: (
-                F.kl_div(
-                    F.log_softmax(s / T, -1),
-                    F.softmax(t / T, -1),
-                    log_target=True,
-                    reduction="batchmean",
-                )
-                * T**2
-            ),
-            "read as logarithms",
-        ),
-        "log target forgotten": (
-            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.log_softmax(t / T, -1)) * T * T,
-            "returned NaN",
-        ),
-        "student only": (
-            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t, -1)) * T * T,
-            "softens the student only",
-        ),
-        "teacher only": (
-            lambda s, t, T: kl_of(F.log_softmax(s, -1), F.softmax(t / T, -1)) * T * T,
-            "softens the teacher only",
-        ),
-        "no T in the softmax": (
-            lambda s, t, T: kl_of(F.log_softmax(s, -1), F.softmax(t, -1)) * T * T,
-            "does not soften the logits",
-        ),
-        "times T": (
-            lambda s, t, T: kl_of(F.log_softmax(s * T, -1), F.softmax(t * T, -1)) * T * T,
-            "multiplied by the temperature",
-        ),
-        "not detached": (
-            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1)) * T * T,
-            "gradient reaches the teacher",
-        ),
-        "cross-entropy": (
-            lambda s, t, T: F.cross_entropy(s / T, F.softmax(t / T, -1)) * T * T,
-            "cross-entropy",
-        ),
-        "hard labels": (
-            lambda s, t, T: F.cross_entropy(s / T, t.argmax(-1)) * T * T,
-            "hard label",
-        ),
-        "first axis": (
-            lambda s, t, T: kl_of(F.log_softmax(s / T, 0), F.softmax(t / T, 0)) * T * T,
-            "over the batch. The classes are the last axis",
-        ),
-        "negative": (
-            lambda s, t, T: -kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1)) * T * T,
-            "sign is wrong",
-        ),
-        "two slips": (
-            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1), "mean"),
-            "two things at once",
-        ),
-        "no gradient": (
-            lambda s, t, T: slow_kd(s.detach(), t, T),
-            "no gradient reaches the student",
-        ),
-        "half a gradient": (
-            lambda s, t, T: (slow_kd(s, t, T) + slow_kd(s.detach(), t, T)) / 2,
-            "the student's gradient is not",
-        ),
-        "underflow": (
-            lambda s, t, T: (
-                (
-                    (
-                        F.softmax(t.detach() / T, -1)
-                        * (F.softmax(t.detach() / T, -1).log() - F.softmax(s / T, -1).log())
-                    ).sum(-1)
-                ).mean()
-                * T
-                * T
-            ),
-            "large logits",
-        ),
-        "squared error": (lambda s, t, T: F.mse_loss(s, t), "changes the loss"),
-        "not zero": (lambda s, t, T: slow_kd(s, t, T) + 1, "a loss other than 0"),
-        "wrong power": (lambda s, t, T: slow_kd(s, t, T) * T, "right at temperature 1"),
-        "not reduced": (
-            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1), "none"),
-            "where a scalar",
-        ),
-        "item": (lambda s, t, T: slow_kd(s, t, T).item(), "returned a float"),
-        "raises": (lambda s, t, T: s @ t, "RuntimeError"),
-    },
-    "retention": {
-        "fraction": (lambda s, t: s / t, "a fraction"),
-        "swapped": (lambda s, t: 100 * t / s, "swapped"),
-        "difference": (lambda s, t: s - t, "difference of the two scores. "),
-        "other difference": (lambda s, t: t - s, "teacher minus student"),
-        "lost": (lambda s, t: 100 * (1 - s / t), "percentage lost"),
-        "change": (lambda s, t: 100 * (s - t) / t, "relative change"),
-        "student alone": (lambda s, t: 100 * s, "ignored"),
-        "rounded": (lambda s, t: round(100 * s / t), "rounded"),
-        "cut": (lambda s, t: 100 * s // t, "is cut"),
-        "held": (lambda s, t: min(100.0, 100 * s / t), "held at 100"),
-        "text": (lambda s, t: f"{100 * s / t} %", "returned a str"),
-        "truth": (lambda s, t: s > t, "returned a bool"),
-    },
-}
-
 EACH_SOLUTION = [(n, i) for n, answers in SOLUTIONS.items() for i in range(len(answers))]
 EACH_MUTANT = [(name, kind) for name, mutants in MUTANTS.items() for kind in mutants]
 
@@ -286,10 +83,10 @@ def test_no_two_mutants_share_a_message(name: str) -> None:
 
 
 def test_the_slips_of_kd_loss_start_from_the_right_loss() -> None:
-    student, teacher = check.normal(check.generator(), 2, 5, 4)
+    student, teacher = grading.normal(grading.generator(), 2, 5, 4)
     right = check.EXERCISES["kd_loss"].reference(student, teacher, 2.5)
-    assert torch.allclose(check._kd_variant(student, teacher, 2.5).float(), right, rtol=1e-4)
-    assert torch.allclose(slow_kd(student, teacher, 2.5), right, rtol=1e-4)
+    assert torch.allclose(nb00._kd_variant(student, teacher, 2.5).float(), right, rtol=1e-4)
+    assert torch.allclose(nb00_answers.slow_kd(student, teacher, 2.5), right, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +175,7 @@ def stubborn(*_: Any) -> Any:
 
 
 @pytest.mark.parametrize("answer", [endless, stubborn])
-def test_an_endless_loop_is_cut_off(answer: Answer, hasty: check.Exercise) -> None:
+def test_an_endless_loop_is_cut_off(answer: Any, hasty: check.Exercise) -> None:
     signal = pytest.importorskip("signal")
     if not hasattr(signal, "SIGALRM"):
         pytest.skip("this system has no SIGALRM")
@@ -421,7 +218,7 @@ def test_outside_the_main_thread_there_is_no_time_limit(hasty: check.Exercise) -
 def test_the_global_random_state_is_left_alone() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    check.kd_loss(slow_kd)
+    check.kd_loss(nb00_answers.slow_kd)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -447,7 +244,7 @@ def test_an_exercise_can_ask_for_a_value(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_an_exercise_has_one_name() -> None:
-    again = check.exercise("kd_loss", notebook="00", reference=None, look="")
+    again = grading.exercise("kd_loss", notebook="00", reference=None, look="")
     with pytest.raises(CometError, match="defined twice"):
         again(lambda answer: None)
 
@@ -530,7 +327,7 @@ def test_a_failed_write_leaves_the_old_record(
 
 def test_the_home_defaults_to_a_folder_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COMET_HOME")
-    assert check._progress_file() == Path.home() / ".comet" / "progress.json"
+    assert grading._progress_file() == Path.home() / ".comet" / "progress.json"
 
 
 def test_the_course_map_shows_what_passed() -> None:

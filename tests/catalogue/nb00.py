@@ -1,0 +1,223 @@
+"""Right and wrong answers to the exercises of notebook 00."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from comet_lib import evaluation
+
+Answer = Callable[..., Any]
+
+
+def slow_kd(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 KL(teacher || student), entry by entry."""
+    total = torch.zeros(())
+    for s_row, t_row in zip(student, teacher.detach(), strict=True):
+        s_sum = torch.logsumexp(s_row / temperature, 0)
+        t_sum = torch.logsumexp(t_row / temperature, 0)
+        for s, t in zip(s_row, t_row, strict=True):
+            log_p, log_q = t / temperature - t_sum, s / temperature - s_sum
+            total = total + log_p.exp() * (log_p - log_q)
+    return total / len(student) * temperature**2
+
+
+def kl_of(log_q: torch.Tensor, p: torch.Tensor, reduction: str = "batchmean") -> torch.Tensor:
+    return F.kl_div(log_q, p, reduction=reduction)
+
+
+SOLUTIONS: dict[str, list[Answer]] = {
+    "soft_targets": [
+        lambda x, T: torch.softmax(x / T, dim=-1),
+        lambda x, T: F.log_softmax(x / T, -1).exp(),
+        lambda x, T: F.normalize(torch.exp((x - x.amax(-1, keepdim=True)) / T), p=1, dim=-1),
+    ],
+    "kd_loss": [
+        lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t.detach() / T, -1)) * T * T,
+        lambda s, t, T: (
+            T**2
+            * F.kl_div(
+                F.log_softmax(s / T, -1),
+                F.log_softmax(t.detach() / T, -1),
+                reduction="sum",
+                log_target=True,
+            )
+            / s.shape[0]
+        ),
+        slow_kd,
+    ],
+    "retention": [
+        lambda s, t: 100 * s / t,
+        lambda s, t: torch.tensor(100 * s / t),
+        lambda s, t: np.float64(s / t * 100),
+        evaluation.retention,
+    ],
+}
+
+MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
+    "soft_targets": {
+        "times T": (lambda x, T: torch.softmax(x * T, -1), "multiplied by the temperature"),
+        "first axis": (lambda x, T: torch.softmax(x / T, 0), "over the first axis"),
+        "all entries": (
+            lambda x, T: torch.softmax((x / T).flatten(), 0).reshape(x.shape),
+            "whole tensor",
+        ),
+        "log": (lambda x, T: torch.log_softmax(x / T, -1), "log-probabilities"),
+        "no T": (lambda x, T: torch.softmax(x, -1), "temperature is ignored"),
+        "T after": (lambda x, T: torch.softmax(x, -1) / T, "after the softmax"),
+        "power": (lambda x, T: torch.softmax(x, -1) ** (1 / T), "do not sum to 1"),
+        "exp alone": (lambda x, T: torch.exp(x / T), "not normalised"),
+        "sigmoid": (lambda x, T: torch.sigmoid(x / T), "sigmoid"),
+        "overflow": (
+            lambda x, T: torch.exp(x / T) / torch.exp(x / T).sum(-1, keepdim=True),
+            "overflow",
+        ),
+        "argmax": (lambda x, T: x.argmax(-1), "shape"),
+        "other": (lambda x, T: torch.softmax(x / T**0.5, -1), "is right, on random input"),
+        "list": (lambda x, T: torch.softmax(x / T, -1).tolist(), "returned a list"),
+        "in place": (lambda x, T: torch.softmax(x.div_(T), -1), "changed its argument 1"),
+        "nan": (lambda x, T: torch.log(x), "NaN"),
+        "infinite": (lambda x, T: x / 0, "infinity"),
+        "raises": (lambda x, T: torch.softmax(x / T, 9), "IndexError"),
+        "no return": (lambda x, T: None, "returned None"),
+        "two arguments": (lambda x: torch.softmax(x, -1), "TypeError"),
+    },
+    "kd_loss": {
+        "no T squared": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t.detach() / T, -1)),
+            "T squared is missing",
+        ),
+        "one T": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t.detach() / T, -1)) * T,
+            "multiplied by T, not by T squared",
+        ),
+        "over T squared": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1)) / T**2,
+            "divided by T squared",
+        ),
+        "swapped": (
+            lambda s, t, T: kl_of(F.log_softmax(t / T, -1), F.softmax(s / T, -1)) * T * T,
+            "sides of the KL divergence are swapped",
+        ),
+        "mean": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1), "mean") * T**2,
+            "reduction='mean'",
+        ),
+        "sum": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1), "sum") * T**2,
+            "summed over the batch",
+        ),
+        "no log": (
+            lambda s, t, T: kl_of(F.softmax(s / T, -1), F.softmax(t / T, -1)) * T * T,
+            "without the logarithm",
+        ),
+        "raw logits": (
+            lambda s, t, T: kl_of(s / T, F.softmax(t / T, -1)) * T * T,
+            "raw logits",
+        ),
+        "log target": (
+            lambda s, t, T: (
+                F.kl_div(
+                    F.log_softmax(s / T, -1),
+                    F.softmax(t / T, -1),
+                    log_target=True,
+                    reduction="batchmean",
+                )
+                * T**2
+            ),
+            "read as logarithms",
+        ),
+        "log target forgotten": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.log_softmax(t / T, -1)) * T * T,
+            "returned NaN",
+        ),
+        "student only": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t, -1)) * T * T,
+            "softens the student only",
+        ),
+        "teacher only": (
+            lambda s, t, T: kl_of(F.log_softmax(s, -1), F.softmax(t / T, -1)) * T * T,
+            "softens the teacher only",
+        ),
+        "no T in the softmax": (
+            lambda s, t, T: kl_of(F.log_softmax(s, -1), F.softmax(t, -1)) * T * T,
+            "does not soften the logits",
+        ),
+        "times T": (
+            lambda s, t, T: kl_of(F.log_softmax(s * T, -1), F.softmax(t * T, -1)) * T * T,
+            "multiplied by the temperature",
+        ),
+        "not detached": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1)) * T * T,
+            "gradient reaches the teacher",
+        ),
+        "cross-entropy": (
+            lambda s, t, T: F.cross_entropy(s / T, F.softmax(t / T, -1)) * T * T,
+            "cross-entropy",
+        ),
+        "hard labels": (
+            lambda s, t, T: F.cross_entropy(s / T, t.argmax(-1)) * T * T,
+            "hard label",
+        ),
+        "first axis": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, 0), F.softmax(t / T, 0)) * T * T,
+            "over the batch. The classes are the last axis",
+        ),
+        "negative": (
+            lambda s, t, T: -kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1)) * T * T,
+            "sign is wrong",
+        ),
+        "two slips": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1), "mean"),
+            "two things at once",
+        ),
+        "no gradient": (
+            lambda s, t, T: slow_kd(s.detach(), t, T),
+            "no gradient reaches the student",
+        ),
+        "half a gradient": (
+            lambda s, t, T: (slow_kd(s, t, T) + slow_kd(s.detach(), t, T)) / 2,
+            "the student's gradient is not",
+        ),
+        "underflow": (
+            lambda s, t, T: (
+                (
+                    (
+                        F.softmax(t.detach() / T, -1)
+                        * (F.softmax(t.detach() / T, -1).log() - F.softmax(s / T, -1).log())
+                    ).sum(-1)
+                ).mean()
+                * T
+                * T
+            ),
+            "large logits",
+        ),
+        "squared error": (lambda s, t, T: F.mse_loss(s, t), "changes the loss"),
+        "not zero": (lambda s, t, T: slow_kd(s, t, T) + 1, "a loss other than 0"),
+        "wrong power": (lambda s, t, T: slow_kd(s, t, T) * T, "right at temperature 1"),
+        "not reduced": (
+            lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1), "none"),
+            "where a scalar",
+        ),
+        "item": (lambda s, t, T: slow_kd(s, t, T).item(), "returned a float"),
+        "raises": (lambda s, t, T: s @ t, "RuntimeError"),
+    },
+    "retention": {
+        "fraction": (lambda s, t: s / t, "a fraction"),
+        "swapped": (lambda s, t: 100 * t / s, "swapped"),
+        "difference": (lambda s, t: s - t, "difference of the two scores. "),
+        "other difference": (lambda s, t: t - s, "teacher minus student"),
+        "lost": (lambda s, t: 100 * (1 - s / t), "percentage lost"),
+        "change": (lambda s, t: 100 * (s - t) / t, "relative change"),
+        "student alone": (lambda s, t: 100 * s, "ignored"),
+        "rounded": (lambda s, t: round(100 * s / t), "rounded"),
+        "cut": (lambda s, t: 100 * s // t, "is cut"),
+        "held": (lambda s, t: min(100.0, 100 * s / t), "held at 100"),
+        "text": (lambda s, t: f"{100 * s / t} %", "returned a str"),
+        "truth": (lambda s, t: s > t, "returned a bool"),
+    },
+}
