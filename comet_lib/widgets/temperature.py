@@ -1,0 +1,52 @@
+"""One slider, temperature: how a teacher's soft targets flatten."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ipywidgets
+import numpy as np
+from matplotlib.figure import Figure
+
+from comet_lib.plots import soft_target_bars
+from comet_lib.widgets.view import View
+
+
+def soften(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """softmax(logits / T) over the last axis (Hinton et al. 2015, eq. 1)."""
+    scaled = np.asarray(logits, dtype=float) / temperature
+    scaled -= scaled.max(-1, keepdims=True)
+    return np.exp(scaled) / np.exp(scaled).sum(-1, keepdims=True)
+
+
+class TemperatureView(View):
+    """Logits (C,) of one text and their softmax at the temperature of the slider.
+
+    ``temperature`` (0.5 to 8) is readable and settable; ``probabilities`` follows it.
+    """
+
+    def __init__(
+        self, logits: Sequence[float], labels: Sequence[str], temperature: float = 1.0
+    ) -> None:
+        self.logits, self.labels = np.asarray(logits, dtype=float), list(labels)
+        slider = ipywidgets.FloatSlider(
+            value=temperature, min=0.5, max=8.0, step=0.5, description="temperature"
+        )
+        super().__init__(temperature=slider)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(C,) soft targets at the present temperature."""
+        return soften(self.logits, self.temperature)
+
+    def draw(self) -> Figure:
+        both = {
+            "T = 1": soften(self.logits, 1.0),
+            f"T = {self.temperature:g}": self.probabilities,
+        }
+        return soft_target_bars(both, self.labels, self.describe())
+
+    def describe(self) -> str:
+        p = self.probabilities
+        entropy = float(-(p * np.log(np.maximum(p, 1e-12))).sum())
+        return f"At T = {self.temperature:g} the soft targets hold {entropy:.2f} nats of entropy"
