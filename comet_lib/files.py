@@ -37,6 +37,8 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield made
         made.chmod(0o755)
+        for inside in made.rglob("*"):
+            inside.chmod(0o755 if inside.is_dir() else 0o644)
         if path.exists():
             old = made.with_name(made.name + ".old")
             os.replace(path, old)

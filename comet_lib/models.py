@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -24,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     XLMRobertaConfig,
 )
+from transformers.utils import logging
 
 from comet_lib.data import LABELS
 from comet_lib.errors import CometError
@@ -56,14 +56,21 @@ def _auto(head: str) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The mini teacher holds two heads in one file; transformers warns of the one not asked for."""
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
+def quiet() -> Iterator[None]:
+    """No bars and no warnings while weights are read or written.
+
+    The mini teacher holds two heads in one file; transformers warns of the one not asked for.
+    """
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers.logging.set_verbosity(level)
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def load_model(
@@ -83,7 +90,7 @@ def load_model(
     if not folder.is_dir() and (folder.is_absolute() or str(name).count("/") != 1):
         raise CometError(f"{name}: no such folder, and not a hub id of the form owner/name")
     try:
-        with _quiet():
+        with quiet():
             model, report = auto.from_pretrained(
                 source,
                 revision=revision or "main",
@@ -120,7 +127,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 
 def xlmr_config(
-    sizes: Mapping[str, int], vocab_size: int, max_length: int = 512, **more: Any
+    sizes: Mapping[str, Any], vocab_size: int, max_length: int = 512, **more: Any
 ) -> XLMRobertaConfig:
     """An XLM-R config with our three labels. ``sizes`` as in :data:`PAPER_STUDENT`.
 

@@ -5,6 +5,8 @@ A notebook asks :func:`get_profile` and uses what it gets; it never asks which p
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -48,7 +50,7 @@ class Profile:
     download_gb: float
     teacher: str
     sentiment_teacher: str
-    student: dict[str, int]
+    student: dict[str, Any]
     stage1: Stage
     stage2: Stage
     languages: tuple[str, ...] = PAPER_LANGUAGES
@@ -59,7 +61,7 @@ class Profile:
     train_limit: int | None = None  # tweets a language, None: all
     text_limit: dict[str, int] = field(default_factory=dict)  # sentences a language
     default_text_limit: int | None = None
-    splices: float = 1.0  # spliced tweets made in each epoch for each real one
+    splices: float = 1.5  # spliced tweets for each real one
     folds: int = 5
     teacher_weight: float = 0.5  # of the sentiment teacher beside TF-IDF in the soft targets
     bootstrap: int = 1000
@@ -69,6 +71,17 @@ class Profile:
         """A copy with some fields changed; nested stages take a whole :class:`Stage`."""
         return replace(self, **changes)
 
+    def shorter(self, share: float = 1 / 3) -> Profile:
+        """The same run with a share of its training, for a first look in notebook 00."""
+
+        def cut(stage: Stage) -> Stage:
+            return replace(stage, epochs=max(1, round(stage.epochs * share)))
+
+        text = self.default_text_limit and max(40, round(self.default_text_limit * share))
+        return replace(
+            self, stage1=cut(self.stage1), stage2=cut(self.stage2), default_text_limit=text
+        )
+
     @property
     def budget(self) -> str:
         """One line for the reader: time, memory, download."""
@@ -77,6 +90,13 @@ class Profile:
             f"profile {self.name}: about {self.minutes} for the whole game on 2 cores or one GPU, "
             f"under {self.ram_gb:g} GB RAM, {download}"
         )
+
+    def run_folder(self, name: str) -> Path:
+        """Where a notebook keeps a run: COMET_HOME (default ~/.comet), one folder per settings."""
+        settings = json.dumps(self.as_dict(), sort_keys=True)
+        key = hashlib.sha256(settings.encode()).hexdigest()[:8]
+        home = Path(os.environ.get("COMET_HOME") or Path.home() / ".comet").expanduser()
+        return home / "runs" / f"{name}-{self.name}-{key}"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -88,6 +108,7 @@ _SMALL = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "intermediate_size": 256,
+    "initializer_range": 0.1,  # 0.02 starts a narrow student slowly
 }
 
 TINY = Profile(
@@ -116,8 +137,8 @@ LAPTOP = Profile(
     sentiment_teacher=_BUNDLED,
     student=_SMALL,
     stage1=Stage(1, 3e-3, 64, temperature=2.0, alpha=0.5),
-    stage2=Stage(6, 3e-3, 64, temperature=1.0, alpha=0.75),
-    default_text_limit=8000,
+    stage2=Stage(4, 3e-3, 64, temperature=1.0, alpha=0.75),
+    default_text_limit=4000,
 )
 
 GPU = Profile(

@@ -30,6 +30,7 @@ from comet_lib.models import (
     count_parameters,
     load_model,
     load_tokenizer,
+    quiet,
     same_body,
     xlmr_config,
 )
@@ -42,15 +43,17 @@ Say = Callable[[str], None]
 
 @dataclass
 class Clock:
-    """Seconds by step."""
+    """Seconds by step, of this and of the interrupted calls that it goes on from."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 1)
+        start, before = time.perf_counter(), self.seconds.get(name, 0.0)
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(before + time.perf_counter() - start, 1)
 
 
 def student_config(profile: Profile, teacher: PreTrainedModel) -> transformers.XLMRobertaConfig:
@@ -110,7 +113,7 @@ def _done(folder: Path, head: str) -> PreTrainedModel | None:
 
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    with whole_folder(folder) as made:
+    with whole_folder(folder) as made, quiet():
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)
 
@@ -226,10 +229,12 @@ def distil(
     Killed and called again with the same settings, it goes on from the last checkpoint.
     Returns the report.
     """
-    output, clock = Path(output), Clock()
+    output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     source = find_source(profile)
     _claim(output, profile)
+    spent = output / "work" / "seconds.json"
+    clock = Clock(read_json(spent) if spent.is_file() else {})
     say(f"{profile.budget}; data from {source}")
     with clock.step("data"):
         data = load_sentiment(profile, source=source)
@@ -241,7 +246,10 @@ def distil(
                 f"{r.language} {r.percent} %" for r in leaks.itertuples() if r.split == "dev"
             )
         )
-    made = train_student(profile, output, clock, say, data, texts)
+    try:
+        made = train_student(profile, output, clock, say, data, texts)
+    finally:
+        write_json(spent, clock.seconds)
 
     with clock.step("evaluation"):
         table = data[split]

@@ -21,17 +21,21 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
 from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
     EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.notebook import NotebookProgressCallback
 
 from comet_lib.attention import capture, layer_map
 from comet_lib.errors import CometError
@@ -144,6 +148,13 @@ class TaskSpecific:
         return {**terms, "logits": logits}
 
 
+class Progress(ProgressCallback):
+    """A progress bar that does not print the log rows; :func:`history` has them."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        pass
+
+
 class DistillationTrainer(Trainer):
     """A ``transformers.Trainer`` whose loss is an objective; it logs the mean of every term."""
 
@@ -151,6 +162,10 @@ class DistillationTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.objective: Objective = objective
         self.model_accepts_loss_kwargs = False
+        for shown in (PrinterCallback, NotebookProgressCallback, ProgressCallback):
+            self.remove_callback(shown)
+        if not self.args.disable_tqdm:
+            self.add_callback(Progress)
         self._terms: dict[str, list[Tensor]] = {}
 
     def compute_loss(
@@ -163,6 +178,10 @@ class DistillationTrainer(Trainer):
                 if name not in ("loss", "logits"):
                     self._terms.setdefault(name, []).append(value)
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+
+    def _get_eval_sampler(self, eval_dataset):
+        """In the table's order: scores by language need it, and grouping by length permutes."""
+        return SequentialSampler(eval_dataset)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:

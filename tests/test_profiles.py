@@ -40,3 +40,16 @@ def test_budgets_and_sizes_are_sound():
         assert 0 <= profile.stage1.alpha <= 1 and 0 <= profile.stage2.alpha <= 1
     assert PROFILES["gpu"].student["num_hidden_layers"] == 6
     assert sum(PROFILES["gpu"].text_limit.values()) == 756_428
+
+
+def test_a_run_folder_belongs_to_its_settings(comet_home):
+    profile = get_profile("tiny")
+    folder = profile.run_folder("game")
+    assert folder == get_profile("tiny").run_folder("game") and comet_home in folder.parents
+    assert folder != profile.with_(seed=1).run_folder("game")
+
+
+def test_shorter_keeps_at_least_one_epoch():
+    short = PROFILES["laptop"].shorter()
+    assert 1 <= short.stage2.epochs < PROFILES["laptop"].stage2.epochs
+    assert short.stage1.epochs >= 1 and short.student == PROFILES["laptop"].student

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, set_seed
 from comet_lib.attention import capture_maps
 from comet_lib.data import FEATURES
 from comet_lib.errors import CometError
+from comet_lib.evaluation import mean_weighted_f1, predict_probabilities
 from comet_lib.losses import attention_kl, soft_target_loss
 from comet_lib.miniteacher import train_tokenizer
 from comet_lib.models import build_student, xlmr_config
@@ -40,7 +41,7 @@ def tokenizer():
 
 @pytest.fixture
 def config(tokenizer):
-    return xlmr_config(SMALL, len(tokenizer), 64)
+    return xlmr_config(SMALL, len(tokenizer), 64, initializer_range=0.2)
 
 
 def batch_of(tokenizer, texts=TEXTS[:4]):
@@ -141,7 +142,7 @@ def sentiment_table(n: int = 48) -> Dataset:
         {
             "text": [f"{('ẹ kú', 'mai', 'ndi')[i % 3]} {'xyz'[i // 3 % 3]}" for i in range(n)],
             "label": [i % 3 for i in range(n)],
-            "language": ["kin" if i % 2 else "swa" for i in range(n)],
+            "language": ["kin" if i % 5 else "swa" for i in range(n)],
             "seen_in_train": [False] * n,
         },
         features=FEATURES,
@@ -162,10 +163,13 @@ def test_stage_two_learns_and_keeps_the_best_epoch(config, tokenizer, tmp_path):
     )
     scores = [row["eval_f1_mean"] for row in log if "eval_f1_mean" in row]
     assert max(scores) > 80
-    inputs = tokenizer(table["text"][:], padding=True, return_tensors="pt")
-    with torch.no_grad():
-        guess = model(**inputs).logits.argmax(-1).numpy()
-    assert 100 * np.mean(guess == np.array(table["label"][:])) >= max(scores) - 3
+    best = max((row for row in log if "eval_f1_mean" in row), key=lambda row: row["eval_f1_mean"])
+    probabilities = predict_probabilities(model, tokenizer, table["text"][:], 16)
+    by_hand = mean_weighted_f1(
+        np.array(table["label"][:]), probabilities.argmax(1), np.array(table["language"][:])
+    )
+    for name, value in by_hand.items():  # rows stay with their language
+        assert best[f"eval_f1_{name}"] == pytest.approx(value)
 
 
 class Stop(TrainerCallback):

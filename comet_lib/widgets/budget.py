@@ -1,0 +1,231 @@
+"""The budget of an XLM-R encoder: parameters and FLOPs in closed form, and sliders over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ipywidgets
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from comet_lib.models import PAPER_STUDENT, PAPER_TEACHER, PAPER_VOCABULARY
+from comet_lib.plots import BLUE, GREEN, GREY, ORANGE, PINK
+from comet_lib.widgets.view import View
+
+#: One colour a component; the names are those of :func:`comet_lib.models.parameter_table`.
+COMPONENT_COLOURS = {
+    "word embeddings": BLUE,
+    "other embeddings": PINK,
+    "attention": ORANGE,
+    "feed-forward": GREEN,
+    "pooler": GREY,
+}
+BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # of one number
+
+
+def embedding_parameters(vocab_size: int, hidden: int, max_length: int) -> int:
+    """Word, position and token-type tables and their LayerNorm; two positions are never used."""
+    return hidden * (vocab_size + (max_length + 2) + 1 + 2)
+
+
+def layer_parameters(hidden: int, intermediate: int, heads: int = 1) -> int:
+    """One encoder layer: Q, K, V, output, two feed-forward matrices, biases, two LayerNorms.
+
+    ``heads`` is taken and changes nothing: the heads share out the columns of Q, K and V.
+    """
+    attention = 4 * (hidden * hidden + hidden)
+    feed_forward = 2 * hidden * intermediate + intermediate + hidden
+    return attention + feed_forward + 4 * hidden
+
+
+def encoder_parameters(
+    vocab_size: int, hidden: int, layers: int, heads: int, intermediate: int, max_length: int
+) -> int:
+    """The whole ``XLMRobertaModel``: embeddings, layers and pooler, no task head."""
+    sizes = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": intermediate,
+    }
+    return sum(component_counts(sizes, vocab_size, max_length).values())
+
+
+def component_counts(
+    sizes: Mapping[str, int], vocab_size: int, max_length: int = 512
+) -> dict[str, int]:
+    """Parameters by component, as ``parameter_table`` counts them, without building a model.
+
+    ``sizes`` as in :data:`comet_lib.models.PAPER_STUDENT`.
+    """
+    d, f, n = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"]
+    word = vocab_size * d
+    attention = 4 * (d * d + d) + 2 * d
+    return {
+        "word embeddings": word,
+        "other embeddings": embedding_parameters(vocab_size, d, max_length) - word,
+        "attention": n * attention,
+        "feed-forward": n * (layer_parameters(d, f) - attention),
+        "pooler": d * d + d,
+    }
+
+
+def flops_per_token(hidden: int, intermediate: int, layers: int, length: int) -> int:
+    """Forward FLOPs of the layers' matrix products, for one token of a text of ``length``.
+
+    A multiply and an add count as two. Counted: Q, K, V and output projections, scores Q K^T,
+    weights times V, both feed-forward matrices. Not counted: embeddings (they are looked up),
+    biases, softmax, LayerNorm, GELU, pooler and task head.
+    """
+    projections = 4 * hidden * hidden
+    attention = 2 * length * hidden
+    return 2 * layers * (projections + attention + 2 * hidden * intermediate)
+
+
+def mebibytes(parameters: int, dtype: str = "fp32") -> float:
+    """Size of the weights in MiB (2^20 bytes)."""
+    return parameters * BYTES[dtype] / 2**20
+
+
+def stacked_shares(axes: Any, rows: Mapping[str, Mapping[str, int]], percent: bool) -> None:
+    """One horizontal stacked bar a row: parameters in millions, or percent of the row's total."""
+    for y, counts in enumerate(rows.values()):
+        total, left = sum(counts.values()), 0.0
+        for name, count in counts.items():
+            width = 100 * count / total if percent else count / 1e6
+            axes.barh(y, width, left=left, height=0.7, color=COMPONENT_COLOURS[name], label=name)
+            if percent and width >= 7:
+                axes.text(
+                    left + width / 2,
+                    y,
+                    f"{width:.1f} %",
+                    ha="center",
+                    va="center",
+                    color="white" if COMPONENT_COLOURS[name] in (BLUE, GREY) else "black",
+                )
+            left += width
+        if not percent:
+            size = f" {total / 1e6:,.1f} M, {mebibytes(total):,.0f} MiB"
+            axes.text(left, y, size, va="center")
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+class ParameterBudget(View):
+    """Five sliders and what they cost, beside a teacher.
+
+    ``layers``, ``width``, ``heads``, ``feed_forward`` and ``vocabulary`` are readable and
+    settable; ``counts``, ``parameters``, ``mib`` and ``flops`` follow them.
+    """
+
+    def __init__(
+        self,
+        student: Mapping[str, int] = PAPER_STUDENT,
+        vocabulary: int = PAPER_VOCABULARY,
+        teacher: Mapping[str, int] = PAPER_TEACHER,
+        teacher_vocabulary: int = PAPER_VOCABULARY,
+        max_length: int = 512,
+        length: int = 128,
+    ) -> None:
+        self.max_length, self.length = max_length, length
+        self.teacher_counts = component_counts(teacher, teacher_vocabulary, max_length)
+        self.teacher_flops = _flops(teacher, length)
+
+        def slider(name: str, value: int, low: int, high: int, step: int = 1) -> Any:
+            return ipywidgets.IntSlider(
+                value=value,
+                min=low,
+                max=high,
+                step=step,
+                description=name,
+                style={"description_width": "7em"},
+                layout={"width": "34em"},
+            )
+
+        super().__init__(
+            layers=slider("layers", student["num_hidden_layers"], 1, 24),
+            width=slider("width", student["hidden_size"], 32, 1024, 32),
+            heads=slider("heads", student["num_attention_heads"], 1, 16),
+            feed_forward=slider("feed-forward", student["intermediate_size"], 64, 4096, 64),
+            vocabulary=slider("vocabulary", vocabulary, 1_002, 250_002, 1_000),
+        )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The student in the form that ``xlmr_config`` takes."""
+        return {
+            "hidden_size": self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "intermediate_size": self.feed_forward,
+        }
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Parameters of the student by component."""
+        return component_counts(self.sizes, self.vocabulary, self.max_length)
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def mib(self) -> float:
+        """Weights in fp32."""
+        return mebibytes(self.parameters)
+
+    @property
+    def flops(self) -> int:
+        """Forward FLOPs a token, see :func:`flops_per_token`."""
+        return _flops(self.sizes, self.length)
+
+    def draw(self) -> Figure:
+        counts = self.counts
+        # No pyplot, no layout engine and few ticks: a slider must answer in under 100 ms.
+        figure = Figure(figsize=(8, 3.4))
+        both, alone = figure.subplots(2, 1, height_ratios=(2, 1))
+        figure.subplots_adjust(left=0.09, right=0.98, top=0.91, bottom=0.12, hspace=0.5)
+        stacked_shares(both, {"teacher": self.teacher_counts, "student": counts}, percent=False)
+        largest = max(sum(self.teacher_counts.values()), sum(counts.values())) / 1e6
+        both.set_xlim(0, 1.27 * largest)
+        both.xaxis.set_major_locator(MaxNLocator(4))
+        both.set_xlabel("parameters, millions")
+        both.set_title(self._headline(), loc="left", fontsize=11)
+        stacked_shares(alone, {"student": counts}, percent=True)
+        alone.set_xlim(0, 100)
+        alone.set_xticks([])
+        alone.spines["bottom"].set_visible(False)
+        for place, (name, colour) in enumerate(COMPONENT_COLOURS.items()):
+            x = 0.09 + 0.185 * place
+            figure.patches.append(
+                Rectangle((x, 0.035), 0.02, 0.05, color=colour, transform=figure.transFigure)
+            )
+            figure.text(x + 0.026, 0.06, name, va="center", fontsize=9)
+        return figure
+
+    def _headline(self) -> str:
+        teacher = sum(self.teacher_counts.values())
+        share = 100 * self.parameters / teacher
+        word = 100 * self.counts["word embeddings"] / self.parameters
+        return (
+            f"{share:.1f} % of the teacher's size; {word:.1f} % of the student is word embeddings"
+        )
+
+    def describe(self) -> str:
+        text = (
+            f"{self.parameters:,} parameters, {self.mib:,.1f} MiB in fp32; "
+            f"{self.flops / 1e6:,.2f} MFLOPs a token at length {self.length}, "
+            f"the teacher {self.teacher_flops / self.flops:,.1f} times that"
+        )
+        if self.width % self.heads:
+            text += f"; but {self.heads} heads do not divide width {self.width}: no such model"
+        return text
+
+
+def _flops(sizes: Mapping[str, int], length: int) -> int:
+    return flops_per_token(
+        sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"], length
+    )

@@ -1,0 +1,257 @@
+"""Right and wrong answers to the exercises of notebook 03."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Answer = Callable[..., Any]
+INF = float("inf")
+
+
+def scores(q: Tensor, k: Tensor) -> Tensor:
+    return q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+
+
+def hidden(m: Tensor) -> Tensor:
+    """(B, 1, 1, L): True at padded keys."""
+    return m[:, None, None, :] == 0
+
+
+def fast_map(q: Tensor, k: Tensor, m: Tensor) -> Tensor:
+    return scores(q, k).masked_fill(hidden(m), -INF).softmax(-1)
+
+
+def slow_map(q: Tensor, k: Tensor, m: Tensor) -> Tensor:
+    """Entry by entry, without a softmax function."""
+    batch, heads, length, width = q.shape
+    out = torch.zeros(batch, heads, length, length)
+    for b in range(batch):
+        keys = [j for j in range(length) if m[b, j]]
+        for h in range(heads):
+            for i in range(length):
+                row = torch.stack([(q[b, h, i] * k[b, h, j]).sum() for j in keys]) / width**0.5
+                row = torch.exp(row - row.max())
+                for j, weight in zip(keys, row / row.sum(), strict=True):
+                    out[b, h, i, j] = weight
+    return out
+
+
+def raw_exp(q: Tensor, k: Tensor, m: Tensor) -> Tensor:
+    e = torch.exp(scores(q, k)) * ~hidden(m)
+    return e / e.sum(-1, keepdim=True)
+
+
+def slow_pairs(v: Tensor, m: Tensor) -> Tensor:
+    kept = [
+        v[b, i, j]
+        for b in range(v.shape[0])
+        for i in range(v.shape[1])
+        for j in range(v.shape[2])
+        if m[b, i] and m[b, j]
+    ]
+    return torch.stack(kept).mean()
+
+
+def pairs(m: Tensor) -> Tensor:
+    return m[:, :, None] * m[:, None, :]
+
+
+def half(a: Tensor) -> Tensor:
+    return (a + torch.eye(a.shape[-1])) / 2
+
+
+def slow_rollout(a: Tensor, r: Tensor) -> Tensor:
+    out = torch.zeros_like(r)
+    for b in range(len(a)):
+        for i in range(a.shape[1]):
+            out[b, i] = 0.5 * r[b, i]
+            for j in range(a.shape[2]):
+                out[b, i] = out[b, i] + 0.5 * a[b, i, j] * r[b, j]
+    return out
+
+
+SOLUTIONS: dict[str, list[Answer]] = {
+    "attention_map": [
+        lambda q, k, m: torch.softmax(scores(q, k).masked_fill(hidden(m), -INF), dim=-1),
+        lambda q, k, m: (scores(q, k) - 1e4 * (1 - m[:, None, None, :])).softmax(-1),
+        slow_map,
+    ],
+    "head_mean": [
+        lambda q, k, m: fast_map(q, k, m).mean(1),
+        lambda q, k, m: fast_map(q, k, m).sum(1) / q.shape[1],
+        lambda q, k, m: torch.stack([*slow_map(q, k, m).unbind(1)]).mean(0),
+    ],
+    "masked_rows": [
+        lambda v, m: (v * pairs(m)).sum() / pairs(m).sum(),
+        lambda v, m: v[pairs(m).bool()].mean(),
+        slow_pairs,
+    ],
+    "rollout_step": [
+        lambda a, r: half(a) @ r,
+        lambda a, r: 0.5 * (a @ r) + 0.5 * r,
+        lambda a, r: F.normalize(a + torch.eye(a.shape[-1]), p=1, dim=-1) @ r,
+        slow_rollout,
+    ],
+}
+
+MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
+    "attention_map": {
+        "no scale": (
+            lambda q, k, m: (q @ k.mT).masked_fill(hidden(m), -INF).softmax(-1),
+            "not divided by the square root of d",
+        ),
+        "over d": (
+            lambda q, k, m: (q @ k.mT / q.shape[-1]).masked_fill(hidden(m), -INF).softmax(-1),
+            "divided by d, not by its square root",
+        ),
+        "times root d": (
+            lambda q, k, m: (
+                (q @ k.mT * q.shape[-1] ** 0.5).masked_fill(hidden(m), -INF).softmax(-1)
+            ),
+            "multiplied by the square root of d",
+        ),
+        "whole width": (
+            lambda q, k, m: (
+                (q @ k.mT / (q.shape[1] * q.shape[-1]) ** 0.5)
+                .masked_fill(hidden(m), -INF)
+                .softmax(-1)
+            ),
+            "model's whole width",
+        ),
+        "no mask": (lambda q, k, m: scores(q, k).softmax(-1), "mask is ignored"),
+        "zero score": (
+            lambda q, k, m: (scores(q, k) * m[:, None, None, :]).softmax(-1),
+            "get the score 0",
+        ),
+        "mask after": (
+            lambda q, k, m: scores(q, k).softmax(-1) * m[:, None, None, :],
+            "applied after the softmax",
+        ),
+        "queries": (
+            lambda q, k, m: scores(q, k).masked_fill(m[:, None, :, None] == 0, -1e30).softmax(-1),
+            "hides queries and not keys",
+        ),
+        "upside down": (
+            lambda q, k, m: scores(q, k).masked_fill(~hidden(m), -1e30).softmax(-1),
+            "upside down",
+        ),
+        "over the queries": (
+            lambda q, k, m: scores(q, k).masked_fill(hidden(m), -1e30).softmax(-2),
+            "runs over the queries",
+        ),
+        "swapped": (
+            lambda q, k, m: scores(k, q).masked_fill(hidden(m), -INF).softmax(-1),
+            "queries and keys are swapped",
+        ),
+        "log": (
+            lambda q, k, m: (
+                scores(q, k)
+                .double()
+                .masked_fill(hidden(m), torch.finfo(torch.double).min)
+                .log_softmax(-1)
+            ),
+            "log-probabilities",
+        ),
+        "sigmoid": (
+            lambda q, k, m: scores(q, k).masked_fill(hidden(m), -INF).sigmoid(),
+            "a sigmoid",
+        ),
+        "overflow": (raw_exp, "overflow"),
+        "exp alone": (lambda q, k, m: torch.exp(scores(q, k)) * ~hidden(m), "do not sum to 1"),
+        "two slips": (lambda q, k, m: (q @ k.mT).softmax(-1), "two things at once"),
+        "minus infinity over queries": (
+            lambda q, k, m: scores(q, k).masked_fill(m[:, None, :, None] == 0, -INF).softmax(-1),
+            "returned NaN",
+        ),
+        "mean of heads": (lambda q, k, m: slow_map(q, k, m).mean(1), "returned shape"),
+        "other": (lambda q, k, m: slow_map(q * 1.1, k, m), "is right, on random input"),
+        "raises": (lambda q, k, m: q @ k, "RuntimeError"),
+    },
+    "head_mean": {
+        "batch": (lambda q, k, m: fast_map(q, k, m).mean(0), "runs over the batch. "),
+        "tokens": (lambda q, k, m: fast_map(q, k, m).mean(-1), "runs over the tokens"),
+        "keepdim": (lambda q, k, m: fast_map(q, k, m).mean(1, keepdim=True), "still there"),
+        "no mean": (lambda q, k, m: fast_map(q, k, m), "every head still has"),
+        "batch and heads": (lambda q, k, m: fast_map(q, k, m).mean((0, 1)), "over the batch as"),
+        "sum": (lambda q, k, m: fast_map(q, k, m).sum(1), "summed, not averaged"),
+        "mean score": (
+            lambda q, k, m: scores(q, k).mean(1).masked_fill(m[:, None] == 0, -INF).softmax(-1),
+            "scores are averaged",
+        ),
+        "mean vectors": (
+            lambda q, k, m: fast_map(q.mean(1, keepdim=True), k.mean(1, keepdim=True), m)[:, 0],
+            "queries and keys are averaged",
+        ),
+        "maximum": (lambda q, k, m: fast_map(q, k, m).max(1).values, "largest head"),
+        "first": (lambda q, k, m: fast_map(q, k, m)[:, 0], "first head alone"),
+        "last": (lambda q, k, m: fast_map(q, k, m)[:, -1], "last head alone"),
+        "median": (lambda q, k, m: fast_map(q, k, m).median(1).values, "median"),
+        "transposed": (lambda q, k, m: fast_map(q, k, m).mean(1).mT, "transposed"),
+        "softmax": (lambda q, k, m: fast_map(q, k, m).mean(1).softmax(-1), "second softmax"),
+        "no mask": (lambda q, k, m: scores(q, k).softmax(-1).mean(1), "mask is ignored"),
+        "queries too": (
+            lambda q, k, m: fast_map(q, k, m).mean(1) * m[:, :, None],
+            "padded queries are set to zero",
+        ),
+        "everything": (lambda q, k, m: fast_map(q, k, m).mean(), "returned shape ()"),
+        "numpy": (lambda q, k, m: fast_map(q, k, m).mean(1).numpy(), "returned a ndarray"),
+        "other": (lambda q, k, m: fast_map(q, k, m).mean(1) * 0.9, "is right, on random input"),
+    },
+    "masked_rows": {
+        "plain mean": (lambda v, m: v.mean(), "padding is counted"),
+        "keys": (
+            lambda v, m: (v * m[:, None, :]).sum() / (m.sum() * m.shape[1]),
+            "padded keys are left out and",
+        ),
+        "queries": (
+            lambda v, m: (v * m[:, :, None]).sum() / (m.sum() * m.shape[1]),
+            "padded queries are left out and",
+        ),
+        "over B L L": (lambda v, m: (v * pairs(m)).mean(), "divided by B x L x L"),
+        "over tokens": (lambda v, m: (v * pairs(m)).sum() / m.sum(), "by the number of tokens"),
+        "sum": (lambda v, m: (v * pairs(m)).sum(), "summed and not averaged"),
+        "by sentence": (
+            lambda v, m: ((v * pairs(m)).sum((1, 2)) / pairs(m).sum((1, 2))).mean(),
+            "averaged by itself first",
+        ),
+        "upside down": (lambda v, m: v[pairs(m) == 0].mean(), "upside down"),
+        "or": (
+            lambda v, m: v[(m[:, :, None] + m[:, None, :]) > 0].mean(),
+            "as soon as one of its two",
+        ),
+        "two counts": (
+            lambda v, m: (v * pairs(m)).sum() / (m.sum() * m.shape[1]),
+            "pairs whose query is real",
+        ),
+        "by row": (lambda v, m: (v * pairs(m)).mean(-1), "where a scalar"),
+        "item": (lambda v, m: slow_pairs(v, m).item(), "returned a float"),
+        "other": (lambda v, m: slow_pairs(v, m) * 1.01, "is right, on random input"),
+        "in place": (lambda v, m: v.mul_(pairs(m)).sum() / pairs(m).sum(), "changed its argument"),
+    },
+    "rollout_step": {
+        "no residual": (lambda a, r: a @ r, "residual connection is missing"),
+        "order": (lambda a, r: r @ half(a), "wrong order"),
+        "not halved": (lambda a, r: a @ r + r, "nothing is halved"),
+        "identity after": (
+            lambda a, r: (a @ r + torch.eye(a.shape[-1])) / 2,
+            "mixed in after the product",
+        ),
+        "element-wise": (lambda a, r: half(a) * r, "element-wise"),
+        "no previous": (lambda a, r: half(a), "layers below are ignored"),
+        "average": (lambda a, r: (a + r) / 2, "averaged, not chained"),
+        "transposed": (lambda a, r: half(a).mT @ r, "map is transposed"),
+        "identity below": (lambda a, r: a @ half(r), "and not into this one"),
+        "weights": (lambda a, r: (0.5 * a + torch.eye(a.shape[-1])) @ r, "do not sum to 1"),
+        "first sentence": (lambda a, r: (half(a) @ r)[0], "returned shape"),
+        "other": (
+            lambda a, r: (0.9 * a + 0.1 * torch.eye(a.shape[-1])) @ r,
+            "is right, on random input",
+        ),
+        "list": (lambda a, r: (half(a) @ r).tolist(), "returned a list"),
+    },
+}
