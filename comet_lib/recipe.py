@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,10 +18,12 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
+from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import comet_lib
 from comet_lib import evaluation, plots
+from comet_lib.attention import capture_maps, entropy
 from comet_lib.data import find_source, leakage, load_sentiment, load_text, unseen
 from comet_lib.errors import CometError
 from comet_lib.files import read_json, whole_folder, write_json, write_text
@@ -34,7 +36,7 @@ from comet_lib.models import (
     same_body,
     xlmr_config,
 )
-from comet_lib.profiles import Profile, Stage
+from comet_lib.profiles import TINY, Profile, Stage
 from comet_lib.targets import Fold, cross_fit, splice
 from comet_lib.training import distil_task_agnostic, fine_tune
 
@@ -304,7 +306,46 @@ def distil(
     write_text(output / "student" / "README.md", model_card(report))
     plots.save(plots.result_bars(report), output / "figures" / "results.png")
     plots.save(plots.training_curves(made["logs"]), output / "figures" / "curves.png")
+    if made["sentiment_teacher"].config.vocab_size == made["student"].config.vocab_size:
+        figure = attention_figure(
+            made["sentiment_teacher"],
+            made["student"],
+            made["tokenizer"],
+            sample_sentence(profile.languages),
+        )
+        plots.save(figure, output / "figures" / "attention.png")
     return report
+
+
+def attention_figure(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+) -> Figure:
+    """Head-mean maps of both models' last layers on one text, and their difference."""
+    batch = tokenizer(text, return_tensors="pt")
+    maps, wide = [], []
+    for model in (teacher, student):
+        (one,) = capture_maps(model, batch, [-1]).values()  # (1, L, L)
+        maps.append(one[0].numpy())
+        wide.append(float(entropy(one, batch["attention_mask"])))
+    tokens = [tokenizer.decode([i]) or "▁" for i in batch["input_ids"][0].tolist()]
+    return plots.attention_maps(
+        [*maps, maps[1] - maps[0]],
+        tokens,
+        ["teacher", "student", "student - teacher"],
+        difference=True,
+        title=f"Attention of the last layer: entropy {wide[0]:.2f} nats a row in the teacher, "
+        f"{wide[1]:.2f} in the student",
+    )
+
+
+def sample_sentence(languages: Sequence[str]) -> str:
+    """A positive sentence of the bundled sample, in the first of the languages that it has."""
+    sample = load_sentiment(TINY)["test"].to_pandas()
+    here = sample[sample["language"].isin(list(languages)) & (sample["label"] == 2)]
+    return (here if len(here) else sample)["text"].iloc[-1]
 
 
 def model_size(model: PreTrainedModel) -> tuple[int, float]:

@@ -50,7 +50,7 @@ def test_distill_writes_an_honest_report(run):
     assert len(report["paper"]) == 4 and report["split"] == "test"
     assert set(report["seconds"]) >= {"stage1", "stage2", "evaluation"}
     assert done.stdout.strip() == (output / "report.md").read_text().strip()
-    for figure in ("results", "curves"):
+    for figure in ("results", "curves", "attention"):
         assert (output / "figures" / f"{figure}.png").stat().st_size > 5000
 
 

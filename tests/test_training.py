@@ -114,8 +114,9 @@ def profile_for(**stage):
     return get_profile("tiny").with_(stage1=made, stage2=made, max_length=16)
 
 
-def test_stage_one_brings_the_student_to_the_teacher(config, tokenizer, tmp_path):
+def test_stage_one_brings_the_student_to_the_teacher(tokenizer, tmp_path):
     set_seed(0)
+    config = xlmr_config(SMALL, len(tokenizer), 64)
     teacher, student = (build_student(config, "masked-lm") for _ in range(2))
     with torch.no_grad():  # a teacher with opinions
         for parameter in teacher.parameters():

@@ -265,7 +265,13 @@ def _mse_over(pairs: Callable[[Tensor], Tensor], count: str) -> Callable[..., Te
         keep = pairs(mask.bool()).expand_as(student)
         error = (student - teacher).square() * keep
         rows = keep.any(-1).sum()
-        by = {"pairs": keep.sum(), "all": keep.numel(), "rows": rows, "batch": len(mask), "none": 1}
+        by: dict[str, Any] = {
+            "pairs": keep.sum(),
+            "all": keep.numel(),
+            "rows": rows,
+            "batch": len(mask),
+            "none": 1,
+        }
         return error.sum() / by[count]
 
     return formula
@@ -358,9 +364,8 @@ def masked_attention_mse(answer: Callable[..., Any]) -> None:
 
     def more_padding_changes_nothing() -> None:
         student, teacher, mask = draws[0]
-        padded = [F.pad(x, (0, 2, 0, 2), value=0.5) for x in (student, teacher * 0)]
-        short = F.pad(student, (0, 0)), teacher * 0, mask
-        here, there = answer(*short), answer(*padded, F.pad(mask, (0, 2)))
+        longer = [F.pad(x, (0, 2, 0, 2), value=0.5 * i) for i, x in enumerate((student, teacher))]
+        here, there = answer(student, teacher, mask), answer(*longer, F.pad(mask, (0, 2)))
         if not torch.allclose(value_of(here), value_of(there), rtol=1e-4, atol=1e-7):
             raise Misconception("two more columns of padding change the loss")
 
@@ -377,7 +382,7 @@ def _rows_over(
         s, t = (teacher, student) if kind == "swapped" else (student, teacher)
         terms = -torch.xlogy(t, s) + (0 if kind == "cross-entropy" else torch.xlogy(t, t))
         keep = pick(mask.bool())
-        by = {
+        by: dict[str, Any] = {
             "rows": keep.sum(),
             "all rows": keep.numel(),
             "batch": len(mask),
@@ -406,6 +411,11 @@ def attention_row_kl(answer: Callable[..., Any]) -> None:
 
     def valid(mask: Tensor) -> Tensor:
         return mask
+
+    def softmax_again(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+        padded = mask[:, None, :] == 0
+        s, t = (x.masked_fill(padded, -torch.inf).softmax(-1) for x in (student, teacher))
+        return losses.attention_kl(s, t, mask)
 
     slips = [
         Slip(
@@ -451,9 +461,7 @@ def attention_row_kl(answer: Callable[..., Any]) -> None:
         ),
         Slip(
             "a second softmax is applied to the maps",
-            lambda s, t, m: losses.attention_kl(
-                *(x.masked_fill(m[:, None, :] == 0, -torch.inf).softmax(-1) for x in (s, t)), m
-            ),
+            softmax_again,
             "The rows are probabilities already: take their logarithm alone.",
         ),
         Slip(

@@ -20,7 +20,7 @@ class HeadView(View):
     ``maps`` takes a layer number to an array (H, L, L) whose rows sum to 1, as
     ``capture_maps(..., heads=True)`` gives it for one sentence; ``tokens`` has L strings.
     ``layer`` and ``head`` are readable and settable; ``map`` (L, L) and ``entropy`` (mean over
-    the rows, in nats) follow them.
+    the rows, in nats) follow them. The colours mean the same for all heads.
 
     Raises:
         CometError: no layer, a map that is not (H, L, L), or a number of tokens other than L.
@@ -51,6 +51,7 @@ class HeadView(View):
                 f"layer {layer}, head {head} is not there: layers are {list(self.maps)}, heads 0 "
                 f"to {len(heads) - 1}"
             )
+        self._figure: Figure | None = None
         super().__init__(
             layer=ipywidgets.SelectionSlider(
                 options=list(self.maps), value=layer, description="layer"
@@ -70,8 +71,18 @@ class HeadView(View):
         return float(-(p * np.log(np.maximum(p, 1e-12))).sum(-1).mean())
 
     def draw(self) -> Figure:
+        """One figure for all choices: its layout is solved once, then the image alone changes."""
         name = f"layer {self.layer}, head {self.head}: entropy {self.entropy:.2f} nats"
-        return attention_maps([self.map], self.tokens, [name])
+        if self._figure is None:
+            figure = attention_maps([self.map], self.tokens, [name])
+            figure.axes[0].images[0].set_clim(0, max(m.max() for m in self.maps.values()))
+            figure.set_dpi(80)
+            figure.canvas.draw()
+            figure.set_layout_engine("none")
+            self._figure = figure
+        self._figure.axes[0].images[0].set_data(self.map)
+        self._figure.axes[0].set_title(name)
+        return self._figure
 
     def describe(self) -> str:
         most = self.tokens[int(self.map.mean(0).argmax())]
