@@ -63,7 +63,7 @@ class Profile:
     default_text_limit: int | None = None
     splices: float = 1.5  # spliced tweets for each real one
     folds: int = 5
-    teacher_weight: float = 0.5  # of the sentiment teacher beside TF-IDF in the soft targets
+    teacher_weight: float = 0.3  # of the sentiment teacher beside TF-IDF in the soft targets
     bootstrap: int = 1000
     seed: int = 0
 
