@@ -341,7 +341,9 @@ def compare(
 
 
 def value_of(result: Any) -> Tensor:
-    return torch.as_tensor(result).detach().to("cpu", torch.float64)
+    if not isinstance(result, Tensor):
+        return torch.as_tensor(result, dtype=torch.float64)  # float32 would round large numbers
+    return result.detach().to("cpu", torch.float64)
 
 
 def all_close(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:

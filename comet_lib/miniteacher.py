@@ -29,7 +29,7 @@ from comet_lib.files import whole_folder, write_json
 from comet_lib.losses import hybrid_loss, soft_target_loss_from_probs
 from comet_lib.models import count_parameters, xlmr_config
 from comet_lib.profiles import Profile, Stage
-from comet_lib.targets import cross_fit, splice
+from comet_lib.targets import cross_fit_and_splice
 from comet_lib.training import DistillationTrainer, SentimentCollator, tokenise, training_arguments
 
 VOCABULARY = 24_000
@@ -135,8 +135,9 @@ def build(profile: Profile, output: str | Path, say: Callable[[str], None] = pri
     say(f"tokenizer: {VOCABULARY:,} pieces from {len(texts):,} tweets")
     tokenizer = train_tokenizer(texts)
     say("soft targets: TF-IDF, out of fold")
-    targets, folds = cross_fit(texts, train["label"][:], languages, profile.folds, profile.seed)
-    made, made_targets, _ = splice(folds, SPLICES, np.random.default_rng(profile.seed))
+    targets, made, made_targets, _ = cross_fit_and_splice(
+        texts, train["label"][:], languages, SPLICES, profile.folds, profile.seed
+    )
     table = tokenise(
         [*texts, *made],
         tokenizer,

@@ -123,7 +123,8 @@ def soft_target_bars(
     probabilities: Mapping[str, np.ndarray], labels: Sequence[str], title: str = ""
 ) -> Figure:
     """Probabilities (3,) of several models or temperatures for one text, bars side by side."""
-    figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 3))
+    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.12, top=0.88)  # quick: a slider redraws
     width = 0.8 / len(probabilities)
     palette = (BLUE, ORANGE, GREEN, PINK, GREY)
     for i, (name, values) in enumerate(probabilities.items()):

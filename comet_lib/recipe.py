@@ -37,7 +37,7 @@ from comet_lib.models import (
     xlmr_config,
 )
 from comet_lib.profiles import TINY, Profile, Stage
-from comet_lib.targets import Fold, cross_fit, splice
+from comet_lib.targets import cross_fit_and_splice
 from comet_lib.training import distil_task_agnostic, fine_tune
 
 Say = Callable[[str], None]
@@ -87,8 +87,9 @@ def soft_targets(
     classifier of the fold (which never saw the tweet). Spliced tweets have no label (-100).
     """
     texts, languages = train["text"][:], train["language"][:]
-    out_of_fold, folds = cross_fit(texts, train["label"][:], languages, profile.folds, profile.seed)
-    made, made_probabilities, made_languages = _spliced(folds, profile)
+    out_of_fold, made, made_probabilities, made_languages = cross_fit_and_splice(
+        texts, train["label"][:], languages, profile.splices, profile.folds, profile.seed
+    )
     every = [*texts, *made]
     ngrams = np.concatenate([out_of_fold, made_probabilities])
     weight = profile.teacher_weight
@@ -104,10 +105,6 @@ def soft_targets(
             "teacher_probs": ngrams.astype(np.float32),
         }
     )
-
-
-def _spliced(folds: list[Fold], profile: Profile) -> tuple[list[str], np.ndarray, list[str]]:
-    return splice(folds, profile.splices, np.random.default_rng(profile.seed))
 
 
 def _done(folder: Path, head: str) -> PreTrainedModel | None:
@@ -330,7 +327,7 @@ def attention_figure(
         (one,) = capture_maps(model, batch, [-1]).values()  # (1, L, L)
         maps.append(one[0].numpy())
         wide.append(float(entropy(one, batch["attention_mask"])))
-    tokens = [tokenizer.decode([i]) or "▁" for i in batch["input_ids"][0].tolist()]
+    tokens = [str(tokenizer.decode([i])) or "▁" for i in batch["input_ids"][0].tolist()]
     return plots.attention_maps(
         [*maps, maps[1] - maps[0]],
         tokens,

@@ -57,19 +57,10 @@ def _fit_fold(language, rows, texts, labels, inside, outside) -> Fold:
     return Fold(language, rows[outside], [texts[i] for i in outside], classifier)
 
 
-def cross_fit(
-    texts: Sequence[str],
-    labels: Sequence[int],
-    languages: Sequence[str],
-    folds: int = 5,
-    seed: int = 0,
-    jobs: int = 2,
-) -> tuple[np.ndarray, list[Fold]]:
-    """Out-of-fold TF-IDF soft targets: (N, 3) probabilities, and the folds with their classifiers.
-
-    Every row is labelled by a classifier that was not fitted on it. Copies of one text go to one
-    fold, so that no tweet is labelled by a model that saw its twin.
-    """
+def _tasks(
+    texts: Sequence[str], labels: Sequence[int], languages: Sequence[str], folds: int, seed: int
+) -> list[tuple]:
+    """The arguments of :func:`_fit_fold` for every language and fold."""
     label_array, language_array = np.asarray(labels), np.asarray(languages)
     tasks = []
     for language in dict.fromkeys(languages):
@@ -87,15 +78,67 @@ def cross_fit(
         splitter = StratifiedKFold(splits, shuffle=True, random_state=seed)
         for k, (_, out) in enumerate(splitter.split(unique, label_array[rows[unique]])):
             fold_of[unique[out]] = k
-        fold_of = np.array([fold_of[first[text]] for text in here])
+        fold_of = np.array([fold_of[first[text]] for text in here])  # twins share a fold
         for k in range(splits):
             inside, outside = np.flatnonzero(fold_of != k), np.flatnonzero(fold_of == k)
             tasks.append((language, rows, here, label_array[rows], inside, outside))
+    return tasks
+
+
+def cross_fit(
+    texts: Sequence[str],
+    labels: Sequence[int],
+    languages: Sequence[str],
+    folds: int = 5,
+    seed: int = 0,
+    jobs: int = 2,
+) -> tuple[np.ndarray, list[Fold]]:
+    """Out-of-fold TF-IDF soft targets: (N, 3) probabilities, and the folds with their classifiers.
+
+    Every row is labelled by a classifier that was not fitted on it. Copies of one text go to one
+    fold, so that no tweet is labelled by a model that saw its twin.
+    """
+    tasks = _tasks(texts, labels, languages, folds, seed)
     fitted = Parallel(n_jobs=jobs)(delayed(_fit_fold)(*task) for task in tasks)
     probabilities = np.zeros((len(texts), len(LABELS)))
     for fold in fitted:
         probabilities[fold.rows] = class_probabilities(fold.classifier, fold.texts)
     return probabilities, fitted
+
+
+def _answers(task: tuple, ratio: float, seed: Sequence[int]) -> tuple:
+    """What one fold's classifier says of its tweets and of tweets spliced from them."""
+    fold = _fit_fold(*task)
+    own = class_probabilities(fold.classifier, fold.texts)
+    return fold.rows, own, splice([fold], ratio, np.random.default_rng(seed))
+
+
+def cross_fit_and_splice(
+    texts: Sequence[str],
+    labels: Sequence[int],
+    languages: Sequence[str],
+    ratio: float,
+    folds: int = 5,
+    seed: int = 0,
+    jobs: int = 2,
+) -> tuple[np.ndarray, list[str], np.ndarray, list[str]]:
+    """:func:`cross_fit` and :func:`splice` in one pass that keeps one classifier at a time.
+
+    Returns:
+        (N, 3) out-of-fold probabilities; spliced texts, their (M, 3) probabilities, languages.
+    """
+    tasks = _tasks(texts, labels, languages, folds, seed)
+    answers = Parallel(n_jobs=jobs)(
+        delayed(_answers)(task, ratio, (seed, k)) for k, task in enumerate(tasks)
+    )
+    probabilities = np.zeros((len(texts), len(LABELS)))
+    made: list[str] = []
+    made_languages: list[str] = []
+    for rows, own, (new, _, codes) in answers:
+        probabilities[rows] = own
+        made += new
+        made_languages += codes
+    return probabilities, made, np.concatenate([a[2][1] for a in answers]), made_languages
 
 
 def splice_texts(

@@ -68,3 +68,20 @@ def test_splice_ratio_zero_and_reproducibility():
     assert none == [] and probabilities.shape == (0, 3)
     first, again = (targets.splice(folds, 1.0, np.random.default_rng(5))[0] for _ in range(2))
     assert first == again
+
+
+def test_one_pass_equals_the_two_steps():
+    texts, labels, languages = tweets()
+    slow, folds = targets.cross_fit(texts, labels, languages, folds=3, jobs=1)
+    fast, made, probabilities, codes = targets.cross_fit_and_splice(
+        texts, labels, languages, 1.5, folds=3, jobs=1
+    )
+    assert fast == pytest.approx(slow)
+    assert len(made) == len(codes) == len(probabilities) == 90
+    expected = []
+    for k, fold in enumerate(folds):
+        new, answer, _ = targets.splice([fold], 1.5, np.random.default_rng((0, k)))
+        assert made[: len(new)] == new
+        made = made[len(new) :]
+        expected.append(answer)
+    assert probabilities == pytest.approx(np.concatenate(expected))

@@ -44,7 +44,7 @@ class AlphaView(View):
             )
         self.soft, self.norms = float(soft), {"MSE": float(mse), "row-wise KL": float(kl)}
         slider = ipywidgets.FloatSlider(
-            value=alpha, min=0.0, max=1.0, step=0.01, description="alpha", readout_format=".2f"
+            value=alpha, min=0.0, max=1.0, step=0.005, description="alpha", readout_format=".3f"
         )
         super().__init__(alpha=slider)
 
@@ -73,7 +73,7 @@ class AlphaView(View):
                 bars.text(x, kind, text, va="center", ha=side, fontsize=9, bbox=box)
         bars.set(xlim=(0, 100), xlabel="percent of the gradient")
         bars.invert_yaxis()
-        bars.set_title(f"alpha = {self.alpha:.2f}", loc="left")
+        bars.set_title(f"alpha = {self.alpha:g}", loc="left")
         grid = np.linspace(0, 1, 201)
         for kind, norm in self.norms.items():
             curves.plot(
@@ -91,6 +91,6 @@ class AlphaView(View):
     def describe(self) -> str:
         mse, kl = self.shares.values()
         return (
-            f"At alpha = {self.alpha:.2f} the attention term gives {mse:.1f} % of the gradient as "
+            f"At alpha = {self.alpha:g} the attention term gives {mse:.1f} % of the gradient as "
             f"MSE and {kl:.1f} % as row-wise KL; the rest comes from the soft targets"
         )
