@@ -57,7 +57,7 @@ nbval: $(VENV)/.ready-test
 	home="$$(mktemp -d)" && trap 'rm -rf "$$home"' EXIT && \
 	$(TEST_ENV) COMET_HOME="$$home" "$(PY)" -m pytest -p no:cacheprovider \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
-	    -n $(WORKERS) --dist loadscope notebooks
+	    -n $(WORKERS) --dist loadscope notebooks/*.ipynb
 
 distill: $(VENV)/.ready-run ## set up, then distil and print the result table (DATA=dir PROFILE=laptop)
 	"$(PY)" -m comet_lib distill --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") \

@@ -82,6 +82,11 @@ def training_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure
     return figure
 
 
+def drawable(token: str) -> str:
+    """The token with emoji and other signs that matplotlib's font lacks as boxes."""
+    return "".join("□" if ord(c) >= 0x2600 else c for c in token)
+
+
 def attention_maps(
     maps: Sequence[np.ndarray],
     tokens: Sequence[str],
@@ -90,6 +95,7 @@ def attention_maps(
     title: str = "",
 ) -> Figure:
     """Maps (L, L) side by side on one token axis; with ``difference`` the last is signed."""
+    tokens = [drawable(token) for token in tokens]
     size = max(2.6, 0.2 * len(tokens) + 0.9)
     figure, panels = plt.subplots(
         1,

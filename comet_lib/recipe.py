@@ -325,7 +325,7 @@ def attention_figure(
     maps, wide = [], []
     for model in (teacher, student):
         (one,) = capture_maps(model, batch, [-1]).values()  # (1, L, L)
-        maps.append(one[0].numpy())
+        maps.append(one[0].float().numpy())
         wide.append(float(entropy(one, batch["attention_mask"])))
     tokens = [str(tokenizer.decode([i])) or "▁" for i in batch["input_ids"][0].tolist()]
     return plots.attention_maps(

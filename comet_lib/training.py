@@ -282,6 +282,8 @@ def history(trainer: Trainer) -> list[dict[str, float]]:
 def _run(trainer: Trainer, output: Path, resume: bool) -> None:
     last = get_last_checkpoint(str(output)) if resume and output.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
+    # Give the model back as it came: accelerate leaves its forward inside autocast.
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
 def distil_task_agnostic(

