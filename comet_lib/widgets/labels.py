@@ -14,7 +14,7 @@ from comet_lib.plots import BLUE, GREEN, GREY, ORANGE, PINK
 from comet_lib.widgets.view import View
 
 STEPS = 24  # stops of the slider between the smallest and the largest budget
-PALETTE = (PINK, ORANGE, BLUE, GREEN, GREY)
+PALETTE = (PINK, ORANGE, GREEN, BLUE, GREY)
 
 
 def at_budget(labels: float, budgets: np.ndarray, scores: np.ndarray) -> float:
