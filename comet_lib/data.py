@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+from huggingface_hub import HfApi
 
 from comet_lib.errors import CometError
 from comet_lib.profiles import ASSETS, Profile
@@ -190,10 +191,11 @@ def read_hub(language: str, split: str, root: str = HUB_ROOT) -> pd.DataFrame:
     return pd.DataFrame({"text": [normalise(t) for t in table[column][:]], "label": labels})
 
 
-def _hub_reachable(language: str) -> bool:
+def _hub_reachable(seconds: float = 5) -> bool:
+    """One short question: without a network, reading a file would be retried for over a minute."""
     try:
-        read_hub(language, "dev")
-    except CometError:
+        HfApi().dataset_info(HUB_REPOSITORY, timeout=seconds)
+    except Exception:  # the hub client raises many kinds; all mean that it cannot be used now
         return False
     return True
 
@@ -202,7 +204,7 @@ def find_source(profile: Profile) -> Source:
     """A local folder if the profile names one, else the hub if it answers, else the sample."""
     if profile.data:
         return Source("folder", profile.data)
-    if profile.use_hub and _hub_reachable(profile.languages[0]):
+    if profile.use_hub and _hub_reachable():
         return Source("hub", HUB_ROOT)
     return Source("sample", str(ASSETS / "sample"))
 

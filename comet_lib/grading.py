@@ -39,6 +39,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,7 @@ __all__ = [
     "or_reference",
     "progress",
     "reference",
+    "slips_and_pairs",
     "uniform",
     "value_of",
 ]
@@ -308,6 +311,22 @@ class Slip:
     message: str
     formula: Callable[..., Any]
     look: str = ""
+
+
+def slips_and_pairs(
+    variant: Callable[..., Any], changes: Sequence[tuple[str, str, dict[str, Any]]]
+) -> Iterator[Slip]:
+    """Each slip alone, then each pair of slips that change different parts of the answer.
+
+    ``variant(*draw, **change)`` is the right answer with the parts in ``change`` made wrong;
+    ``changes`` holds (message, look, change).
+    """
+    for message, look, change in changes:
+        yield Slip(message, partial(variant, **change), look)
+    for (message, look, change), (message_2, look_2, change_2) in combinations(changes, 2):
+        if not change.keys() & change_2.keys():
+            both = f"two things at once: {message}, and {message_2}"
+            yield Slip(both, partial(variant, **change, **change_2), f"{look} {look_2}")
 
 
 def compare(

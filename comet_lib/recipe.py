@@ -41,6 +41,8 @@ from comet_lib.targets import cross_fit_and_splice
 from comet_lib.training import distil_task_agnostic, fine_tune
 
 Say = Callable[[str], None]
+Start = Callable[[], PreTrainedModel]
+Train = Callable[[PreTrainedModel], list[dict[str, float]]]
 
 
 @dataclass
@@ -107,16 +109,6 @@ def soft_targets(
     )
 
 
-def _done(folder: Path, head: str) -> PreTrainedModel | None:
-    return load_model(folder, head) if (folder / "config.json").is_file() else None
-
-
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    with whole_folder(folder) as made, quiet():
-        model.save_pretrained(made)
-        tokenizer.save_pretrained(made)
-
-
 def _settings(profile: Profile) -> dict[str, Any]:
     return {**profile.as_dict(), "library": comet_lib.__version__}
 
@@ -156,55 +148,56 @@ def train_student(
     config = student_config(profile, teacher)
     dev = unseen(data["dev"])
 
-    with clock.step("stage1"):
-        agnostic = _done(work / "agnostic", "masked-lm")
-        if agnostic is None:
-            say(
-                f"stage 1: {len(texts):,} sentences without labels, the teacher's masked-LM targets"
-            )
-            set_seed(profile.seed)
-            agnostic = build_student(config, "masked-lm")
-            logs["stage1"] = distil_task_agnostic(
-                agnostic, teacher, tokenizer, texts, profile, work / "stage1", resume=True
-            )
-            write_json(work / "stage1.json", logs["stage1"])
-            _save(agnostic, tokenizer, work / "agnostic")
-        else:
-            logs["stage1"] = read_json(work / "stage1.json")
+    def stage(name: str, folder: Path, start: Start, train: Train) -> PreTrainedModel:
+        """The model in ``folder``, else ``start()`` trained, its log and itself saved."""
+        log_file = work / f"{name}.json"
+        if (folder / "config.json").is_file():
+            logs[name] = read_json(log_file)
+            return load_model(folder, "masked-lm" if name == "stage1" else "sentiment")
+        set_seed(profile.seed)
+        model = start()
+        logs[name] = train(model)
+        write_json(log_file, logs[name])
+        with whole_folder(folder) as made, quiet():
+            model.save_pretrained(made)
+            tokenizer.save_pretrained(made)
+        return model
 
-    with clock.step("targets"):
-        student = _done(output / "student", "sentiment")
-        if student is None:
-            say("soft targets: the teacher's, and TF-IDF's out of fold, on real and spliced tweets")
+    def stage_one(model: PreTrainedModel) -> list[dict[str, float]]:
+        say(f"stage 1: {len(texts):,} sentences without labels, the teacher's masked-LM targets")
+        with clock.step("stage1"):
+            return distil_task_agnostic(
+                model, teacher, tokenizer, texts, profile, work / "stage1", resume=True
+            )
+
+    def stage_two(model: PreTrainedModel) -> list[dict[str, float]]:
+        say("soft targets: the teacher's, and TF-IDF's out of fold, on real and spliced tweets")
+        with clock.step("targets"):
             train = soft_targets(data["train"], sentiment_teacher, sentiment_tokenizer, profile)
+        say(f"stage 2: {len(train):,} tweets, {len(data['train']):,} of them with a label")
+        with clock.step("stage2"):
+            return fine_tune(model, tokenizer, train, dev, profile, work / "stage2", resume=True)
 
-    with clock.step("stage2"):
-        if student is None:
-            say(f"stage 2: {len(train):,} tweets, {len(data['train']):,} of them with a label")
-            set_seed(profile.seed)
-            student = same_body(build_student(config), agnostic)
-            logs["stage2"] = fine_tune(
-                student, tokenizer, train, dev, profile, work / "stage2", resume=True
+    def labels_alone(model: PreTrainedModel) -> list[dict[str, float]]:
+        say("for comparison: the same student from labels alone, with as many steps")
+        longer = profile.with_(stage2=_stretched(profile))
+        with clock.step("no_distillation"):
+            return fine_tune(
+                model, tokenizer, data["train"], dev, longer, work / "labels", resume=True
             )
-            write_json(work / "stage2.json", logs["stage2"])
-            _save(student, tokenizer, output / "student")
-        else:
-            logs["stage2"] = read_json(work / "stage2.json")
 
-    with clock.step("no_distillation"):
-        baseline = _done(work / "baseline", "sentiment")
-        if baseline is None:
-            say("for comparison: the same student from labels alone, with as many steps")
-            set_seed(profile.seed)
-            baseline = build_student(config)
-            longer = profile.with_(stage2=_stretched(profile))
-            logs["no_distillation"] = fine_tune(
-                baseline, tokenizer, data["train"], dev, longer, work / "labels", resume=True
-            )
-            write_json(work / "no_distillation.json", logs["no_distillation"])
-            _save(baseline, tokenizer, work / "baseline")
-        else:
-            logs["no_distillation"] = read_json(work / "no_distillation.json")
+    agnostic = stage(
+        "stage1", work / "agnostic", lambda: build_student(config, "masked-lm"), stage_one
+    )
+    student = stage(
+        "stage2",
+        output / "student",
+        lambda: same_body(build_student(config), agnostic),
+        stage_two,
+    )
+    baseline = stage(
+        "no_distillation", work / "baseline", lambda: build_student(config), labels_alone
+    )
     return {
         "student": student,
         "tokenizer": tokenizer,

@@ -23,8 +23,6 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import (
-    DataCollatorForLanguageModeling,
-    DataCollatorWithPadding,
     EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -38,6 +36,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.notebook import NotebookProgressCallback
 
 from comet_lib.attention import capture, layer_map
+from comet_lib.batches import LengthBatches, MaskingCollator, SentimentCollator, tokenise
 from comet_lib.errors import CometError
 from comet_lib.evaluation import mean_weighted_f1
 from comet_lib.losses import (
@@ -179,8 +178,17 @@ class DistillationTrainer(Trainer):
                     self._terms.setdefault(name, []).append(value)
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
+    def _get_train_sampler(self, train_dataset=None):
+        table: Any = self.train_dataset if train_dataset is None else train_dataset
+        return LengthBatches(
+            table["length"][:],
+            self.args.train_batch_size,
+            self.args.seed,
+            epoch=lambda: int(self.state.epoch or 0),
+        )
+
     def _get_eval_sampler(self, eval_dataset):
-        """In the table's order: scores by language need it, and grouping by length permutes."""
+        """In the table's order: scores by language need it."""
         return SequentialSampler(eval_dataset)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -191,29 +199,16 @@ class DistillationTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
 
-class SentimentCollator(DataCollatorWithPadding):
-    """Pads a batch; ``labels`` and ``teacher_probs`` (if there) become tensors."""
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        inputs = [
-            {"input_ids": f["input_ids"], "attention_mask": f["attention_mask"]} for f in features
-        ]
-        batch = dict(super().__call__(inputs))
-        batch["labels"] = torch.tensor([f["labels"] for f in features])
-        if "teacher_probs" in features[0]:
-            batch["teacher_probs"] = torch.tensor([f["teacher_probs"] for f in features])
-        return batch
-
-
 def precision() -> dict[str, bool]:
-    """bf16 where the hardware multiplies it (GPU of compute 8 or up, CPU with AVX512-BF16 or AMX),
-    fp16 on older GPUs, else fp32."""
-    if torch.cuda.is_available():
-        new = torch.cuda.get_device_capability()[0] >= 8
-        return {"bf16": new, "fp16": not new}
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    fast = any(bool(getattr(torch.cpu, name, bool)()) for name in checks)
-    return {"bf16": fast, "fp16": False}
+    """bf16 on GPUs that multiply it (compute 8 or up), fp16 on older ones, fp32 on a CPU.
+
+    A CPU with AVX512-BF16 or AMX has bf16 too, but it does not pay for students as narrow as the
+    laptop's (tools/benchmark_precision.py); a wide one may be given ``bf16=True``.
+    """
+    if not torch.cuda.is_available():
+        return {"bf16": False, "fp16": False}
+    new = torch.cuda.get_device_capability()[0] >= 8
+    return {"bf16": new, "fp16": not new}
 
 
 def training_arguments(
@@ -233,8 +228,6 @@ def training_arguments(
         "weight_decay": 0.01,
         "adam_beta2": 0.98,
         "optim": "adamw_torch_fused",
-        "train_sampling_strategy": "group_by_length",
-        "length_column_name": "length",
         "remove_unused_columns": False,
         "logging_steps": 20,
         "save_strategy": "epoch",
@@ -251,27 +244,9 @@ def training_arguments(
     return TrainingArguments(**settings)
 
 
-def tokenise(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, **columns: Any
-) -> Dataset:
-    """A table with ``input_ids``, ``attention_mask``, ``length`` and the given columns."""
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
-    return Dataset.from_dict(
-        {
-            "input_ids": encoded["input_ids"],
-            "attention_mask": encoded["attention_mask"],
-            "length": [len(ids) for ids in encoded["input_ids"]],
-            **columns,
-        }
-    )
-
-
-class MaskingCollator(DataCollatorForLanguageModeling):
-    """Masks 15 % of the tokens (BERT's 80/10/10) and drops the bookkeeping columns."""
-
-    def torch_call(self, examples):
-        keys = ("input_ids", "attention_mask")
-        return super().torch_call([{k: e[k] for k in keys} for e in examples])
+def steps_per_epoch(rows: int, stage: Stage) -> int:
+    """Optimiser steps in one pass over ``rows`` sentences."""
+    return math.ceil(rows / (stage.batch_size * stage.gradient_accumulation))
 
 
 def history(trainer: Trainer) -> list[dict[str, float]]:
@@ -319,20 +294,24 @@ def distil_task_agnostic(
     )
     table = tokenise(texts, tokenizer, profile.max_length).shuffle(seed=profile.seed)
     held = min(1000, max(1, len(table) // 50))
+    steps = round(stage.epochs * steps_per_epoch(len(table) - held, stage))
     trainer = DistillationTrainer(
         model=student,
         args=training_arguments(
             output,
             stage,
             profile.seed,
-            eval_strategy="epoch",
-            prediction_loss_only=True,
-            load_best_model_at_end=False,
-            **arguments,
+            **{
+                "eval_strategy": "epoch",
+                "prediction_loss_only": True,
+                "save_strategy": "steps",
+                "save_steps": max(1, steps // 10),  # one epoch on a laptop takes minutes
+                **arguments,
+            },
         ),
         train_dataset=table.select(range(held, len(table))),
         eval_dataset=table.select(range(held)),
-        data_collator=MaskingCollator(tokenizer),
+        data_collator=MaskingCollator(tokenizer, run_seed=profile.seed),
         objective=TaskAgnostic(teacher, matches, stage.temperature, stage.alpha, kind),
         callbacks=list(callbacks),
     )
@@ -375,11 +354,13 @@ def fine_tune(
             output,
             stage,
             profile.seed,
-            eval_strategy="epoch",
-            metric_for_best_model="f1_mean",
-            greater_is_better=True,
-            load_best_model_at_end=True,
-            **arguments,
+            **{
+                "eval_strategy": "epoch",
+                "metric_for_best_model": "f1_mean",
+                "greater_is_better": True,
+                "load_best_model_at_end": True,
+                **arguments,
+            },
         ),
         train_dataset=tokenise(train["text"][:], tokenizer, profile.max_length, **columns),
         eval_dataset=tokenise(
@@ -393,8 +374,3 @@ def fine_tune(
     _run(trainer, output, resume)
     student.eval()
     return history(trainer)
-
-
-def steps_per_epoch(rows: int, stage: Stage) -> int:
-    """Optimiser steps in one pass over ``rows`` sentences."""
-    return math.ceil(rows / (stage.batch_size * stage.gradient_accumulation))

@@ -163,9 +163,9 @@ def test_unreachable_hub_says_what_to_do(tmp_path):
 
 def test_source_order(tmp_path, monkeypatch):
     profile = get_profile("laptop")
-    monkeypatch.setattr(data, "_hub_reachable", lambda language: True)
+    monkeypatch.setattr(data, "_hub_reachable", lambda: True)
     assert data.find_source(profile).kind == "hub"
-    monkeypatch.setattr(data, "_hub_reachable", lambda language: False)
+    monkeypatch.setattr(data, "_hub_reachable", lambda: False)
     assert data.find_source(profile).kind == "sample"
     folder = write_folder(tmp_path)
     assert data.find_source(get_profile("laptop", folder)).kind == "folder"

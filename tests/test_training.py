@@ -179,33 +179,31 @@ class Stop(TrainerCallback):
     """Stands in for a killed run: an exception in the middle of an epoch."""
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 8:
+        if state.global_step == 9:
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_resumes_to_the_same_weights(config, tokenizer, tmp_path):
-    table = sentiment_table()
+def run_stage_one(tokenizer, folder, **more):
+    set_seed(0)
+    config = xlmr_config(SMALL, len(tokenizer), 64)
+    teacher, student = (build_student(config, "masked-lm") for _ in range(2))
+    distil_task_agnostic(student, teacher, tokenizer, TEXTS, profile_for(epochs=3), folder, **more)
+    return student
 
-    def run(folder, callbacks=(), resume=False):
-        set_seed(0)
-        model = build_student(config)
-        fine_tune(
-            model,
-            tokenizer,
-            table,
-            table,
-            profile_for(epochs=3),
-            folder,
-            resume=resume,
-            callbacks=callbacks,
-            disable_tqdm=True,
-        )
-        return model
 
-    whole = run(tmp_path / "whole")
+def run_stage_two(tokenizer, folder, **more):
+    set_seed(0)
+    model, table = build_student(xlmr_config(SMALL, len(tokenizer), 64)), sentiment_table()
+    fine_tune(model, tokenizer, table, table, profile_for(epochs=3), folder, **more)
+    return model
+
+
+@pytest.mark.parametrize("run", [run_stage_one, run_stage_two])
+def test_an_interrupted_run_resumes_to_the_same_weights(run, tokenizer, tmp_path):
+    whole = run(tokenizer, tmp_path / "whole", disable_tqdm=True)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", [Stop()])
-    again = run(tmp_path / "cut", resume=True)
+        run(tokenizer, tmp_path / "cut", disable_tqdm=True, callbacks=[Stop()])
+    again = run(tokenizer, tmp_path / "cut", disable_tqdm=True, resume=True)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import combinations
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from comet_lib.grading import (
     exercise,
     generator,
     normal,
+    slips_and_pairs,
     uniform,
     value_of,
 )
@@ -229,20 +229,6 @@ _KD_SLIPS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )
 
 
-def _kd_slip_list() -> Iterator[Slip]:
-    """Each slip alone, then each pair of slips in different parts of the loss."""
-
-    def formula(change: dict[str, Any]) -> Callable[..., Tensor]:
-        return lambda s, t, temperature: _kd_variant(s, t, temperature, **change)
-
-    for message, look, change in _KD_SLIPS:
-        yield Slip(message, formula(change), look)
-    for (message, look, change), (message_2, look_2, change_2) in combinations(_KD_SLIPS, 2):
-        if not change.keys() & change_2.keys():
-            both = f"two things at once: {message}, and {message_2}"
-            yield Slip(both, formula(change | change_2), f"{look} {look_2}")
-
-
 @exercise(
     "kd_loss",
     notebook="00",
@@ -284,7 +270,9 @@ def kd_loss(answer: Callable[..., Any]) -> None:
                 "Look at every place where the temperature enters.",
             )
 
-    compare(answer, draws, losses.soft_target_loss, _kd_slip_list(), properties)
+    compare(
+        answer, draws, losses.soft_target_loss, slips_and_pairs(_kd_variant, _KD_SLIPS), properties
+    )
 
     student, teacher, temperature = draws[0]
     student, teacher = student.clone().requires_grad_(), teacher.clone().requires_grad_()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from comet_lib.grading import Misconception, Slip, compare, exercise, generator
+from comet_lib.grading import Misconception, Slip, compare, exercise, generator, slips_and_pairs
 from comet_lib.widgets import budget
 
 # --- Notebook 02 ---------------------------------------------------------------------------
@@ -444,18 +444,6 @@ _FLOPS_SLIPS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )
 
 
-def _flops_slips() -> Iterator[Slip]:
-    def formula(change: dict[str, Any]) -> Callable[..., float]:
-        return lambda *draw: _flops_variant(*draw, **change)
-
-    for message, look, change in _FLOPS_SLIPS:
-        yield Slip(message, formula(change), look)
-    for (message, look, change), (message_2, look_2, change_2) in combinations(_FLOPS_SLIPS, 2):
-        if not change.keys() & change_2.keys():
-            both = f"two things at once: {message}, and {message_2}"
-            yield Slip(both, formula(change | change_2), f"{look} {look_2}")
-
-
 @exercise(
     "flops_per_token",
     notebook="02",
@@ -471,6 +459,8 @@ def flops_per_token(answer: Callable[..., Any]) -> None:
         return hidden, intermediate, _whole(source, 3, 6), _whole(source, 7, 40)
 
     reference = budget.flops_per_token
-    compare(answer, [draw() for _ in range(4)], reference, _flops_slips())
+    compare(
+        answer, [draw() for _ in range(4)], reference, slips_and_pairs(_flops_variant, _FLOPS_SLIPS)
+    )
     large = (_whole(source, 300, 900), _whole(source, 1000, 4000), 23, _whole(source, 100, 500))
     _exact(answer, large, reference)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import combinations
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from comet_lib.grading import (
     exercise,
     generator,
     normal,
+    slips_and_pairs,
     value_of,
 )
 
@@ -151,20 +151,6 @@ _MAP_SLIPS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )
 
 
-def _map_slip_list() -> Iterator[Slip]:
-    """Each slip alone, then each pair of slips in different parts of the map."""
-
-    def formula(change: dict[str, Any]) -> Callable[..., Tensor]:
-        return lambda q, k, m: _map_variant(q, k, m, **change)
-
-    for message, look, change in _MAP_SLIPS:
-        yield Slip(message, formula(change), look)
-    for (message, look, change), (message_2, look_2, change_2) in combinations(_MAP_SLIPS, 2):
-        if not change.keys() & change_2.keys():
-            both = f"two things at once: {message}, and {message_2}"
-            yield Slip(both, formula(change | change_2), f"{look} {look_2}")
-
-
 @exercise(
     "attention_map",
     notebook="03",
@@ -190,7 +176,9 @@ def attention_map(answer: Callable[..., Any]) -> None:
                 "The softmax must be the last step and run over the keys (dim=-1).",
             )
 
-    compare(answer, draws, _attention_map_reference, _map_slip_list(), rows)
+    compare(
+        answer, draws, _attention_map_reference, slips_and_pairs(_map_variant, _MAP_SLIPS), rows
+    )
     q, k, mask = draws[0]
     far = value_of(answer(q * 40, k * 40, mask))
     if not torch.isfinite(far).all():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from comet_lib.grading import (
     exercise,
     generator,
     normal,
+    slips_and_pairs,
     uniform,
     value_of,
 )
@@ -302,20 +302,6 @@ _MIXED_SLIPS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )
 
 
-def _mixed_slip_list() -> Iterator[Slip]:
-    """Each slip alone, then each pair of slips in different parts of the loss."""
-
-    def formula(change: dict[str, Any]) -> Callable[..., Tensor]:
-        return lambda logits, labels, q, alpha: _mixed_variant(logits, labels, q, alpha, **change)
-
-    for message, look, change in _MIXED_SLIPS:
-        yield Slip(message, formula(change), look)
-    for (message, look, change), (message_2, look_2, change_2) in combinations(_MIXED_SLIPS, 2):
-        if not change.keys() & change_2.keys():
-            both = f"two things at once: {message}, and {message_2}"
-            yield Slip(both, formula(change | change_2), f"{look} {look_2}")
-
-
 @exercise(
     "mixed_loss",
     notebook="06",
@@ -351,7 +337,7 @@ def mixed_loss(answer: Callable[..., Any]) -> None:
                 "The mean of no rows is 0/0. Then the hard loss is 0: ask known.any() first.",
             )
 
-    compare(answer, draws, _mixed_loss_reference, _mixed_slip_list())
+    compare(answer, draws, _mixed_loss_reference, slips_and_pairs(_mixed_variant, _MIXED_SLIPS))
     no_label_is_no_nan()
     bare = [(z, torch.full_like(y, -100), q, alpha) for z, y, q, alpha in draws]
     compare(
