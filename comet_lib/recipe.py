@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,14 @@ class Clock:
             yield
         finally:
             self.seconds[name] = round(before + time.perf_counter() - start, 1)
+            give_back_memory()
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system; glibc keeps it (after stage 1, 540 of 1,325 MB)."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library returns it by itself
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def student_config(profile: Profile, teacher: PreTrainedModel) -> transformers.XLMRobertaConfig:

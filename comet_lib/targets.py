@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline, make_union
@@ -100,6 +101,7 @@ def cross_fit(
     """
     tasks = _tasks(texts, labels, languages, folds, seed)
     fitted = Parallel(n_jobs=jobs)(delayed(_fit_fold)(*task) for task in tasks)
+    get_reusable_executor().shutdown()
     probabilities = np.zeros((len(texts), len(LABELS)))
     for fold in fitted:
         probabilities[fold.rows] = class_probabilities(fold.classifier, fold.texts)
@@ -131,6 +133,7 @@ def cross_fit_and_splice(
     answers = Parallel(n_jobs=jobs)(
         delayed(_answers)(task, ratio, (seed, k)) for k, task in enumerate(tasks)
     )
+    get_reusable_executor().shutdown()  # idle workers keep half a gigabyte each
     probabilities = np.zeros((len(texts), len(LABELS)))
     made: list[str] = []
     made_languages: list[str] = []
