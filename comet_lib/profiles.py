@@ -79,7 +79,11 @@ class Profile:
 
         text = self.default_text_limit and max(40, round(self.default_text_limit * share))
         return replace(
-            self, stage1=cut(self.stage1), stage2=cut(self.stage2), default_text_limit=text
+            self,
+            stage1=cut(self.stage1),
+            stage2=cut(self.stage2),
+            default_text_limit=text,
+            folds=min(3, self.folds),
         )
 
     @property
@@ -115,7 +119,7 @@ _SMALL = {
 TINY = Profile(
     name="tiny",
     minutes="1 minute",
-    ram_gb=1.5,
+    ram_gb=2,
     download_gb=0,
     teacher=_BUNDLED,
     sentiment_teacher=_BUNDLED,
@@ -137,7 +141,7 @@ LAPTOP = Profile(
     teacher=_BUNDLED,
     sentiment_teacher=_BUNDLED,
     student=_SMALL,
-    stage1=Stage(1, 3e-3, 64, temperature=2.0, alpha=0.5),
+    stage1=Stage(1, 3e-3, 32, temperature=2.0, alpha=0.5, gradient_accumulation=2),
     stage2=Stage(4, 3e-3, 64, temperature=1.0, alpha=0.75),
     default_text_limit=4000,
 )

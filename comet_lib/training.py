@@ -304,6 +304,7 @@ def distil_task_agnostic(
             **{
                 "eval_strategy": "epoch",
                 "prediction_loss_only": True,
+                "per_device_eval_batch_size": stage.batch_size,  # logits are large here
                 "save_strategy": "steps",
                 "save_steps": max(1, steps // 10),  # one epoch on a laptop takes minutes
                 **arguments,

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from comet_lib.errors import CometError
 from comet_lib.plots import attention_maps
-from comet_lib.widgets.view import View
+from comet_lib.widgets.view import View, settled
 
 
 class HeadView(View):
@@ -76,10 +76,7 @@ class HeadView(View):
         if self._figure is None:
             figure = attention_maps([self.map], self.tokens, [name])
             figure.axes[0].images[0].set_clim(0, max(m.max() for m in self.maps.values()))
-            figure.set_dpi(80)
-            figure.canvas.draw()
-            figure.set_layout_engine("none")
-            self._figure = figure
+            self._figure = settled(figure)
         self._figure.axes[0].images[0].set_data(self.map)
         self._figure.axes[0].set_title(name)
         return self._figure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import ipywidgets
 import numpy as np
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 
 from comet_lib.errors import CometError
 from comet_lib.plots import attention_maps
-from comet_lib.widgets.view import View, png
+from comet_lib.widgets.view import View, settled
 
 
 def divergence(p: np.ndarray, q: np.ndarray) -> float:
@@ -50,7 +49,7 @@ class LayerPairView(View):
                     f"{name} has shape {maps.shape}: give one map of {length} x {length} for each "
                     "layer, (layers, L, L), to go with the tokens"
                 )
-        self._drawn: dict[tuple[int, int], bytes] = {}  # pictures of the pairs seen so far
+        self._figure: Figure | None = None
         super().__init__(
             teacher_layer=_slider("teacher layer", teacher_layer, len(self.teacher)),
             student_layer=_slider("student layer", student_layer, len(self.student)),
@@ -67,22 +66,30 @@ class LayerPairView(View):
         """Mean Jensen-Shannon divergence of the two maps' rows, in nats."""
         return divergence(*self.maps[:2])
 
-    def _changed(self, _: Any = None) -> None:
-        pair = (self.teacher_layer, self.student_layer)
-        if pair not in self._drawn:
-            self._drawn[pair] = png(self.draw())
-        self._image.value = self._drawn[pair]
-        self._sentence.value = self.describe()
-
     def draw(self) -> Figure:
+        """One figure for all pairs: its layout is solved once, then what is in it changes.
+
+        The colours mean the same for all pairs.
+        """
         titles = [
             f"teacher, layer {self.teacher_layer}",
             f"student, layer {self.student_layer}",
             "student - teacher",
         ]
-        return attention_maps(
-            self.maps, self.tokens, titles, difference=True, title=self.describe()
-        )
+        if self._figure is None:
+            figure = attention_maps(self.maps, self.tokens, titles, True, self.describe())
+            top = max(self.teacher.max(), self.student.max())
+            furthest = max(float(np.abs(s - t).max()) for s in self.student for t in self.teacher)
+            for axes, low, high in zip(
+                figure.axes, (0, 0, -furthest), (top, top, furthest), strict=False
+            ):
+                axes.images[0].set_clim(low, high)
+            self._figure = settled(figure)
+        for axes, one, name in zip(self._figure.axes, self.maps, titles, strict=False):
+            axes.images[0].set_data(one)
+            axes.set_title(name)
+        self._figure.suptitle(self.describe())
+        return self._figure
 
     def describe(self) -> str:
         return (

@@ -20,6 +20,14 @@ def png(figure: Figure, dpi: int = 80) -> bytes:
     return buffer.getvalue()
 
 
+def settled(figure: Figure, dpi: int = 80) -> Figure:
+    """The figure with its layout solved for good: to draw it again then takes a fraction."""
+    figure.set_dpi(dpi)
+    figure.canvas.draw()
+    figure.set_layout_engine("none")
+    return figure
+
+
 class View:
     """Controls and a picture that follows them.
 
