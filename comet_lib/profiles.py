@@ -141,7 +141,7 @@ LAPTOP = Profile(
     teacher=_BUNDLED,
     sentiment_teacher=_BUNDLED,
     student=_SMALL,
-    stage1=Stage(1, 3e-3, 32, temperature=2.0, alpha=0.5, gradient_accumulation=2),
+    stage1=Stage(1, 3e-3, 16, temperature=2.0, alpha=0.5, gradient_accumulation=4),
     stage2=Stage(4, 3e-3, 64, temperature=1.0, alpha=0.75),
     default_text_limit=4000,
 )
