@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
@@ -19,17 +20,24 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+#: Texts tokenised at a time: a fast tokenizer keeps far more for each text than its ids.
+CHUNK = 1000
+
 
 def tokenise(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, **columns: Any
 ) -> Dataset:
     """A table with ``input_ids``, ``attention_mask``, ``length`` and the given columns."""
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
+    ids: list[np.ndarray] = []
+    for start in range(0, len(texts), CHUNK):
+        chunk = list(texts[start : start + CHUNK])
+        encoded = tokenizer(chunk, truncation=True, max_length=max_length)
+        ids += [np.array(row, dtype=np.int32) for row in encoded["input_ids"]]
     return Dataset.from_dict(
         {
-            "input_ids": encoded["input_ids"],
-            "attention_mask": encoded["attention_mask"],
-            "length": [len(ids) for ids in encoded["input_ids"]],
+            "input_ids": ids,
+            "attention_mask": [np.ones(len(row), dtype=np.int8) for row in ids],
+            "length": [len(row) for row in ids],
             **columns,
         }
     )

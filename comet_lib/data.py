@@ -18,27 +18,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dat
 from huggingface_hub import HfApi
 
 from comet_lib.errors import CometError
+from comet_lib.labels import LABELS, LANGUAGES
 from comet_lib.profiles import ASSETS, Profile
 
-#: AfriSenti's fourteen languages (Muhammad et al., EMNLP 2023), ISO 639-3 as its folders name them.
-LANGUAGES = {
-    "amh": "Amharic",
-    "arq": "Algerian Arabic",
-    "ary": "Moroccan Arabic",
-    "hau": "Hausa",
-    "ibo": "Igbo",
-    "kin": "Kinyarwanda",
-    "orm": "Oromo",
-    "pcm": "Nigerian Pidgin",
-    "por": "Mozambican Portuguese",
-    "swa": "Swahili",
-    "tir": "Tigrinya",
-    "tso": "Xitsonga",
-    "twi": "Twi",
-    "yor": "Yoruba",
-}
-#: Our label order. Other sources number differently, so labels are always mapped by name.
-LABELS = ("negative", "neutral", "positive")
 SPLITS = ("train", "dev", "test")
 FEATURES = Features(
     {

@@ -15,8 +15,8 @@ from datasets import Dataset, DatasetDict
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from comet_lib.data import LABELS
 from comet_lib.errors import CometError
+from comet_lib.labels import LABELS
 from comet_lib.models import label_order
 from comet_lib.targets import class_probabilities, tfidf_classifier
 

@@ -25,8 +25,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from comet_lib.data import LABELS
 from comet_lib.errors import CometError
+from comet_lib.labels import LABELS
 
 HEADS: dict[str, Any] = {
     "encoder": AutoModel,

@@ -17,8 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline, make_union
 
-from comet_lib.data import LABELS
 from comet_lib.errors import CometError
+from comet_lib.labels import LABELS
 
 
 def tfidf_classifier(c: float = 8.0) -> Pipeline:

@@ -9,8 +9,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from comet_lib.data import LABELS
 from comet_lib.errors import CometError
+from comet_lib.labels import LABELS
 from comet_lib.plots import BLUE, COLOURS, GREY, ORANGE
 from comet_lib.widgets.view import View
 
