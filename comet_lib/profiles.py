@@ -135,7 +135,7 @@ TINY = Profile(
 
 LAPTOP = Profile(
     name="laptop",
-    minutes="12 minutes",
+    minutes="11 to 16 minutes",
     ram_gb=2,
     download_gb=0.01,
     teacher=_BUNDLED,
