@@ -1,0 +1,1 @@
+"""The attention lens: teacher, student and their difference."""
