@@ -150,9 +150,9 @@ def test_labels_show_the_text_and_where_words_begin() -> None:
     ("token", "label"),
     [
         ("<script>", "<script>"),  # escaping is the writer's work
-        ("a\u202eb", "a⟨202E⟩b"),
-        ("\x00\n", "⟨0000⟩⟨000A⟩"),
-        ("\ud800", "⟨D800⟩"),
+        ("a\u202eb", "a‹202E›b"),
+        ("\x00\n", "‹0000›‹000A›"),
+        ("\ud800", "‹D800›"),
         ("👩\u200d🌾", "👩\u200d🌾"),
         ("o\u0301", "ó"),
         ("", "·"),

@@ -91,13 +91,13 @@ def labels(
 def shown(token: str, limit: int = LABEL) -> str:
     """A label that cannot disturb what stands around it, at most ``limit`` characters and "…".
 
-    Control, format and bidirectional marks are spelled out (⟨202E⟩), letters keep their marks
+    Control, format and bidirectional marks are spelled out (‹202E›), letters keep their marks
     (Unicode NFC). HTML is not escaped here: whoever writes HTML does that.
     """
     safe = ""
     for c in unicodedata.normalize("NFC", token):
         hidden = unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in _JOINERS
-        safe += f"⟨{ord(c):04X}⟩" if hidden else c
+        safe += f"‹{ord(c):04X}›" if hidden else c
     if len(safe) > limit:
         end = limit
         while end < min(len(safe), limit + 8) and unicodedata.combining(safe[end]):
