@@ -216,7 +216,7 @@ def test_the_finding_names_the_pair_and_the_tokens() -> None:
     assert data.widest() == (1, 0)
     assert data.finding(1, 0) == (
         "Teacher layer 1 and student layer 0 are 0.69 nats apart (JS): "
-        "the student looks more at three and less at one"
+        "the student looks more at “three” and less at “one”"
     )
 
 

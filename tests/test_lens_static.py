@@ -31,7 +31,7 @@ def test_three_panels_share_one_axis_and_a_scale() -> None:
     figure = lens_figure(one, 2, 1)
     panels = figure.axes[:3]
     titles = [axes.get_title() for axes in panels]
-    assert titles[:2] == ["teacher, layer 2, mean of heads", "student, layer 1, mean of heads"]
+    assert titles[:2] == ["teacher, layer 2", "student, layer 1"]
     teacher, student, difference = (np.asarray(axes.images[0].get_array()) for axes in panels)
     assert difference == pytest.approx(student - teacher, abs=1e-6)
     assert panels[0].images[0].get_clim() == panels[1].images[0].get_clim()

@@ -104,3 +104,8 @@ def shown(token: str, limit: int = LABEL) -> str:
             end += 1
         safe = safe[:end] + "…"
     return safe or "·"
+
+
+def quoted(label: str) -> str:
+    """A label inside a sentence: in quotes, without the mark of a word's beginning."""
+    return f"“{label.removeprefix('▁') or label}”"

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from comet_lib.attention import capture_maps, cka_table, entropy, js_divergence, layer_map
 from comet_lib.errors import CometError
-from comet_lib.lens.align import aggregate, labels, segments, shown, token_starts
+from comet_lib.lens.align import aggregate, labels, quoted, segments, shown, token_starts
 
 LEVELS = 255
 
@@ -105,7 +105,7 @@ class LensData:
             return f"{name}: {len(valid)} token, nothing to compare"
         teacher, student = self.pair(teacher_layer, student_layer, step)
         more = (student - teacher)[valid][:, valid].mean(0)
-        up, down = (self.tokens[valid[i]] for i in (more.argmax(), more.argmin()))
+        up, down = (quoted(self.tokens[valid[i]]) for i in (more.argmax(), more.argmin()))
         return (
             f"{name} are {js:.2f} nats apart (JS): "
             f"the student looks more at {up} and less at {down}"

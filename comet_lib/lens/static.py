@@ -98,7 +98,7 @@ def chosen_pair(
 
 
 def _name(who: str, layer: int, head: int) -> str:
-    return f"{who}, layer {layer}, " + ("mean of heads" if head < 0 else f"head {head}")
+    return f"{who}, layer {layer}" + ("" if head < 0 else f", head {head}")
 
 
 def _signed_root(limit: float) -> Normalize:
