@@ -95,12 +95,19 @@ class Reader(html.parser.HTMLParser):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.texts: dict[int, str] = {}
+        self.open = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
+        self.open = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self.open = False
 
     def handle_data(self, data: str) -> None:
+        if not self.open:
+            return
         at = len(self.elements) - 1
         self.texts[at] = self.texts.get(at, "") + data
 
@@ -108,23 +115,8 @@ class Reader(html.parser.HTMLParser):
 def test_the_page_holds_nothing_but_our_elements() -> None:
     made = Reader(page(hostile()))
     tags = [tag for tag, _ in made.elements]
-    assert tags == (
-        [
-            "html",
-            "head",
-            "meta",
-            "meta",
-            "meta",
-            "title",
-            "style",
-            "body",
-            "main",
-            "noscript",
-            "p",
-            "script",
-            "script",
-        ]
-    )
+    head = ["html", "head", "meta", "meta", "meta", "title", "style"]
+    assert tags == [*head, "body", "main", "noscript", "p", "script", "script"]
     for _, attributes in made.elements:
         assert not {"src", "href"} & set(attributes)
         assert not any(name.startswith("on") for name in attributes)
