@@ -12,6 +12,10 @@ LAB_ARGS    ?=
 WORKERS     ?= 2
 NOTEBOOK    ?= notebooks/00_the_whole_game.ipynb
 
+# make test-browser
+CHROMIUM    ?= /usr/bin/chromium
+SHOTS       ?=
+
 # make distill
 PROFILE     ?= laptop
 DATA        ?=
@@ -29,10 +33,10 @@ TEST_ENV := env -u COMET_DATA -u COMET_SEED -u COMET_STRICT COMET_PROFILE=tiny \
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help lab test lint types unit nbval distill format clean
+.PHONY: help lab test lint types unit nbval test-browser distill format clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  Variables: PYTHON (now: $(PYTHON)), TORCH_INDEX (a package index for torch alone,"
 	@echo "  such as PyTorch's CPU wheel index: see pytorch.org's install page), LAB_ARGS, WORKERS;"
@@ -58,6 +62,10 @@ nbval: $(VENV)/.ready-test
 	$(TEST_ENV) COMET_HOME="$$home" "$(PY)" -m pytest -p no:cacheprovider \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	    -n $(WORKERS) --dist loadscope notebooks/*.ipynb
+
+test-browser: $(VENV)/.ready-browser ## set up, then look at the attention lens in Chromium (SHOTS=dir keeps pictures)
+	$(TEST_ENV) CHROMIUM="$(CHROMIUM)" $(if $(SHOTS),COMET_SHOTS="$(SHOTS)") \
+	    "$(PY)" -m pytest tests_browser
 
 distill: $(VENV)/.ready-run ## set up, then distil and print the result table (DATA=dir PROFILE=laptop)
 	"$(PY)" -m comet_lib distill --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") \
@@ -91,6 +99,15 @@ $(VENV)/.ready-torch: $(VENV)/.ready-venv constraints.txt
 	    echo "No NVIDIA GPU seen. If pip now starts to download a CUDA torch (some GB), stop it" \
 	         "and give TORCH_INDEX=address of PyTorch's CPU wheel index: see README.md."; fi
 	$(PIP) $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") torch
+	@touch "$@"
+
+# Playwright drives Debian's Chromium; a browser of its own is not downloaded.
+$(VENV)/.ready-browser: $(VENV)/.ready-test
+	@test -x "$(CHROMIUM)" || { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || { \
+	    echo "No Chromium at $(CHROMIUM): install it (Debian: apt-get install chromium), or name" \
+	         "one: make test-browser CHROMIUM=/path/to/chrome" >&2; exit 1; }
+	$(PIP) playwright
 	@touch "$@"
 
 $(VENV)/.ready-%: $(VENV)/.ready-torch pyproject.toml constraints.txt

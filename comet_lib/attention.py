@@ -307,6 +307,49 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     return (y.T @ x).square().sum() / scale.clamp_min(torch.finfo(scale.dtype).tiny)
 
 
+def cka_table(xs: Tensor, ys: Tensor) -> Tensor:
+    """Linear CKA, eq. (4), of every x with every y: (S, n, p) and (T, n, q) -> (S, T).
+
+    Equal to :func:`linear_cka` pair by pair, but each side's (n, n) product is made once:
+    ||Y^T X||^2 is the sum of (X X^T) * (Y Y^T) over their entries.
+    """
+    if xs.ndim != 3 or ys.ndim != 3 or xs.shape[1] != ys.shape[1]:
+        raise CometError(
+            f"xs {tuple(xs.shape)} and ys {tuple(ys.shape)} must be (S, n, p) and (T, n, q), "
+            "with the same n."
+        )
+    sides = []
+    for side in (xs.double(), ys.double()):
+        if side.shape[1]:
+            side = side - side.mean(1, keepdim=True)
+        products = (side @ side.mT).flatten(1)
+        length = products.norm(dim=1, keepdim=True)
+        sides.append(products / length.clamp_min(torch.finfo(products.dtype).tiny))
+    return sides[0] @ sides[1].T
+
+
+def head_importance(maps: Tensor, gradients: Tensor, mask: Tensor) -> Tensor:
+    """How much a loss leans on each head: maps and gradients (B, H, L, L), mask (B, L) -> (H,).
+
+        I_h = mean over the sentences of | sum_qk A_hqk dLoss/dA_hqk |                   (6)
+
+    The inner sum is the loss's derivative by a gate on the head, at 1 (Michel et al. 2019, arXiv
+    1905.10650, eq. 2). ``maps`` come from :func:`capture` with ``heads=True``, ``gradients`` from
+    ``torch.autograd.grad(loss, maps)`` for a loss made from the maps, summed over the batch, not
+    averaged. Padding does not count, and a sentence of padding alone is left out of the mean.
+    """
+    pairs = valid_pairs(mask)
+    if maps.ndim != 4 or maps.shape != gradients.shape or maps[:, 0].shape != pairs.shape:
+        raise CometError(
+            f"maps {tuple(maps.shape)} and gradients {tuple(gradients.shape)} must both be "
+            f"(B, H, L, L), of the batch and length of mask {tuple(mask.shape)}."
+        )
+    dtype = torch.promote_types(maps.dtype, torch.float32)
+    product = (maps.to(dtype) * gradients.to(dtype)).masked_fill(~pairs[:, None], 0.0)
+    sentences = mask.bool().any(-1).sum().clamp_min(1)
+    return product.sum((-2, -1)).abs().sum(0) / sentences
+
+
 def rollout(
     maps_by_layer: Mapping[int, Tensor] | Sequence[Tensor], mask: Tensor | None = None
 ) -> Tensor:

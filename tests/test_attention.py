@@ -509,3 +509,16 @@ def test_metrics_at_the_edges(name):
     assert 0 <= cka <= 1 + 1e-9
     if name in ("one token", "all padding"):
         assert entropy == 0
+
+
+def test_cka_of_many_pairs_is_that_of_each_pair():
+    torch.manual_seed(0)
+    xs, ys = torch.randn(2, 6, 5), torch.randn(3, 6, 4)
+    table = attention.cka_table(xs, ys)
+    for i, x in enumerate(xs):
+        for j, y in enumerate(ys):
+            assert table[i, j].item() == pytest.approx(attention.linear_cka(x, y).item())
+    assert attention.cka_table(xs[:, :1], ys[:, :1]).tolist() == [[0, 0, 0]] * 2
+    assert attention.cka_table(xs[:, :0], ys[:, :0]).tolist() == [[0, 0, 0]] * 2
+    with pytest.raises(CometError, match="same n"):
+        attention.cka_table(xs, ys[:, :5])

@@ -1,0 +1,150 @@
+"""The lens as a file: one HTML page that needs nothing else, or a PNG or SVG picture.
+
+The page holds ``lens.js`` as it is, and the data as JSON in which ``<`` is written ``\\u003c``, so
+that no token can end its element. A content security policy with the hashes of our own script and
+style lets nothing else run, and nothing be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from comet_lib.errors import CometError
+from comet_lib.files import whole_file, write_text
+from comet_lib.lens.data import LensData
+from comet_lib.lens.payload import payload
+from comet_lib.lens.static import chosen_pair, lens_figure
+
+HERE = Path(__file__).parent
+LIMIT = 1_000_000  # bytes; above it a page leaves single heads out
+
+_PAGE_CSS = """
+:root { color-scheme: light dark; }
+body { margin: 0; padding: 20px clamp(12px, 3vw, 40px); background: #ffffff; color: #1d1d1f; }
+@media (prefers-color-scheme: dark) { body { background: #17171a; color: #ececee; } }
+"""
+
+_START = """
+const page = JSON.parse(document.getElementById("lens-data").textContent);
+const text = atob(page.maps);
+const maps = new Uint8Array(text.length);
+for (let i = 0; i < text.length; i++) maps[i] = text.charCodeAt(i);
+const state = { header: page.header, maps, ...page.selection };
+const listeners = {};
+const model = {
+  get: (name) => state[name],
+  set: (name, value) => {
+    if (state[name] === value) return;
+    state[name] = value;
+    (listeners[`change:${name}`] ?? []).forEach((call) => call());
+  },
+  save_changes: () => {},
+  on: (name, call) => { (listeners[name] ??= []).push(call); },
+  off: () => {},
+};
+render({ model, el: document.getElementById("lens") });
+"""
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main id="lens"></main>
+<noscript><p>{title}. The maps are drawn by a script inside this page; allow it to see them.</p>
+</noscript>
+<script type="application/json" id="lens-data">{data}</script>
+<script type="module">{script}</script>
+</body>
+</html>
+"""
+
+
+def page(data: LensData, selection: Mapping[str, int] | None = None) -> str:
+    """The HTML page. ``selection`` has the names of :class:`comet_lib.lens.widget.LensWidget`.
+
+    Single heads are left out, and the page says so, where they would make it larger than 1 MB.
+    """
+    text = _page(data, selection, heads=True)
+    if len(text.encode()) > LIMIT and (data.teacher_heads or data.student_heads):
+        text = _page(data, selection, heads=False)
+    return text
+
+
+def _page(data: LensData, selection: Mapping[str, int] | None, heads: bool) -> str:
+    header, maps = payload(data, heads)
+    teacher, student = chosen_pair(data, None, None)
+    chosen = {
+        "teacher_layer": teacher,
+        "student_layer": student,
+        "step": len(data.js) - 1,
+        "teacher_head": -1,
+        "student_head": -1,
+    } | dict(selection or {})
+    script = (HERE / "lens.js").read_text(encoding="utf-8") + _START
+    style = _PAGE_CSS + (HERE / "lens.css").read_text(encoding="utf-8")
+    policy = (
+        f"default-src 'none'; base-uri 'none'; form-action 'none'; "
+        f"script-src {_hash(script)}; style-src {_hash(style)}"
+    )
+    sentence = data.finding(chosen["teacher_layer"], chosen["student_layer"], chosen["step"])
+    return _PAGE.format(
+        policy=policy,
+        title=html.escape(sentence),
+        style=style,
+        data=embedded_json(
+            {"header": header, "selection": chosen, "maps": base64.b64encode(maps).decode()}
+        ),
+        script=script,
+    )
+
+
+def embedded_json(value: Any) -> str:
+    """JSON that may stand inside a ``<script>`` element, whatever its texts are."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for sign in "<>&\u2028\u2029":  # all of them only ever stand inside JSON's strings
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def _hash(text: str) -> str:
+    """A source for the content security policy: this very inline text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def write_lens(
+    data: LensData, path: str | Path, selection: Mapping[str, int] | None = None
+) -> Path:
+    """Write ``path``, whole or not at all: ``.html`` the page, ``.png`` or ``.svg`` the figure.
+
+    Raises:
+        CometError: another ending.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind in (".html", ".htm"):
+        return write_text(path, page(data, selection))
+    if kind not in (".png", ".svg"):
+        raise CometError(f"{path}: a lens is written as .html, .png or .svg; change the ending.")
+    figure = lens_figure(data, **(selection or {}))
+    try:
+        with whole_file(path) as temporary, plt.rc_context({"svg.hashsalt": "comet"}):
+            date: dict[str, Any] = {"Date": None} if kind == ".svg" else {}
+            figure.savefig(temporary, format=kind[1:], dpi=150, bbox_inches="tight", metadata=date)
+            temporary.chmod(0o644)
+    finally:
+        plt.close(figure)
+    return path

@@ -1,0 +1,93 @@
+"""The lens's figure, looked into without a screen."""
+
+from __future__ import annotations
+
+import io
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.patches import Rectangle
+
+from comet_lib.errors import CometError
+from comet_lib.lens.data import LensData, from_arrays
+from comet_lib.lens.static import chosen_pair, lens_figure
+
+HOSTILE = ["<script>", "\"'&", "a\u202eb", "👩\u200d🌾", r"$\frac{$", "x" * 500, "ọ́"]
+
+
+def maps(*shape: int, seed: int = 0) -> np.ndarray:
+    *lead, size = shape
+    return np.random.default_rng(seed).dirichlet(np.full(size, 0.3), (*lead, size))
+
+
+def data(size: int = 7, **more) -> LensData:
+    tokens = (HOSTILE * size)[:size]
+    return from_arrays(tokens, maps(4, size), maps(2, size, seed=1), **more)
+
+
+def test_three_panels_share_one_axis_and_a_scale() -> None:
+    one = data()
+    figure = lens_figure(one, 2, 1)
+    panels = figure.axes[:3]
+    titles = [axes.get_title() for axes in panels]
+    assert titles[:2] == ["teacher, layer 2", "student, layer 1"]
+    teacher, student, difference = (np.asarray(axes.images[0].get_array()) for axes in panels)
+    assert difference == pytest.approx(student - teacher, abs=1e-6)
+    assert panels[0].images[0].get_clim() == panels[1].images[0].get_clim()
+    low, high = panels[2].images[0].get_clim()
+    assert low == -high == -np.abs(difference).max()
+    assert panels[2].images[0].norm(0.0) == 0.5  # no difference is the palette's middle
+    assert len({tuple(axes.get_xticks()) for axes in panels}) == 1
+    assert figure.get_suptitle().replace("\n", " ").startswith("Teacher layer 2 and student")
+    plt.close(figure)
+
+
+def test_padding_is_hatched() -> None:
+    figure = lens_figure(data(mask=[1] * 5 + [0] * 2))
+    hatched = [p for p in figure.axes[0].patches if isinstance(p, Rectangle) and p.get_hatch()]
+    assert {p.get_x() for p in hatched if p.get_width() == 1} == {4.5, 5.5}
+    assert len(hatched) == 4
+    whole = lens_figure(data())
+    assert not whole.axes[0].patches
+    plt.close("all")
+
+
+def test_hostile_tokens_are_drawn_as_they_are() -> None:
+    for form in ("png", "svg"):
+        figure = lens_figure(data())
+        labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+        assert labels[0] == "<script>" and labels[2] == "a‹202E›b" and labels[4] == HOSTILE[4]
+        assert labels[3].startswith("□") and len(labels[5]) == 25 and labels[6] == "ọ́"
+        out = io.BytesIO()
+        figure.savefig(out, format=form)
+        plt.close(figure)
+        assert b"<script" not in out.getvalue()
+
+
+def test_long_texts_name_some_tokens_and_stay_small() -> None:
+    figure = lens_figure(data(128))
+    assert 30 <= len(figure.axes[0].get_xticks()) <= 40
+    assert figure.get_size_inches()[0] < 24
+    plt.close(figure)
+
+
+def test_one_token_can_be_drawn() -> None:
+    figure = lens_figure(from_arrays(["a"], maps(1, 1), maps(1, 1)))
+    figure.canvas.draw()
+    assert "nothing to compare" in figure.get_suptitle()
+    plt.close(figure)
+
+
+def test_the_pair_is_asked_for_or_found() -> None:
+    one = data(matches=[1, 3])
+    assert chosen_pair(one, None, None) == one.widest()
+    assert chosen_pair(one, None, 0) == (1, 0)
+    assert chosen_pair(one, 3, None) == (3, 1)
+    assert chosen_pair(one, 0, None) == (0, one.widest()[1])
+    assert chosen_pair(one, -1, -1) == (3, 1)
+    for wrong in ((4, 0), (0, 2), (None, 2), (None, -3)):
+        with pytest.raises(CometError, match="must be from 0"):
+            chosen_pair(one, *wrong)
+    with pytest.raises(CometError, match="step is 1"):
+        chosen_pair(one, 0, 0, 1)
