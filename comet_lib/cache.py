@@ -4,7 +4,9 @@ The teacher's answer to a row depends on the row's mask, so masks are fixed: a r
 mask in every epoch, drawn from the masking seed and the row's number. With masks drawn anew each
 epoch (``MaskingCollator``) the student sees other gaps, and other targets, each time; with a cache
 it sees about 15 % of each text's tokens as targets and never the others. Over one epoch the two
-are alike; over many, the cache trades that variety for the teacher's time.
+are alike; over many, the cache trades that variety for the teacher's time. Of the masked-LM targets
+it keeps the k likeliest pieces and the mass of all others; the hotter the temperature, the more
+that leaves out (``python tools/measure_cache.py``).
 
 A cache is a folder: ``fingerprint.json``, and shards ``shard-00000.arrow`` of rows in the table's
 order, each with a ``.json`` beside it that holds its size and SHA-256. A shard is written under
