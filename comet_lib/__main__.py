@@ -1,4 +1,4 @@
-"""``python -m comet_lib``: distill, evaluate, predict, teacher."""
+"""``python -m comet_lib``: distill, evaluate, predict, teacher, benchmark, rehearse."""
 
 from __future__ import annotations
 
@@ -141,6 +141,44 @@ def teacher(
 
     profile = get_profile("laptop", data).with_(seed=seed, max_length=64)
     build(profile, output, say=lambda line: typer.echo(line, err=True))
+
+
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="small models, seconds: a trial, the figures mean nothing")
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the figures here")]
+
+
+@app.command()
+def benchmark(quick: QuickOption = False, json_file: JsonOption = None) -> None:
+    """What each kind of step and answer costs at the paper's sizes (a few minutes, 8 GB)."""
+    from comet_lib.benchmark import PAPER, QUICK, benchmark_text
+    from comet_lib.benchmark import benchmark as measure
+    from comet_lib.files import write_json
+
+    report = measure(QUICK if quick else PAPER)
+    typer.echo(benchmark_text(report))
+    if json_file is not None:
+        write_json(json_file, report)
+
+
+@app.command()
+def rehearse(
+    profile: Annotated[str, typer.Option("--profile", help="whose run to rehearse")] = "gpu",
+    quick: QuickOption = False,
+    json_file: JsonOption = None,
+) -> None:
+    """A few steps of the whole run at the paper's sizes: memory, and the hours it would take."""
+    from comet_lib.benchmark import PAPER, QUICK
+    from comet_lib.files import write_json
+    from comet_lib.profiles import get_profile
+    from comet_lib.rehearsal import rehearsal_text
+    from comet_lib.rehearsal import rehearse as measure
+
+    report = measure(get_profile(profile), QUICK if quick else PAPER)
+    typer.echo(rehearsal_text(report))
+    if json_file is not None:
+        write_json(json_file, report)
 
 
 def main() -> None:

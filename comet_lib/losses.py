@@ -101,6 +101,68 @@ def soft_target_loss_from_probs(
     return total * temperature**2 / max(len(student), 1)
 
 
+def soft_target_loss_topk(
+    student_logits: Tensor,
+    indices: Tensor,
+    teacher_logprobs: Tensor,
+    teacher_tail: Tensor,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Soft targets from the teacher's k likeliest classes and one number for all others -> scalar.
+
+        p_nj, j in top_n: the teacher's top k at temperature T;   p_n* = 1 - sum_j p_nj
+        q_n = sigma(s_n / T);                                     q_n* = 1 - sum_(j in top_n) q_nj
+        loss = T^2 / N * sum_n [ sum_(j in top_n) p_nj log(p_nj / q_nj) + p_n* log(p_n* / q_n*) ]
+                                                                                        (10)
+
+    ``student_logits`` (N, C); ``indices`` (N, k), no class twice in a row; ``teacher_logprobs``
+    (N, k), log p_nj; ``teacher_tail`` (N,), log p_n*. Both are stored numbers, **at temperature
+    T already** (:func:`topk_of_logits`), and may be rounded: p_n and p_n* are first made to sum to
+    one. With k = C it equals eq. (1); with fewer it is never above it, since it does not see how
+    the others share the tail.
+    """
+    _check_temperature(temperature)
+    rows, classes = student_logits.shape[0], student_logits.shape[-1]
+    k = indices.shape[-1]
+    if (
+        student_logits.ndim != 2
+        or indices.shape != (rows, k)
+        or teacher_logprobs.shape != (rows, k)
+        or teacher_tail.shape != (rows,)
+        or k > classes
+    ):
+        raise CometError(
+            f"student logits {tuple(student_logits.shape)}, indices {tuple(indices.shape)}, "
+            f"teacher_logprobs {tuple(teacher_logprobs.shape)} and teacher_tail "
+            f"{tuple(teacher_tail.shape)} must be (N, C), (N, k), (N, k) and (N,), k at most C."
+        )
+    indices = indices.long()
+    scaled = _wide(student_logits) / temperature
+    top = scaled.gather(1, indices)
+    teacher = _wide(teacher_logprobs.detach())
+    if k == classes:  # no tail: its logarithm would be minus infinity
+        student, teacher = top.log_softmax(-1), teacher.log_softmax(-1)
+    else:
+        # The tail's logits are summed by themselves: 1 - sum(top) would round to nothing.
+        tail = scaled.scatter(1, indices, -torch.inf).logsumexp(-1, keepdim=True)
+        student = torch.cat([top, tail], -1).log_softmax(-1)
+        last = _wide(teacher_tail.detach())[:, None].clamp_min(-1e30)  # an empty tail: 0, not NaN
+        teacher = torch.cat([teacher, last], -1).log_softmax(-1)
+    total = F.kl_div(student, teacher.to(student.dtype), reduction="sum", log_target=True)
+    return total * temperature**2 / max(rows, 1)
+
+
+def topk_of_logits(logits: Tensor, k: int, temperature: float = 1.0) -> tuple[Tensor, ...]:
+    """What eq. (10) stores of logits (N, C): indices (N, k), log p (N, k), log tail (N,).
+
+    At ``temperature``, likeliest first; k above C means C. The tail of k = C is minus infinity.
+    """
+    _check_temperature(temperature)
+    logprobs = (_wide(logits.detach()) / temperature).log_softmax(-1)
+    top, indices = logprobs.topk(min(k, logits.shape[-1]), dim=-1)
+    return indices, top, logprobs.scatter(1, indices, -torch.inf).logsumexp(-1)
+
+
 def gather_masked(hidden: Tensor, labels: Tensor, ignore: int = -100) -> Tensor:
     """Hidden states (B, L, d) and labels (B, L) -> (N, d), the N positions with a real label.
 

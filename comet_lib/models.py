@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -237,3 +237,23 @@ def checked_config(name: str | Path) -> Any:
         return AutoConfig.from_pretrained(str(name), trust_remote_code=False)
     except Exception as error:
         raise CometError(f"{str(name)!r}: has no readable config.json") from error
+
+
+@contextlib.contextmanager
+def only_positions(model: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Inside, a masked-LM model gives logits at ``positions`` (B, L) bool alone: (M, V).
+
+    The hidden states are gathered before the head, so the full (B, L, V) logits, 2 GB at batch 16
+    x 128 with XLM-R's vocabulary, are never made.
+    """
+    core = getattr(model, "module", model)
+    head = getattr(core, "lm_head", None)
+    if head is None:
+        head = getattr(core, "cls", None)
+    if not isinstance(head, nn.Module):
+        raise CometError(f"{type(core).__name__} has no masked-LM head under lm_head or cls")
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0][positions], *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ from comet_lib.models import (
     same_body,
     xlmr_config,
 )
+from comet_lib.processes import give_back_memory
 from comet_lib.profiles import TINY, Profile, Stage
 from comet_lib.targets import cross_fit_and_splice
 from comet_lib.training import distil_task_agnostic, fine_tune
@@ -61,13 +60,6 @@ class Clock:
         finally:
             self.seconds[name] = round(before + time.perf_counter() - start, 1)
             give_back_memory()
-
-
-def give_back_memory() -> None:
-    """Return freed memory to the system; glibc keeps it (after stage 1, 540 of 1,325 MB)."""
-    gc.collect()
-    with suppress(OSError, AttributeError):  # another C library returns it by itself
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def student_config(profile: Profile, teacher: PreTrainedModel) -> transformers.XLMRobertaConfig:

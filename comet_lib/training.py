@@ -11,8 +11,9 @@ under ``"loss"``. The trainer differentiates the total and logs every term.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,11 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.notebook import NotebookProgressCallback
 
 from comet_lib.attention import capture, layer_map
 from comet_lib.batches import LengthBatches, MaskingCollator, SentimentCollator, tokenise
+from comet_lib.cache import CachedCollator, CacheSettings, cache_targets, decode_maps
 from comet_lib.errors import CometError
 from comet_lib.evaluation import mean_weighted_f1
 from comet_lib.losses import (
@@ -44,30 +45,13 @@ from comet_lib.losses import (
     hybrid_loss,
     soft_target_loss,
     soft_target_loss_from_probs,
+    soft_target_loss_topk,
 )
+from comet_lib.models import only_positions
+from comet_lib.processes import share_of_batch
 from comet_lib.profiles import Profile, Stage
 
 Objective = Callable[[nn.Module, dict[str, Tensor]], dict[str, Any]]
-
-
-@contextlib.contextmanager
-def only_positions(model: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Inside, a masked-LM model gives logits at ``positions`` (B, L) bool alone: (M, V).
-
-    The hidden states are gathered before the head, so the full (B, L, V) logits, 2 GB at batch 16
-    x 128 with XLM-R's vocabulary, are never made.
-    """
-    core = getattr(model, "module", model)
-    head = getattr(core, "lm_head", None)
-    if head is None:
-        head = getattr(core, "cls", None)
-    if not isinstance(head, nn.Module):
-        raise CometError(f"{type(core).__name__} has no masked-LM head under lm_head or cls")
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0][positions], *args[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 class TaskAgnostic:
@@ -92,33 +76,76 @@ class TaskAgnostic:
 
     def __call__(self, student: nn.Module, batch: dict[str, Tensor]) -> dict[str, Any]:
         mask = batch["attention_mask"]
-        text = {"input_ids": batch["input_ids"], "attention_mask": mask}
         masked = batch["labels"] != -100  # (B, L)
-        core: Any = getattr(student, "module", student)  # without DistributedDataParallel
         self.teacher.to(mask.device)
         with (
             torch.no_grad(),
             capture(self.teacher, list(self.matches.values())) as teacher_maps,
             only_positions(self.teacher, masked),
         ):
+            text = {"input_ids": batch["input_ids"], "attention_mask": mask}
             teacher_logits = self.teacher(**text).logits  # (M, V)
-        with (
-            capture(core, list(self.matches)) as student_maps,
-            only_positions(student, masked),
-        ):
-            student_logits = student(**text).logits  # (M, V)
-        soft = soft_target_loss(student_logits, teacher_logits, self.temperature)
+        logits, maps = _answers(student, batch, masked, list(self.matches))
+        soft = soft_target_loss(logits, teacher_logits, self.temperature)
         attention = attention_loss(
-            [student_maps[i] for i in self.matches],
-            [teacher_maps[j] for j in self.matches.values()],
-            mask,
-            kind=self.kind,
+            maps, [teacher_maps[j] for j in self.matches.values()], mask, kind=self.kind
         )
-        return {
-            "loss": hybrid_loss(soft, attention, self.alpha),
-            "soft_targets": soft.detach(),
-            "attention": attention.detach(),
-        }
+        return _weighed(student, soft, attention, self.alpha, masked, mask)
+
+
+class CachedTaskAgnostic:
+    """:class:`TaskAgnostic` with the teacher's answers from a batch of ``CachedCollator``.
+
+    ``matches`` and ``temperature`` are those that the cache was made with. The soft targets are
+    eq. (10) of the losses, on the k likeliest pieces and the tail.
+    """
+
+    def __init__(
+        self,
+        matches: Mapping[int, int],
+        temperature: float = 2.0,
+        alpha: float = 0.5,
+        kind: str = "kl",
+    ) -> None:
+        self.matches, self.temperature, self.alpha, self.kind = matches, temperature, alpha, kind
+        self.layers = sorted(set(matches.values()))
+
+    def __call__(self, student: nn.Module, batch: dict[str, Tensor]) -> dict[str, Any]:
+        mask, masked = batch["attention_mask"], batch["labels"] != -100
+        logits, maps = _answers(student, batch, masked, list(self.matches))
+        soft = soft_target_loss_topk(
+            logits, batch["top_indices"], batch["top_logprobs"], batch["tail"], self.temperature
+        )
+        teacher_maps = [
+            decode_maps(batch["teacher_maps"][:, self.layers.index(j)])
+            for j in self.matches.values()
+        ]
+        attention = attention_loss(maps, teacher_maps, mask, kind=self.kind)
+        return _weighed(student, soft, attention, self.alpha, masked, mask)
+
+
+def _answers(
+    student: nn.Module, batch: Mapping[str, Tensor], masked: Tensor, layers: Sequence[int]
+) -> tuple[Tensor, list[Tensor]]:
+    """The student's logits (M, V) at the masked positions, and the maps of its ``layers``."""
+    core: Any = getattr(student, "module", student)  # without DistributedDataParallel
+    with capture(core, layers) as maps, only_positions(student, masked):
+        logits = student(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        ).logits
+    return logits, [maps[i] for i in layers]
+
+
+def _weighed(
+    student: nn.Module, soft: Tensor, attention: Tensor, alpha: float, masked: Tensor, mask: Tensor
+) -> dict[str, Any]:
+    """Stage 1's terms. Among several processes a term counts by its masked positions, or rows."""
+    terms = {"soft_targets": soft.detach(), "attention": attention.detach()}
+    if student.training:
+        soft, attention = (
+            loss * share_of_batch(what.sum()) for loss, what in ((soft, masked), (attention, mask))
+        )
+    return {"loss": hybrid_loss(soft, attention, alpha), **terms}
 
 
 class TaskSpecific:
@@ -136,15 +163,14 @@ class TaskSpecific:
         logits, labels = output.logits.float(), batch["labels"]
         known = labels != -100
         hard = F.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0
-        terms = {"loss": hard, "hard_labels": hard.detach()}
-        if "teacher_probs" in batch:
-            soft = soft_target_loss_from_probs(logits, batch["teacher_probs"], self.temperature)
-            terms = {
-                "loss": hybrid_loss(soft, hard, self.alpha),
-                "soft_targets": soft.detach(),
-                "hard_labels": hard.detach(),
-            }
-        return {**terms, "logits": logits}
+        terms = {"hard_labels": hard.detach()}
+        if student.training:
+            hard = hard * share_of_batch(known.sum())
+        if "teacher_probs" not in batch:
+            return {"loss": hard, **terms, "logits": logits}
+        soft = soft_target_loss_from_probs(logits, batch["teacher_probs"], self.temperature)
+        loss = hybrid_loss(soft, hard, self.alpha)
+        return {"loss": loss, "soft_targets": soft.detach(), **terms, "logits": logits}
 
 
 class Progress(ProgressCallback):
@@ -182,7 +208,7 @@ class DistillationTrainer(Trainer):
         table: Any = self.train_dataset if train_dataset is None else train_dataset
         return LengthBatches(
             table["length"][:],
-            self.args.train_batch_size,
+            self.args.train_batch_size * self.args.world_size,  # one batch over all processes
             self.args.seed,
             epoch=lambda: int(self.state.epoch or 0),
         )
@@ -254,8 +280,21 @@ def history(trainer: Trainer) -> list[dict[str, float]]:
     return [dict(row) for row in trainer.state.log_history]
 
 
+def last_checkpoint(output: Path) -> str | None:
+    """The newest checkpoint that was written to its end; a killed run may leave half of one.
+
+    The Trainer writes ``trainer_state.json`` last.
+    """
+    found = sorted(output.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    for folder in reversed(found):
+        with contextlib.suppress(OSError, ValueError):
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            return str(folder)
+    return None
+
+
 def _run(trainer: Trainer, output: Path, resume: bool) -> None:
-    last = get_last_checkpoint(str(output)) if resume and output.is_dir() else None
+    last = last_checkpoint(output) if resume else None
     trainer.train(resume_from_checkpoint=last)
     # Give the model back as it came: accelerate leaves its forward inside autocast.
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -270,6 +309,7 @@ def distil_task_agnostic(
     output: str | Path,
     *,
     kind: str = "kl",
+    cache: str | Path | None = None,
     resume: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
     **arguments: Any,
@@ -277,10 +317,11 @@ def distil_task_agnostic(
     """Stage 1. ``student`` and ``teacher`` are masked-LM models over ``tokenizer``'s vocabulary.
 
     The student is trained in place. Two hundredths of the text (at most 1,000 sentences) are held
-    out; with ``patience`` the best held-out loss decides when to stop. Returns the log.
+    out. With ``cache``, a folder, the teacher is asked once before the training, which then reads
+    its answers from there (:mod:`comet_lib.cache`; masks stay the same). Returns the log.
 
     Raises:
-        CometError: teacher and student have different vocabularies.
+        CometError: teacher and student have different vocabularies, or the cache is another's.
     """
     stage, output = profile.stage1, Path(output)
     if student.config.vocab_size != teacher.config.vocab_size:
@@ -295,6 +336,16 @@ def distil_task_agnostic(
     table = tokenise(texts, tokenizer, profile.max_length).shuffle(seed=profile.seed)
     held = min(1000, max(1, len(table) // 50))
     steps = round(stage.epochs * steps_per_epoch(len(table) - held, stage))
+    collator: Any = MaskingCollator(tokenizer, run_seed=profile.seed)
+    objective: Objective = TaskAgnostic(teacher, matches, stage.temperature, stage.alpha, kind)
+    if cache is not None:
+        layers = tuple(sorted(set(matches.values())))
+        settings = CacheSettings(layers, stage.temperature, profile.seed, profile.max_length)
+        bar = not arguments.get("disable_tqdm", False)
+        table = cache_targets(cache, table, teacher, tokenizer, settings, bar)
+        teacher.cpu()  # it is done: its room on the GPU is the student's
+        collator = CachedCollator(len(layers), tokenizer.pad_token_id)
+        objective = CachedTaskAgnostic(matches, stage.temperature, stage.alpha, kind)
     trainer = DistillationTrainer(
         model=student,
         args=training_arguments(
@@ -312,8 +363,8 @@ def distil_task_agnostic(
         ),
         train_dataset=table.select(range(held, len(table))),
         eval_dataset=table.select(range(held)),
-        data_collator=MaskingCollator(tokenizer, run_seed=profile.seed),
-        objective=TaskAgnostic(teacher, matches, stage.temperature, stage.alpha, kind),
+        data_collator=collator,
+        objective=objective,
         callbacks=list(callbacks),
     )
     _run(trainer, output, resume)

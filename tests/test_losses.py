@@ -119,6 +119,64 @@ def test_soft_targets_are_zero_when_equal_and_direction_matters():
     assert abs(forward - losses.soft_target_loss(teacher, student)) > 1e-3
 
 
+def topk_reference(student, teacher, k, temperature):
+    """Eq. (10) from both models' logits, by loops."""
+    total = 0.0
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        p, q = softmax([x / temperature for x in t]), softmax([x / temperature for x in s])
+        top = sorted(range(len(p)), key=lambda j: -p[j])[:k]
+        rest = [j for j in range(len(p)) if j not in top]
+        total += kl(
+            [p[j] for j in top] + [sum(p[j] for j in rest)],
+            [q[j] for j in top] + [sum(q[j] for j in rest) or 1.0],
+        )
+    return temperature**2 * total / len(student)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_topk_equals_the_reference_and_never_more_than_dense(k, temperature):
+    student, teacher = 3 * torch.randn(2, 5, 7, dtype=torch.float64)
+    stored = losses.topk_of_logits(teacher, k, temperature)
+    loss = losses.soft_target_loss_topk(student, *stored, temperature)
+    assert close(loss, topk_reference(student, teacher, k, temperature))
+    dense = losses.soft_target_loss(student, teacher, temperature)
+    assert loss <= dense + 1e-12
+    if k == 7:
+        assert close(loss, dense.item())
+
+
+def test_topk_gradients_flow_and_the_dense_one_is_met_at_full_k():
+    student, teacher = torch.randn(2, 4, 6, dtype=torch.float64)
+    student.requires_grad_()
+    stored = losses.topk_of_logits(teacher.requires_grad_(), 2, 2.0)
+    assert gradcheck(lambda s: losses.soft_target_loss_topk(s, *stored, 2.0), [student])
+    full = losses.topk_of_logits(teacher, 99, 2.0)
+    assert full[0].shape == (4, 6)
+    (topk,) = torch.autograd.grad(losses.soft_target_loss_topk(student, *full, 2.0), student)
+    (dense,) = torch.autograd.grad(losses.soft_target_loss(student, teacher, 2.0), student)
+    torch.testing.assert_close(topk, dense)
+
+
+def test_topk_of_rounded_or_certain_teachers_gives_no_nan():
+    student = torch.randn(3, 5, requires_grad=True)
+    sure = torch.tensor([200.0, 0, 0, 0, 0]).repeat(3, 1)  # its tail vanishes in float32
+    indices, top, tail = losses.topk_of_logits(sure, 2)
+    loss = losses.soft_target_loss_topk(student, indices.int(), top.half(), tail - torch.inf)
+    expected = -student.log_softmax(-1)[:, 0].mean()
+    torch.testing.assert_close(loss, expected)
+    (grad,) = torch.autograd.grad(loss, student)
+    assert grad.isfinite().all()
+    # Numbers that were rounded on disk are made to sum to one: adding a constant changes nothing.
+    teacher = torch.randn(3, 5)
+    indices, top, tail = losses.topk_of_logits(teacher, 2)
+    once = losses.soft_target_loss_topk(student, indices, top, tail)
+    torch.testing.assert_close(
+        losses.soft_target_loss_topk(student, indices, top + 0.3, tail + 0.3), once
+    )
+    assert losses.soft_target_loss_topk(student[:0], indices[:0], top[:0], tail[:0]) == 0
+
+
 def test_zero_probabilities_stay_zero_and_give_no_nan():
     probs = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]])
     student = torch.randn(2, 3, requires_grad=True)
@@ -377,6 +435,12 @@ MISTAKES = {
     "class counts": lambda: losses.soft_target_loss(torch.rand(2, 3), torch.rand(2, 4)),
     "logits for probs": lambda: losses.soft_target_loss_from_probs(
         torch.rand(2, 3), -torch.rand(2, 3)
+    ),
+    "k tails": lambda: losses.soft_target_loss_topk(
+        torch.rand(2, 5), torch.zeros(2, 3).long(), torch.rand(2, 3), torch.rand(2, 3)
+    ),
+    "k indices": lambda: losses.soft_target_loss_topk(
+        torch.rand(2, 5), torch.zeros(2, 2).long(), torch.rand(2, 3), torch.rand(2)
     ),
     "alpha above 1": lambda: losses.hybrid_loss(torch.tensor(1.0), torch.tensor(1.0), 1.5),
     "alpha below 0": lambda: losses.hybrid_loss(torch.tensor(1.0), torch.tensor(1.0), -0.1),

@@ -130,6 +130,32 @@ def test_stage_one_brings_the_student_to_the_teacher(tokenizer, tmp_path):
     assert train_rows and all("attention" in row for row in train_rows)
 
 
+def test_with_a_cache_the_teacher_is_asked_before_the_training_alone(tokenizer, tmp_path):
+    set_seed(0)
+    config = xlmr_config(SMALL, len(tokenizer), 64)
+    teacher, student = (build_student(config, "masked-lm") for _ in range(2))
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.mul_(6.0) if parameter.ndim > 1 else None
+    asked = []
+    teacher.register_forward_pre_hook(lambda *_: asked.append(student.training))
+    profile = profile_for(epochs=8)
+    log = distil_task_agnostic(
+        student,
+        teacher,
+        tokenizer,
+        TEXTS * 4,
+        profile,
+        tmp_path / "run",
+        cache=tmp_path / "cache",
+        disable_tqdm=True,
+    )
+    assert len(asked) == -(-len(TEXTS) * 4 // 32)
+    losses = [row["eval_loss"] for row in log if "eval_loss" in row]
+    assert losses[-1] < 0.8 * losses[0]
+    assert any("soft_targets" in row and "attention" in row for row in log)
+
+
 def test_vocabularies_must_agree(config, tokenizer, tmp_path):
     other = build_student(xlmr_config(SMALL, 99, 64), "masked-lm")
     with pytest.raises(CometError, match="one tokenizer"):
@@ -191,6 +217,10 @@ def run_stage_one(tokenizer, folder, **more):
     return student
 
 
+def run_stage_one_cached(tokenizer, folder, **more):
+    return run_stage_one(tokenizer, folder, cache=folder.parent / "cache", **more)
+
+
 def run_stage_two(tokenizer, folder, **more):
     set_seed(0)
     model, table = build_student(xlmr_config(SMALL, len(tokenizer), 64)), sentiment_table()
@@ -198,11 +228,15 @@ def run_stage_two(tokenizer, folder, **more):
     return model
 
 
-@pytest.mark.parametrize("run", [run_stage_one, run_stage_two])
+@pytest.mark.parametrize("run", [run_stage_one, run_stage_one_cached, run_stage_two])
 def test_an_interrupted_run_resumes_to_the_same_weights(run, tokenizer, tmp_path):
     whole = run(tokenizer, tmp_path / "whole", disable_tqdm=True)
     with pytest.raises(KeyboardInterrupt):
         run(tokenizer, tmp_path / "cut", disable_tqdm=True, callbacks=[Stop()])
+    # A kill in the middle of a checkpoint leaves one without its last file.
+    last = max((tmp_path / "cut").glob("checkpoint-*"), key=lambda p: int(p.name[11:]))
+    (last.with_name("checkpoint-9999")).mkdir()
+    (last.with_name("checkpoint-9999") / "model.safetensors").write_bytes(b"half")
     again = run(tokenizer, tmp_path / "cut", disable_tqdm=True, resume=True)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
