@@ -1,4 +1,4 @@
-"""``python -m comet_lib``: distill, evaluate, predict, teacher, benchmark, rehearse."""
+"""``python -m comet_lib``: distill, evaluate, predict, export, teacher, benchmark, rehearse."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def distill(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="folder or hub id of a sentiment model")],
+    model: Annotated[str, typer.Argument(help="a sentiment model: folder, hub id or export")],
     profile: ProfileOption = None,
     data: DataOption = None,
     languages: LanguagesOption = None,
@@ -81,19 +81,19 @@ def evaluate(
     """Weighted F1 by language, with intervals, of any sentiment model."""
     from comet_lib import evaluation
     from comet_lib.data import SPLITS, find_source, load_sentiment
-    from comet_lib.models import load_model, load_tokenizer
-    from comet_lib.recipe import model_size
+    from comet_lib.export import classifier_size, load_classifier
+    from comet_lib.models import load_tokenizer
 
     if split not in SPLITS:
         raise CometError(f"--split {split!r}: choose one of {', '.join(SPLITS)}")
     chosen = _profile(profile, data, languages)
-    loaded = load_model(model)
+    loaded = load_classifier(model)
     source = find_source(chosen)
     table = load_sentiment(chosen, source=source)[split]
     probabilities = evaluation.predict_probabilities(
         loaded, load_tokenizer(model), table["text"][:], chosen.max_length
     )
-    count, megabytes = model_size(loaded)
+    count, megabytes = classifier_size(loaded)
     row = evaluation.score_row(
         Path(model).name, table, probabilities, parameters=count, size_mb=round(megabytes, 2)
     )
@@ -108,23 +108,93 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(help="folder or hub id of a sentiment model")],
-    texts: Annotated[list[str], typer.Argument(help="one or more texts, each in quotes")],
+    model: Annotated[str, typer.Argument(help="a sentiment model: folder, hub id or export")],
+    texts: Annotated[
+        list[str],
+        typer.Argument(
+            help="texts, each in quotes; or - for one text a line on standard input; or a "
+            "FILE.tsv with a column tweet or text"
+        ),
+    ],
 ) -> None:
     """Label texts: one line each, label, probability and text, separated by tabs."""
-    from comet_lib import evaluation
-    from comet_lib.data import LABELS, normalise
-    from comet_lib.models import load_model, load_tokenizer
+    from tqdm.auto import tqdm
 
-    clean = [normalise(text) for text in texts]
+    from comet_lib import evaluation
+    from comet_lib.data import LABELS
+    from comet_lib.export import load_classifier
+    from comet_lib.models import load_tokenizer
+
+    clean = _texts(texts)
+    loaded, tokenizer = load_classifier(model), load_tokenizer(model)
+    with tqdm(total=len(clean), unit="text", disable=None) as bar:  # None: on a terminal alone
+        for start in range(0, len(clean), 1024):
+            part = clean[start : start + 1024]
+            probabilities = evaluation.predict_probabilities(loaded, tokenizer, part)
+            for text, row in zip(part, probabilities, strict=True):
+                shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+                typer.echo(f"{LABELS[row.argmax()]}\t{row.max():.3f}\t{shown}")
+            bar.update(len(part))
+
+
+def _texts(arguments: list[str]) -> list[str]:
+    """The texts that ``predict`` was given: as arguments, on standard input or in a TSV."""
+    from comet_lib.data import normalise, read_texts
+
+    if len(arguments) == 1 and arguments[0].lower().endswith(".tsv"):
+        return read_texts(arguments[0])
+    if arguments == ["-"]:
+        try:
+            lines = sys.stdin.buffer.read().decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise CometError("standard input is not UTF-8: give the text in UTF-8") from error
+        clean = [text for text in map(normalise, lines) if text]
+        if not clean:
+            raise CometError("standard input is empty: give one text a line")
+        return clean
+    clean = [normalise(text) for text in arguments]
     if not all(clean):
         raise CometError("a text is empty: give each text in quotes, with at least one word")
-    probabilities = evaluation.predict_probabilities(
-        load_model(model), load_tokenizer(model), clean
+    return clean
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="folder or hub id of a sentiment model")],
+    output: Annotated[Path, typer.Option(help="folder to write to; what is there is replaced")],
+    int8: Annotated[bool, typer.Option("--int8", help="8-bit weights and embeddings")] = False,
+    profile: ProfileOption = None,
+    data: DataOption = None,
+    languages: LanguagesOption = None,
+) -> None:
+    """Write an ONNX form of a model, checked against it on the dev split."""
+    from comet_lib.data import find_source, load_sentiment
+    from comet_lib.export import export as write
+    from comet_lib.export import is_exported
+    from comet_lib.models import load_model, load_tokenizer
+
+    chosen = _profile(profile, data, languages)
+    if is_exported(model):
+        raise CometError(f"{model} is an exported form already: give the model it was made from")
+    if output.exists() and not is_exported(output) and (output.is_file() or any(output.iterdir())):
+        raise CometError(f"--output {output} is there and holds no export: name another folder")
+    loaded, tokenizer = load_model(model), load_tokenizer(model)
+    source = find_source(chosen)
+    dev = load_sentiment(chosen, source=source)["dev"]
+    card = Path(model) / "README.md"
+    report = write(
+        loaded,
+        tokenizer,
+        output,
+        dev["text"][:],
+        dev["label"][:],
+        dev["language"][:],
+        int8=int8,
+        max_length=chosen.max_length,
+        card=card.read_text(encoding="utf-8") if card.is_file() else "",
     )
-    for text, row in zip(clean, probabilities, strict=True):
-        shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-        typer.echo(f"{LABELS[row.argmax()]}\t{row.max():.3f}\t{shown}")
+    typer.echo(json.dumps({"source": str(source), **report}, indent=2))
+    typer.echo(f"wrote {output}", err=True)
 
 
 @app.command()

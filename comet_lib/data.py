@@ -145,6 +145,36 @@ def read_tsv(path: str | Path) -> pd.DataFrame:
     return pd.DataFrame({"text": texts, "label": labels})
 
 
+def read_texts(path: str | Path) -> list[str]:
+    """Texts to label: column ``tweet`` or ``text`` of a TSV, whatever its other columns, as NFC.
+
+    Raises:
+        CometError: naming file, row and mend, for a bad header, a short row or an empty text.
+    """
+    path = Path(path)
+    lines = decode(path).split("\n")
+    header = [name.strip().lower() for name in lines[0].split("\t")]
+    at = next((header.index(name) for name in ("tweet", "text") if name in header), None)
+    if at is None:
+        raise CometError(
+            f"{path}, row 1: needs a column tweet or text, but the header is {lines[0][:80]!r}; "
+            "write the column's name into the first row"
+        )
+    texts = []
+    for row, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        cells = line.split("\t")
+        if at >= len(cells) or not (text := normalise(cells[at])):
+            raise CometError(
+                f"{path}, row {row}: the {header[at]} is empty; remove the row or fill it in"
+            )
+        texts.append(text)
+    if not texts:
+        raise CometError(f"{path}: has a header but no rows; give at least one text")
+    return texts
+
+
 def read_hub(language: str, split: str, root: str = HUB_ROOT) -> pd.DataFrame:
     """One split of the hub's Parquet branch (or of a local copy of that layout, for tests).
 

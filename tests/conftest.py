@@ -25,6 +25,7 @@ os.environ.update(
     MPLBACKEND="Agg",
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+DATA = os.environ.get("COMET_DATA")
 for name in ("COMET_DATA", "COMET_SEED", "COMET_STRICT"):
     os.environ.pop(name, None)
 
@@ -105,3 +106,11 @@ def comet_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     home = tmp_path_factory.mktemp("comet-home")
     monkeypatch.setenv("COMET_HOME", str(home))
     return home
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder that COMET_DATA named when pytest was called; without it the test is skipped."""
+    if not DATA or not Path(DATA).is_dir():
+        pytest.skip("needs the folder COMET_DATA")
+    return Path(DATA)

@@ -1,0 +1,274 @@
+"""Ship a sentiment model: an ONNX graph, in int8 if wanted, checked against the original.
+
+The folder that :func:`export` writes holds ``model.onnx``, ``config.json``, the tokenizer and
+``export.json`` (what was checked, with figures). ``onnxruntime`` runs it without torch;
+:func:`load_exported` gives an object that stands where a model stood.
+
+int8 is dynamic quantisation: weights, the embedding table's too, are stored as integers of 8 bits
+with a scale, activations are brought to 8 bits as they come (no calibration text is needed).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from comet_lib.errors import CometError
+from comet_lib.evaluation import mean_weighted_f1, predict_probabilities
+from comet_lib.files import read_json, whole_folder, write_json
+from comet_lib.models import count_parameters, label_order, load_model, quiet
+
+GRAPH = "model.onnx"
+INPUTS = ("input_ids", "attention_mask")
+TOLERANCE = 1e-4  # of probabilities: fp32 sums in another order differ near 1e-7
+INT8_OPERATIONS = ["MatMul", "Gemm", "Gather"]  # Gather: the embedding tables
+
+
+def _needs(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise CometError(
+            f'{error.name} is not installed: pip install -c constraints.txt -e ".[export]"'
+        ) from error
+
+
+class _Logits(nn.Module):
+    """The model as a function of two tensors to one, which a graph needs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporters tell much that asks for no action."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def write_onnx(model: PreTrainedModel, path: str | Path) -> None:
+    """``model`` as an ONNX graph: input_ids and attention_mask (B, L) int64 -> logits (B, C).
+
+    B and L are free. The exporter's traces are taken out; they outweigh a small student's layers.
+    """
+    onnx = _needs("onnx")
+    _needs("onnxscript")
+    example = torch.tensor([[0, 5, 5, 2], [0, 5, 2, 1]]), torch.tensor([[1] * 4, [1, 1, 1, 0]])
+    axes = {0: "batch", 1: "length"}
+    was_training = model.training
+    try:
+        with _silence():
+            program: Any = torch.onnx.export(
+                _Logits(model).eval(),
+                example,
+                dynamo=True,
+                verbose=False,
+                input_names=list(INPUTS),
+                output_names=["logits"],
+                dynamic_shapes=dict.fromkeys(INPUTS, axes),
+            )
+    finally:
+        model.train(was_training)
+    made = program.model_proto
+    graph = made.graph
+    for part in (graph.node, graph.initializer, graph.input, graph.output):
+        for one in part:
+            del one.metadata_props[:]
+            one.doc_string = ""
+    del made.metadata_props[:], graph.metadata_props[:], graph.value_info[:]
+    onnx.save(made, str(path))
+
+
+def write_int8(source: str | Path, path: str | Path) -> None:
+    """A graph of :func:`write_onnx` with weights and embeddings in 8 bits.
+
+    Matrices have a scale for each output column, embedding tables one for the table.
+    """
+    _needs("onnx")
+    quantization = _needs("onnxruntime.quantization")
+    with _silence():
+        quantization.quantize_dynamic(
+            str(source),
+            str(path),
+            weight_type=quantization.QuantType.QInt8,
+            op_types_to_quantize=INT8_OPERATIONS,
+            per_channel=True,
+        )
+
+
+class Exported(nn.Module):
+    """An exported model in a model's place: ``model(input_ids=..., attention_mask=...).logits``.
+
+    ``config`` names the labels, ``size`` is the graph's bytes, ``weights`` the number of weights.
+    Uses as many threads as torch does (``torch.set_num_threads``).
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        runtime = _needs("onnxruntime")
+        folder = Path(folder).expanduser()
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self.session = runtime.InferenceSession(
+                str(folder / GRAPH), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise CometError(
+                f"{folder / GRAPH}: onnxruntime cannot read it ({type(error).__name__}); export "
+                "the model again"
+            ) from error
+        self.config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        self.device = torch.device("cpu")
+        self.size = (folder / GRAPH).stat().st_size
+        self.weights = int(read_json(folder / "export.json")["parameters"])
+        self.eval()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+        inputs = dict(zip(INPUTS, (input_ids.numpy(), attention_mask.numpy()), strict=True))
+        return SimpleNamespace(logits=torch.from_numpy(self.session.run(["logits"], inputs)[0]))
+
+
+def is_exported(name: str | Path) -> bool:
+    """Whether ``name`` is a folder of :func:`export`."""
+    return (Path(name).expanduser() / GRAPH).is_file()
+
+
+def load_exported(folder: str | Path) -> Exported:
+    """The exported model in ``folder``; ``evaluation.predict_probabilities`` takes it as a model.
+
+    Raises:
+        CometError: no exported model there, or onnxruntime is not installed.
+    """
+    if not is_exported(folder):
+        raise CometError(f"{folder}: has no {GRAPH}; make it with python -m comet_lib export")
+    return Exported(folder)
+
+
+def load_classifier(name: str | Path) -> Any:
+    """A sentiment model by folder or hub id, or an exported one by folder."""
+    return load_exported(name) if is_exported(name) else load_model(name)
+
+
+def classifier_size(model: Any) -> tuple[int, float]:
+    """Number of weights, and megabytes (10^6 bytes): of the graph, or of the weights as fp32."""
+    if isinstance(model, Exported):
+        return model.weights, model.size / 1e6
+    return count_parameters(model), count_parameters(model) * 4 / 1e6
+
+
+def compare(
+    model: Any,
+    exported: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    labels: Sequence[int],
+    languages: Sequence[str],
+    max_length: int = 64,
+) -> dict[str, Any]:
+    """How far ``exported`` strays from ``model``, on labelled texts.
+
+    Returns:
+        ``max_difference`` of a probability, ``argmax_equal`` (percent of texts), and mean
+        ``weighted_f1`` of both (percent).
+    """
+    one, two = (predict_probabilities(m, tokenizer, texts, max_length) for m in (model, exported))
+    truth, where = np.asarray(labels), np.asarray(languages)
+    return {
+        "texts": len(texts),
+        "max_difference": float(np.abs(one - two).max()),
+        "argmax_equal": 100 * float((one.argmax(1) == two.argmax(1)).mean()),
+        "weighted_f1": {
+            "original": mean_weighted_f1(truth, one.argmax(1), where)["mean"],
+            "exported": mean_weighted_f1(truth, two.argmax(1), where)["mean"],
+        },
+    }
+
+
+def export(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    texts: Sequence[str],
+    labels: Sequence[int],
+    languages: Sequence[str],
+    *,
+    int8: bool = False,
+    max_length: int = 64,
+    card: str = "",
+) -> dict[str, Any]:
+    """Write ``folder`` whole or not at all, checked on labelled ``texts``; returns the report.
+
+    ``card`` is the model's README.md, if it has one. The report, also in ``export.json``, is
+    :func:`compare`'s with ``form``, ``parameters`` and ``bytes``.
+
+    Raises:
+        CometError: as fp32, the graph differs from the model by more than :data:`TOLERANCE` in a
+            probability, or in a label.
+    """
+    label_order(model)  # refuses a head without our labels
+    with whole_folder(folder) as made:
+        write_onnx(model, made / GRAPH)
+        if int8:
+            (made / GRAPH).rename(made / "fp32.onnx")
+            write_int8(made / "fp32.onnx", made / GRAPH)
+            for leftover in made.glob("fp32.onnx*"):
+                leftover.unlink()
+        with quiet():
+            model.config.save_pretrained(made)
+            tokenizer.save_pretrained(made)
+        report: dict[str, Any] = {
+            "form": "int8" if int8 else "fp32",
+            "parameters": count_parameters(model),
+            "bytes": (made / GRAPH).stat().st_size,
+        }
+        write_json(made / "export.json", report)
+        report |= compare(
+            model, load_exported(made), tokenizer, texts, labels, languages, max_length
+        )
+        if not int8 and (report["max_difference"] > TOLERANCE or report["argmax_equal"] < 100):
+            raise CometError(
+                f"{folder}: not written, the graph strays from the model by "
+                f"{report['max_difference']:.2g} in a probability; try another version of torch or "
+                "onnxruntime (constraints.txt has the tested ones)"
+            )
+        write_json(made / "export.json", report)
+        (made / "README.md").write_text(f"{card.rstrip()}\n{note(report)}".lstrip(), "utf-8")
+    return report
+
+
+def note(report: dict[str, Any]) -> str:
+    """The part of the model card on the exported form."""
+    f1 = report["weighted_f1"]
+    return f"""
+## This copy
+
+An ONNX graph ({report["form"]}, {report["bytes"] / 1e6:.2f} MB) by `python -m comet_lib export`.
+On {report["texts"]:,} dev texts it gives the label of the original model for
+{report["argmax_equal"]:.2f} %, and mean weighted F1 {f1["exported"]:.2f} where the original has
+{f1["original"]:.2f}. `onnxruntime.InferenceSession("model.onnx")` takes `input_ids` and
+`attention_mask` (int64, texts by pieces) from the tokenizer in this folder, and gives `logits`
+(columns as in `config.json`).
+"""

@@ -1,0 +1,226 @@
+"""An exported form answers as its model does, in fp32 to the rounding, in int8 nearly always."""
+
+import builtins
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, set_seed
+from typer.testing import CliRunner
+
+from comet_lib import __main__ as cli
+from comet_lib import export as ship
+from comet_lib.data import load_sentiment, read_texts
+from comet_lib.errors import CometError
+from comet_lib.evaluation import predict_probabilities
+from comet_lib.models import build_student, count_parameters, load_model, load_tokenizer
+from comet_lib.models import xlmr_config as config_of
+from comet_lib.profiles import ASSETS, TINY
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "initializer_range": 0.3,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(ASSETS / "teacher")
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    set_seed(0)
+    config = config_of(SMALL, len(tokenizer), 64)
+    config.id2label = {0: "positive", 1: "negative", 2: "neutral"}  # not our order
+    return build_student(config).eval()
+
+
+@pytest.fixture(scope="module")
+def rows():
+    data = load_sentiment(TINY)["train"]
+    return data["text"][:60], data["label"][:60], data["language"][:60]
+
+
+@pytest.fixture(scope="module")
+def fp32(model, tokenizer, rows, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "fp32"
+    return folder, ship.export(model, tokenizer, folder, *rows, card="# The card\n")
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory):
+    """The bundled teacher in int8, by the command line."""
+    folder = tmp_path_factory.mktemp("export") / "int8"
+    arguments = ["export", str(ASSETS / "teacher"), "--output", str(folder), "--int8"]
+    done = CliRunner().invoke(cli.app, [*arguments, "--profile", "tiny"])
+    assert done.exit_code == 0, done.output
+    assert f"wrote {folder}" in done.stderr
+    return folder, json.loads(done.stdout), load_model(ASSETS / "teacher")
+
+
+def test_logits_agree_at_every_shape(fp32, model, tokenizer, rows):
+    exported = ship.load_exported(fp32[0])
+    for texts in (rows[0][:1], rows[0][:7], ["a"], ["", "habari za asubuhi sana leo"]):
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        inputs = {k: batch[k] for k in ship.INPUTS}
+        with torch.no_grad():
+            torch.testing.assert_close(
+                exported(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=1e-4
+            )
+
+
+def test_the_report_says_what_was_measured(fp32, model, tokenizer, rows):
+    folder, report = fp32
+    assert report["argmax_equal"] == 100 and report["max_difference"] < ship.TOLERANCE
+    assert report["parameters"] == count_parameters(model)
+    assert report["bytes"] == (folder / "model.onnx").stat().st_size
+    assert report == json.loads((folder / "export.json").read_text())
+    card = (folder / "README.md").read_text()
+    assert card.startswith("# The card") and "60 dev texts" in card
+    assert model.training is False
+
+
+def test_it_runs_without_this_library(fp32, model, rows):
+    session = onnxruntime.InferenceSession(str(fp32[0] / "model.onnx"))
+    batch = AutoTokenizer.from_pretrained(fp32[0])(rows[0][:3], padding=True, return_tensors="np")
+    (logits,) = session.run(None, {k: batch[k] for k in ("input_ids", "attention_mask")})
+    with torch.no_grad():
+        ours = model(*(torch.from_numpy(batch[k]) for k in ship.INPUTS)).logits
+    np.testing.assert_allclose(logits, ours, atol=1e-4)
+
+
+def test_no_traces_and_no_paths_in_the_graph(fp32):
+    raw = (fp32[0] / "model.onnx").read_bytes()
+    assert b".py" not in raw
+    assert len(raw) < 4 * fp32[1]["parameters"] + 60_000
+
+
+def test_int8_is_small_embeddings_too_and_says_nearly_the_same(int8, tokenizer):
+    folder, report, teacher = int8
+    assert sorted(p.name for p in folder.glob("*.onnx*")) == ["model.onnx"]
+    assert report["form"] == "int8" and report["bytes"] < 1.1 * report["parameters"]
+    for tensor in onnx.load(str(folder / "model.onnx")).graph.initializer:
+        if np.prod(tensor.dims) > 2000:
+            assert tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8), tensor.name
+    dev = load_sentiment(TINY)["dev"]["text"][:]
+    ours = predict_probabilities(ship.load_exported(folder), tokenizer, dev)
+    theirs = predict_probabilities(teacher, tokenizer, dev)
+    assert 0 < np.abs(ours - theirs).max() < 0.1
+    assert report["argmax_equal"] >= 95
+    assert report["argmax_equal"] == pytest.approx(
+        100 * np.mean([a.argmax() == b.argmax() for a, b in zip(ours, theirs, strict=True)])
+    )
+
+
+def test_labels_are_taken_by_name(fp32, model, tokenizer, rows, tmp_path):
+    ours = predict_probabilities(ship.load_exported(fp32[0]), tokenizer, rows[0])
+    np.testing.assert_allclose(ours, predict_probabilities(model, tokenizer, rows[0]), atol=1e-5)
+    other = build_student(config_of(SMALL, 50))
+    other.config.id2label = {0: "x", 1: "y", 2: "z"}
+    with pytest.raises(CometError, match="id2label"):
+        ship.export(other, tokenizer, tmp_path / "other", *rows)
+
+
+def test_a_graph_that_strays_is_not_written(fp32, model, tokenizer, rows, monkeypatch, tmp_path):
+    def wrong(_, path):
+        graph = onnx.load(str(fp32[0] / "model.onnx"))
+        for tensor in graph.graph.initializer:
+            if list(tensor.dims) == [len(tokenizer), 32]:
+                weights = onnx.numpy_helper.to_array(tensor) * 1.05
+                tensor.CopyFrom(onnx.numpy_helper.from_array(weights, tensor.name))
+        onnx.save(graph, str(path))
+
+    monkeypatch.setattr(ship, "write_onnx", wrong)
+    with pytest.raises(CometError, match="strays"):
+        ship.export(model, tokenizer, tmp_path / "out", *rows)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_loaded_is_named(fp32, monkeypatch, tmp_path):
+    with pytest.raises(CometError, match=r"no model\.onnx"):
+        ship.load_exported(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"nonsense")
+    with pytest.raises(CometError, match="cannot read it"):
+        ship.load_exported(tmp_path)
+    real = builtins.__import__
+
+    def without(name, *rest, **more):
+        if name.startswith("onnxruntime"):
+            raise ImportError("no", name=name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(CometError, match=r"onnxruntime is not installed: pip install"):
+        ship.load_exported(fp32[0])
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["comet_lib", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return stopped.value.code
+
+
+def test_predict_reads_arguments_standard_input_and_tsv(fp32, monkeypatch, capsys, tmp_path):
+    texts = ["habari njema", "ọjọ́ dára", "\x1b[31mred"]
+    assert run(monkeypatch, "predict", fp32[0], *texts) in (0, None)
+    wanted = capsys.readouterr().out
+    assert len(wanted.splitlines()) == 3 and "\x1b" not in wanted
+
+    piped = "\ufeff" + "\n\n".join(texts) + "\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(piped.encode())))
+    assert run(monkeypatch, "predict", fp32[0], "-") in (0, None)
+    assert capsys.readouterr().out == wanted
+
+    table = tmp_path / "x.tsv"
+    table.write_text("id\ttext\n" + "".join(f"{i}\t{t}\n" for i, t in enumerate(texts)), "utf-8")
+    assert run(monkeypatch, "predict", fp32[0], table) in (0, None)
+    assert capsys.readouterr().out == wanted
+
+
+def test_evaluate_takes_an_exported_form(int8, monkeypatch, capsys):
+    rows = []
+    for model in (int8[0], ASSETS / "teacher"):
+        code = run(monkeypatch, "evaluate", model, "--json", "--profile", "tiny", "--split", "dev")
+        assert code in (0, None)
+        rows.append(json.loads(capsys.readouterr().out))
+    assert rows[0]["weighted_f1"]["mean"] == pytest.approx(int8[1]["weighted_f1"]["exported"])
+    assert rows[1]["weighted_f1"]["mean"] == pytest.approx(int8[1]["weighted_f1"]["original"])
+    assert rows[0]["parameters"] == rows[1]["parameters"]
+    assert rows[0]["size_mb"] < 0.3 * rows[1]["size_mb"]
+
+
+def test_export_overwrites_nothing_of_yours(fp32, monkeypatch, capsys, tmp_path):
+    assert run(monkeypatch, "export", fp32[0], "--output", tmp_path / "b") == 2
+    assert "exported form already" in capsys.readouterr().err
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert run(monkeypatch, "export", ASSETS / "teacher", "--output", tmp_path) == 2
+    assert "holds no export" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("label\nx\n", "row 1: needs a column"),
+        ("text\tid\n\t3\n", "row 2: the text is empty"),
+        ("id\ttweet\n1\n", "row 2: the tweet is empty"),
+        ("text\n", "no rows"),
+    ],
+)
+def test_a_table_that_cannot_be_read_names_the_row(content, words, tmp_path):
+    path = tmp_path / "x.tsv"
+    path.write_text(content, "utf-8")
+    with pytest.raises(CometError, match=words):
+        read_texts(path)
