@@ -164,7 +164,7 @@ class TaskSpecific:
         known = labels != -100
         hard = F.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0
         terms = {"hard_labels": hard.detach()}
-        if student.training:
+        if getattr(student, "training", True):
             hard = hard * share_of_batch(known.sum())
         if "teacher_probs" not in batch:
             return {"loss": hard, **terms, "logits": logits}
