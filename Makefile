@@ -36,7 +36,7 @@ TEST_ENV := env -u COMET_DATA -u COMET_SEED -u COMET_STRICT COMET_PROFILE=tiny \
 .PHONY: help lab test lint types unit nbval test-browser distill format clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  Variables: PYTHON (now: $(PYTHON)), TORCH_INDEX (a package index for torch alone,"
 	@echo "  such as PyTorch's CPU wheel index: see pytorch.org's install page), LAB_ARGS, WORKERS;"
