@@ -57,14 +57,24 @@ def distill(
     ] = None,
     output: Annotated[Path, typer.Option(help="folder to write to")] = Path("runs/distill"),
     seed: Annotated[int | None, typer.Option(min=0)] = None,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="ask the teacher once, keep its answers on disk")
+    ] = False,
 ) -> None:
-    """Distil in two stages and print an honest result table. Called again, it resumes."""
+    """Distil in two stages and print an honest result table. Called again, it resumes.
+
+    On several GPUs: accelerate launch -m comet_lib distill ...
+    """
     from comet_lib.recipe import distil, report_text
 
     chosen = _profile(profile, data, languages, seed)
     if teacher is not None:
         chosen = chosen.with_(teacher=teacher, sentiment_teacher=teacher)
+    if cache:
+        chosen = chosen.with_(cached=True)
     report = distil(chosen, output, say=lambda line: typer.echo(line, err=True))
+    if not report:  # one of several processes, and not the one that reports
+        return
     typer.echo(report_text(report))
     typer.echo(f"wrote {output}/student, {output}/report.md, {output}/report.json", err=True)
 

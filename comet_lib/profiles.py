@@ -66,6 +66,7 @@ class Profile:
     teacher_weight: float = 0.3  # of the sentiment teacher beside TF-IDF in the soft targets
     bootstrap: int = 1000
     seed: int = 0
+    cached: bool = False  # stage 1 asks the teacher once and reads its answers from disk
 
     def with_(self, **changes: Any) -> Profile:
         """A copy with some fields changed; nested stages take a whole :class:`Stage`."""

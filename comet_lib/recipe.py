@@ -36,7 +36,7 @@ from comet_lib.models import (
     same_body,
     xlmr_config,
 )
-from comet_lib.processes import give_back_memory
+from comet_lib.processes import give_back_memory, processes
 from comet_lib.profiles import TINY, Profile, Stage
 from comet_lib.targets import cross_fit_and_splice
 from comet_lib.training import distil_task_agnostic, fine_tune
@@ -115,6 +115,10 @@ def _settings(profile: Profile) -> dict[str, Any]:
     return {**profile.as_dict(), "library": comet_lib.__version__}
 
 
+def _nothing(line: str) -> None:
+    """What a process says that is not the main one."""
+
+
 def _claim(output: Path, profile: Profile) -> None:
     """An output folder belongs to one run: same settings resume it, others are refused."""
     path = output / "work" / "settings.json"
@@ -137,9 +141,10 @@ def train_student(
     """Both stages, each resumed where a former run of the same settings stopped.
 
     Returns ``student``, ``tokenizer``, ``baseline`` (the same student without distillation),
-    ``sentiment_teacher`` with its tokenizer, and the logs of the stages.
+    ``sentiment_teacher`` with its tokenizer, and the logs of the stages. Of several processes each
+    trains on its share of every batch, and the main one writes.
     """
-    work = output / "work"
+    work, here = output / "work", processes()
     tokenizer = load_tokenizer(profile.teacher)
     logs: dict[str, Any] = {}
 
@@ -159,17 +164,26 @@ def train_student(
         set_seed(profile.seed)
         model = start()
         logs[name] = train(model)
-        write_json(log_file, logs[name])
-        with whole_folder(folder) as made, quiet():
-            model.save_pretrained(made)
-            tokenizer.save_pretrained(made)
+        if here.is_main_process:
+            write_json(log_file, logs[name])
+            with whole_folder(folder) as made, quiet():
+                model.save_pretrained(made)
+                tokenizer.save_pretrained(made)
+        here.wait_for_everyone()
         return model
 
     def stage_one(model: PreTrainedModel) -> list[dict[str, float]]:
         say(f"stage 1: {len(texts):,} sentences without labels, the teacher's masked-LM targets")
         with clock.step("stage1"):
             return distil_task_agnostic(
-                model, teacher, tokenizer, texts, profile, work / "stage1", resume=True
+                model,
+                teacher,
+                tokenizer,
+                texts,
+                profile,
+                work / "stage1",
+                cache=work / "cache" if profile.cached else None,
+                resume=True,
             )
 
     def stage_two(model: PreTrainedModel) -> list[dict[str, float]]:
@@ -220,13 +234,16 @@ def distil(
 ) -> dict[str, Any]:
     """Run everything and write ``student/``, ``report.json``, ``report.md`` and figures.
 
-    Killed and called again with the same settings, it goes on from the last checkpoint.
-    Returns the report.
+    Killed and called again with the same settings, it goes on from the last checkpoint. Returns
+    the report. Under ``accelerate launch`` all processes train, the main one alone speaks, writes
+    and reports, and the others return an empty dict.
     """
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    output, here = Path(output), processes()
+    if not here.is_main_process:
+        say = _nothing
     source = find_source(profile)
-    _claim(output, profile)
+    with here.main_process_first():
+        _claim(output, profile)
     spent = output / "work" / "seconds.json"
     clock = Clock(read_json(spent) if spent.is_file() else {})
     say(f"{profile.budget}; data from {source}")
@@ -243,7 +260,10 @@ def distil(
     try:
         made = train_student(profile, output, clock, say, data, texts)
     finally:
-        write_json(spent, clock.seconds)
+        if here.is_main_process:
+            write_json(spent, clock.seconds)
+    if not here.is_main_process:
+        return {}
 
     with clock.step("evaluation"):
         table = data[split]

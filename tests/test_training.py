@@ -1,5 +1,12 @@
 """The trainer learns, logs each term, keeps the best epoch and resumes exactly."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -238,6 +245,43 @@ def test_an_interrupted_run_resumes_to_the_same_weights(run, tokenizer, tmp_path
     (last.with_name("checkpoint-9999")).mkdir()
     (last.with_name("checkpoint-9999") / "model.safetensors").write_bytes(b"half")
     again = run(tokenizer, tmp_path / "cut", disable_tqdm=True, resume=True)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+class Slowly(TrainerCallback):
+    """A fifth of a second more in each step, so that a kill lands inside the training."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        time.sleep(0.2)
+
+
+CHILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_training as t
+from comet_lib.models import load_tokenizer
+run = getattr(t, sys.argv[2])
+run(load_tokenizer(sys.argv[3]), t.Path(sys.argv[4]), callbacks=[t.Slowly()], disable_tqdm=True)
+"""
+
+
+@pytest.mark.parametrize("run", [run_stage_one_cached, run_stage_two])
+def test_a_killed_run_resumes_to_the_same_weights(run, tokenizer, tmp_path):
+    whole = run(tokenizer, tmp_path / "whole", disable_tqdm=True)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    here, output = Path(__file__).parent, tmp_path / "killed" / "run"
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, here, run.__name__, tmp_path / "tokenizer", output],
+        env={**os.environ, "PYTHONPATH": str(here.parent)},
+    )
+    while not list(output.glob("checkpoint-*/trainer_state.json")):
+        assert child.poll() is None, "the child ended before it could be killed"
+        time.sleep(0.01)
+    time.sleep(0.3)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    again = run(tokenizer, output, disable_tqdm=True, resume=True)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 

@@ -1,0 +1,135 @@
+"""Two processes of ``accelerate launch`` (gloo, CPU) train as one does on twice the batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from transformers import set_seed
+
+import comet_lib
+from comet_lib.miniteacher import train_tokenizer
+from comet_lib.models import build_student, load_tokenizer, xlmr_config
+from comet_lib.processes import processes, share_of_batch
+from comet_lib.profiles import Stage, get_profile
+from comet_lib.training import distil_task_agnostic, fine_tune
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "hidden_dropout_prob": 0.0,  # each process draws its own, so with dropout none would agree
+    "attention_probs_dropout_prob": 0.0,
+}
+WORDS = [f"{a} {b} {c}" for a in "abcd" for b in ("ẹ kú", "mai", "ndi") for c in ("x y", "z")]
+#: Of 97 texts one is held out; 96 and 64 are whole batches of 16, for accelerate fills a short one.
+TEXTS = [" ".join([WORDS[i % 24]] * (1 + i % 4)) for i in range(97)]
+STEPS = 20
+
+
+def run(folder: Path, tokenizer_folder: Path, batch: int) -> None:
+    """Both stages from the same weights; the main process writes into ``folder``.
+
+    Stage 1 from a cache: without one, masks follow from a process's batch and would differ. In
+    float64: some gradients are zero but for rounding (a key's bias changes no attention), and
+    Adam makes full steps of what rounding leaves.
+    """
+    tokenizer = load_tokenizer(tokenizer_folder)
+    stage = Stage(50, 5e-3, batch, temperature=2.0, alpha=0.5, patience=99, max_steps=STEPS)
+    profile = get_profile("tiny").with_(stage1=stage, stage2=stage, max_length=16)
+    config = xlmr_config(SIZES, len(tokenizer), 64, initializer_range=0.2)
+    weights = {}
+
+    def finished(name, model):
+        weights.update({f"{name}.{k}": v.clone() for k, v in model.state_dict().items()})
+
+    set_seed(0)
+    teacher, student = (build_student(config, "masked-lm").double() for _ in range(2))
+    distil_task_agnostic(
+        student,
+        teacher,
+        tokenizer,
+        TEXTS,
+        profile,
+        folder / "stage1",
+        cache=folder / "cache",
+        disable_tqdm=True,
+        eval_strategy="no",
+        save_strategy="no",
+    )
+    finished("stage1", student)
+    set_seed(0)
+    student = build_student(config).double()
+    tweets = Dataset.from_dict(
+        {
+            "text": TEXTS[:64],
+            "label": [-100 if i % 3 == 1 else i % 3 for i in range(64)],
+            "language": ["kin" if i % 5 else "swa" for i in range(64)],
+            "teacher_probs": [[0.1 + 0.2 * (i % 4), 0.2, 0.7 - 0.2 * (i % 4)] for i in range(64)],
+        }
+    )
+    dev = tweets.select([i for i in range(64) if i % 3 != 1])  # 43 rows: no multiple of 8
+    log = fine_tune(
+        student,
+        tokenizer,
+        tweets,
+        dev,
+        profile,
+        folder / "stage2",
+        per_device_eval_batch_size=8,
+        disable_tqdm=True,
+    )
+    finished("stage2", student)
+    if processes().is_main_process:
+        save_file(weights, folder / "weights.safetensors")
+        scores = [row for row in log if "eval_loss" in row]
+        (folder / "scores.json").write_text(json.dumps(scores))
+    else:
+        (folder / f"process-{processes().process_index}").touch()
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
+    train_tokenizer(TEXTS, vocab_size=60).save_pretrained(tmp_path / "tokenizer")
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+    run(one, tmp_path / "tokenizer", batch=16)
+    launch = "launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *launch.split()]
+    command += ["--dynamo_backend", "no", "--main_process_port", "0", __file__]
+    root = str(Path(comet_lib.__file__).parents[1])
+    done = subprocess.run(
+        [*command, str(two), str(tmp_path / "tokenizer")],
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-9000:]
+    assert (two / "process-1").is_file()  # there were two
+    ours, theirs = (load_file(f / "weights.safetensors") for f in (one, two))
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, atol=1e-5, rtol=0, msg=name)
+    scores = [json.loads((f / "scores.json").read_text()) for f in (one, two)]
+    for alone, both in zip(*scores, strict=True):
+        for key, value in alone.items():
+            if key.startswith("eval_f1"):  # no row is counted twice or left out
+                assert both[key] == pytest.approx(value)
+    cached = [{p.name: p.read_bytes() for p in (f / "cache").iterdir()} for f in (one, two)]
+    assert cached[0] == cached[1]
+
+
+def test_alone_the_share_is_one():
+    assert processes().num_processes == 1 and processes().is_main_process
+    assert share_of_batch(torch.tensor(7)) == 1
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), Path(sys.argv[2]), batch=8)
