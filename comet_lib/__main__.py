@@ -231,7 +231,7 @@ JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the 
 
 @app.command()
 def benchmark(quick: QuickOption = False, json_file: JsonOption = None) -> None:
-    """What each kind of step and answer costs at the paper's sizes (a few minutes, 8 GB)."""
+    """What each kind of step and answer costs at the paper's sizes."""
     from comet_lib.benchmark import PAPER, QUICK, benchmark_text
     from comet_lib.benchmark import benchmark as measure
     from comet_lib.files import write_json

@@ -38,8 +38,10 @@ def map_grid(
         image = axes.imshow(maps[number], cmap=MAP_COLOURS, vmin=0, vmax=top)
         axes.set_title(titles[number], fontsize=10)
         below = number + columns < len(maps)  # another panel stands below
-        axes.set_xticks(places, [] if below else tokens, rotation=90, fontsize=8)
-        axes.set_yticks(places, tokens if number % columns == 0 else [], fontsize=8)
+        axes.set_xticks(places, [] if below else tokens, rotation=90, fontsize=8, parse_math=False)
+        axes.set_yticks(
+            places, tokens if number % columns == 0 else [], fontsize=8, parse_math=False
+        )
     figure.colorbar(image, ax=panels, shrink=0.6, label="attention (each row sums to 1)")
     figure.suptitle(title, fontsize=11)
     return figure

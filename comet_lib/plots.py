@@ -115,8 +115,10 @@ def attention_maps(
             vmax=limit if signed else top,
         )
         axes.set_title(name)
-        axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=8)
-        axes.set_yticks(range(len(tokens)), tokens if number == 0 else [], fontsize=8)
+        axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=8, parse_math=False)
+        axes.set_yticks(
+            range(len(tokens)), tokens if number == 0 else [], fontsize=8, parse_math=False
+        )
         axes.set_xlabel("looked at")
         figure.colorbar(image, ax=axes, shrink=0.7)
     panels[0][0].set_ylabel("looking (each row sums to 1)")

@@ -114,8 +114,12 @@ class StepView(View):
         for number, axes in enumerate(panels[:2]):
             self._images.append(axes.imshow(blank, cmap=MAP_COLOURS))
             self._titles.append(axes.set_title("", fontsize=10))
-            axes.set_xticks(range(len(self.tokens)), self.tokens, rotation=90, fontsize=8)
-            axes.set_yticks(range(len(self.tokens)), [] if number else self.tokens, fontsize=8)
+            axes.set_xticks(
+                range(len(self.tokens)), self.tokens, rotation=90, fontsize=8, parse_math=False
+            )
+            axes.set_yticks(
+                range(len(self.tokens)), [] if number else self.tokens, fontsize=8, parse_math=False
+            )
         panels[0].set_ylabel("looking (each row sums to 1)", fontsize=9)
         self._panel = panels[2]
         (self._line,) = self._panel.plot([], [], color=BLUE, marker=".")
