@@ -490,6 +490,16 @@ def test_ids_stay_and_double_ones_are_mended() -> None:
     assert [cell.id for cell in execute_notebooks.normalise(again).cells] == ids
 
 
+def test_a_frozen_progress_bar_is_left_out() -> None:
+    texts = ["  0%|          | 0/9 [00:00<?, ?it/s]", "50 % of the tweets"]
+    cell = nbformat.v4.new_code_cell("train()", execution_count=1)
+    for text in texts:
+        data = {execute_notebooks.WIDGET_VIEW: {"model_id": "x"}, "text/plain": text}
+        cell.outputs.append(nbformat.v4.new_output("display_data", data))
+    notebook = execute_notebooks.normalise(nbformat.v4.new_notebook(cells=[cell]))
+    assert [o.data["text/plain"] for o in notebook.cells[0].outputs] == texts[1:]
+
+
 def test_a_failed_write_leaves_the_notebook(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

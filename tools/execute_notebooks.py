@@ -49,6 +49,7 @@ LOCAL_PATH = re.compile(
     r"|[/\\]site-packages[/\\][^\s\"'<>]*"
 )
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+BAR = re.compile(r"\s*\d+%\|")  # a progress bar, stopped for ever at its first picture
 ADDRESS = re.compile(r"(?<= at )0x[0-9a-fA-F]{6,}")
 
 
@@ -203,7 +204,7 @@ def _normal_outputs(outputs: Iterable[NotebookNode], count: int | None) -> Itera
             output.text = text
         elif output.output_type in ("display_data", "execute_result"):
             output.data.pop(WIDGET_VIEW, None)
-            if not output.data:
+            if not output.data or _is_bar(output.data):
                 continue
             if "text/plain" in output.data:
                 output.data["text/plain"] = ADDRESS.sub("0x0", output.data["text/plain"])
@@ -211,6 +212,10 @@ def _normal_outputs(outputs: Iterable[NotebookNode], count: int | None) -> Itera
                 output.execution_count = count
         last = output
         yield output
+
+
+def _is_bar(data: NotebookNode) -> bool:
+    return set(data) == {"text/plain"} and BAR.match(data["text/plain"]) is not None
 
 
 def _after_returns(text: str) -> str:
