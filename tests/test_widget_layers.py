@@ -73,3 +73,14 @@ def test_the_static_twin_is_in_the_mime_bundle():
 def test_maps_that_do_not_fit_are_named(teacher, student, name):
     with pytest.raises(CometError, match=f"{name} has shape"):
         LayerPairView(teacher, student, TOKENS)
+
+
+def test_the_words_of_the_picture_do_not_overlap():
+    tokens = ["▁taarifa"] * 12
+    maps = np.random.default_rng(0).dirichlet(np.ones(12), (2, 12))
+    figure = LayerPairView(maps, maps, tokens).draw()
+    figure.canvas.draw()
+    headline = figure.get_suptitle() and figure._suptitle.get_window_extent()
+    for axes in figure.axes[:3]:
+        assert not headline.overlaps(axes.title.get_window_extent())
+        assert axes.xaxis.label.get_window_extent().y0 >= 0

@@ -24,6 +24,7 @@ def settled(figure: Figure, dpi: int = 80) -> Figure:
     """The figure with its layout solved for good: to draw it again then takes a fraction."""
     figure.set_dpi(dpi)
     figure.canvas.draw()
+    figure.canvas.draw()  # square maps shrink in the first pass, which makes room in the second
     figure.set_layout_engine("none")
     return figure
 
