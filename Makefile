@@ -83,7 +83,7 @@ clean: ## remove the virtual environment, builds and caches (results in runs/ st
 
 EXTRAS_run  :=
 EXTRAS_lab  := [notebooks]
-EXTRAS_test := [notebooks,dev]
+EXTRAS_test := [notebooks,dev,export]
 
 $(VENV)/.ready-venv:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
