@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ipywidgets
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from comet_lib.errors import CometError
@@ -57,36 +59,54 @@ class AlphaView(View):
             for kind, norm in self.norms.items()
         }
 
-    def draw(self) -> Figure:
+    def build(self) -> tuple[Figure, Sequence[Artist]]:
         figure = Figure(figsize=(8.5, 3.1))
         bars, curves = figure.subplots(1, 2, width_ratios=(1.25, 1))
         figure.subplots_adjust(left=0.13, right=0.98, top=0.86, bottom=0.17, wspace=0.25)
         colours = dict(zip(self.norms, (ORANGE, BLUE), strict=True))
-        for kind, share in self.shares.items():
-            bars.barh(kind, 100 - share, color=GREEN, height=0.55)
-            bars.barh(kind, share, left=100 - share, color=colours[kind], height=0.55)
-            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
-            for x, side, text in (
-                (2, "left", f"soft targets {100 - share:.1f} %"),
-                (98, "right", f"attention {share:.1f} %"),
-            ):
-                bars.text(x, kind, text, va="center", ha=side, fontsize=9, bbox=box)
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
+        self._bars: dict[str, tuple[Any, ...]] = {}
+        for y, kind in enumerate(self.norms):
+            self._bars[kind] = (
+                *bars.barh(kind, 100, color=GREEN, height=0.55),
+                *bars.barh(kind, 0, left=100, color=colours[kind], height=0.55),
+                bars.text(2, y, "", va="center", ha="left", fontsize=9, bbox=box),
+                bars.text(98, y, "", va="center", ha="right", fontsize=9, bbox=box),
+            )
         bars.set(xlim=(0, 100), xlabel="percent of the gradient")
         bars.invert_yaxis()
-        bars.set_title(f"alpha = {self.alpha:g}", loc="left")
         grid = np.linspace(0, 1, 201)
+        self._dots: dict[str, Any] = {}
         for kind, norm in self.norms.items():
             curves.plot(
                 grid, attention_share(grid, self.soft, norm), color=colours[kind], label=kind
             )
-            curves.plot(self.alpha, self.shares[kind], "o", color=colours[kind])
-        curves.axvline(self.alpha, color="black", linewidth=0.8, linestyle=":")
+            (self._dots[kind],) = curves.plot([], [], "o", color=colours[kind])
+        self._place = curves.axvline(self.alpha, color="black", linewidth=0.8, linestyle=":")
         curves.set(xlim=(0, 1), ylim=(-3, 103), xlabel="alpha")
         curves.set_title("attention's share, percent", loc="left")
         curves.legend(frameon=False, fontsize=9)
         for axes in (bars, curves):
             axes.spines[["top", "right"]].set_visible(False)
-        return figure
+        parts = [part for kind in self._bars.values() for part in kind]
+        return figure, [
+            *parts,
+            bars.set_title(" ", loc="left"),
+            self._place,
+            *self._dots.values(),
+        ]
+
+    def move(self, figure: Figure, moving: Sequence[Artist]) -> None:
+        for kind, share in self.shares.items():
+            soft, attention, left, right = self._bars[kind]
+            soft.set_width(100 - share)
+            attention.set_x(100 - share)
+            attention.set_width(share)
+            left.set_text(f"soft targets {100 - share:.1f} %")
+            right.set_text(f"attention {share:.1f} %")
+            self._dots[kind].set_data([self.alpha], [share])
+        self._place.set_xdata([self.alpha] * 2)
+        figure.axes[0].set_title(f"alpha = {self.alpha:g}", loc="left")
 
     def describe(self) -> str:
         mse, kl = self.shares.values()

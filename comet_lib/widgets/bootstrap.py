@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from comet_lib.errors import CometError
@@ -102,26 +103,34 @@ class BootstrapView(View):
         ends = list(self.intervals.values())
         return len(ends) == 2 and (ends[0][1] < ends[1][0] or ends[1][1] < ends[0][0])
 
-    def draw(self) -> Figure:
+    def build(self) -> tuple[Figure, Sequence[Artist]]:
         figure, axes = plt.subplots(figsize=(7.5, 3.4))
         figure.subplots_adjust(left=0.09, right=0.8, bottom=0.16, top=0.88)
+        self._ends = {}
         for (name, band), spare in zip(self.bands.items(), (ORANGE, BLUE), strict=False):
             colour = COLOURS.get(name.partition(",")[0], spare)
-            low, high = self.intervals[name]
             axes.fill_between(SIZES, band[:, 0], band[:, 1], color=colour, alpha=0.25)
             axes.plot(SIZES, np.full(len(SIZES), self.scores[name]), color=colour, linewidth=1)
-            axes.plot([self.tweets] * 2, [low, high], color=colour, linewidth=5, alpha=0.8)
+            (self._ends[name],) = axes.plot(
+                [self.tweets] * 2, [self.scores[name]] * 2, color=colour, linewidth=5, alpha=0.8
+            )
             axes.text(SIZES[-1] * 1.15, self.scores[name], name, color="black", va="center")
-        axes.axvline(self.tweets, color=GREY, linestyle=":", linewidth=1)
+        self._place = axes.axvline(self.tweets, color=GREY, linestyle=":", linewidth=1)
         axes.set_xscale("log")
         axes.minorticks_off()
         axes.set_xticks(SIZES, [f"{size:,}" for size in SIZES])
         axes.set_xlim(SIZES[0] * 0.9, SIZES[-1] * 1.1)
         axes.set_xlabel("tweets in the test split (log scale)")
         axes.set_ylabel("weighted F1, percent")
-        axes.set_title(self._title(), loc="left", fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
-        return figure
+        title = axes.set_title(" ", loc="left", fontsize=11)
+        return figure, [self._place, *self._ends.values(), title]
+
+    def move(self, figure: Figure, moving: Sequence[Artist]) -> None:
+        self._place.set_xdata([self.tweets] * 2)
+        for name, ends in self.intervals.items():
+            self._ends[name].set_data([self.tweets] * 2, ends)
+        figure.axes[0].set_title(self._title(), loc="left", fontsize=11)
 
     def _title(self) -> str:
         text = f"{self.tweets:,} tweets: the 95 % interval is {self.width:.1f} points wide"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ipywidgets
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -90,7 +91,12 @@ def mebibytes(parameters: int, dtype: str = "fp32") -> float:
 
 
 def stacked_shares(axes: Any, rows: Mapping[str, Mapping[str, int]], percent: bool) -> None:
-    """One horizontal stacked bar a row: parameters in millions, or percent of the row's total."""
+    """One horizontal stacked bar a row: parameters in millions, or percent of the row's total.
+
+    Bars and numbers that are there already go; the axis stays.
+    """
+    for old in [*axes.patches, *axes.texts]:
+        old.remove()
     for y, counts in enumerate(rows.values()):
         total, left = sum(counts.values()), 0.0
         for name, count in counts.items():
@@ -109,9 +115,6 @@ def stacked_shares(axes: Any, rows: Mapping[str, Mapping[str, int]], percent: bo
         if not percent:
             size = f" {total / 1e6:,.1f} M, {mebibytes(total):,.0f} MiB"
             axes.text(left, y, size, va="center")
-    axes.set_yticks(range(len(rows)), list(rows))
-    axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 class ParameterBudget(View):
@@ -182,29 +185,35 @@ class ParameterBudget(View):
         """Forward FLOPs a token, see :func:`flops_per_token`."""
         return _flops(self.sizes, self.length)
 
-    def draw(self) -> Figure:
-        counts = self.counts
+    def build(self) -> tuple[Figure, Sequence[Artist]]:
         # No pyplot, no layout engine and few ticks: a slider must answer in under 100 ms.
         figure = Figure(figsize=(8, 3.4))
         both, alone = figure.subplots(2, 1, height_ratios=(2, 1))
         figure.subplots_adjust(left=0.09, right=0.98, top=0.91, bottom=0.12, hspace=0.5)
-        stacked_shares(both, {"teacher": self.teacher_counts, "student": counts}, percent=False)
-        largest = max(sum(self.teacher_counts.values()), sum(counts.values())) / 1e6
-        both.set_xlim(0, 1.27 * largest)
-        both.xaxis.set_major_locator(MaxNLocator(4))
-        both.set_xlabel("parameters, millions")
-        both.set_title(self._headline(), loc="left", fontsize=11)
-        stacked_shares(alone, {"student": counts}, percent=True)
-        alone.set_xlim(0, 100)
-        alone.set_xticks([])
-        alone.spines["bottom"].set_visible(False)
         for place, (name, colour) in enumerate(COMPONENT_COLOURS.items()):
             x = 0.09 + 0.185 * place
             figure.patches.append(
                 Rectangle((x, 0.035), 0.02, 0.05, color=colour, transform=figure.transFigure)
             )
             figure.text(x + 0.026, 0.06, name, va="center", fontsize=9)
-        return figure
+        for axes, rows in ((both, ("teacher", "student")), (alone, ("student",))):
+            axes.set_yticks(range(len(rows)), rows)
+            axes.set_ylim(len(rows) - 0.5, -0.5)
+            axes.spines[["top", "right"]].set_visible(False)
+        both.xaxis.set_major_locator(MaxNLocator(4))
+        both.set_xlabel("parameters, millions")
+        alone.set(xlim=(0, 100), xticks=[])
+        alone.spines["bottom"].set_visible(False)
+        return figure, [both, alone]
+
+    def move(self, figure: Figure, moving: Sequence[Artist]) -> None:
+        both, alone = figure.axes
+        counts = self.counts
+        stacked_shares(both, {"teacher": self.teacher_counts, "student": counts}, percent=False)
+        largest = max(sum(self.teacher_counts.values()), sum(counts.values())) / 1e6
+        both.set_xlim(0, 1.27 * largest)
+        both.set_title(self._headline(), loc="left", fontsize=11)
+        stacked_shares(alone, {"student": counts}, percent=True)
 
     def _headline(self) -> str:
         teacher = sum(self.teacher_counts.values())

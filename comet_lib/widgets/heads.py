@@ -7,11 +7,12 @@ from typing import Any
 
 import ipywidgets
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from comet_lib.errors import CometError
 from comet_lib.plots import attention_maps
-from comet_lib.widgets.view import View, settled
+from comet_lib.widgets.view import View
 
 
 class HeadView(View):
@@ -51,7 +52,6 @@ class HeadView(View):
                 f"layer {layer}, head {head} is not there: layers are {list(self.maps)}, heads 0 "
                 f"to {len(heads) - 1}"
             )
-        self._figure: Figure | None = None
         super().__init__(
             layer=ipywidgets.SelectionSlider(
                 options=list(self.maps), value=layer, description="layer"
@@ -70,16 +70,16 @@ class HeadView(View):
         p = self.map
         return float(-(p * np.log(np.maximum(p, 1e-12))).sum(-1).mean())
 
-    def draw(self) -> Figure:
-        """One figure for all choices: its layout is solved once, then the image alone changes."""
-        name = f"layer {self.layer}, head {self.head}: entropy {self.entropy:.2f} nats"
-        if self._figure is None:
-            figure = attention_maps([self.map], self.tokens, [name])
-            figure.axes[0].images[0].set_clim(0, max(m.max() for m in self.maps.values()))
-            self._figure = settled(figure)
-        self._figure.axes[0].images[0].set_data(self.map)
-        self._figure.axes[0].set_title(name)
-        return self._figure
+    def build(self) -> tuple[Figure, Sequence[Artist]]:
+        figure = attention_maps([self.map], self.tokens, [" "])
+        axes = figure.axes[0]
+        axes.images[0].set_clim(0, max(m.max() for m in self.maps.values()))
+        return figure, [axes.images[0], axes.title]
+
+    def move(self, figure: Figure, moving: Sequence[Artist]) -> None:
+        axes = figure.axes[0]
+        axes.images[0].set_data(self.map)
+        axes.set_title(f"layer {self.layer}, head {self.head}: entropy {self.entropy:.2f} nats")
 
     def describe(self) -> str:
         most = self.tokens[int(self.map.mean(0).argmax())]

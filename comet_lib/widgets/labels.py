@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from comet_lib.errors import CometError
@@ -79,27 +80,31 @@ class LabelBudgetView(View):
         first, second = list(self.scores.values())[:2]
         return second - first
 
-    def draw(self) -> Figure:
+    def build(self) -> tuple[Figure, Sequence[Artist]]:
         figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
         for (name, curve), colour in zip(self.curves.items(), PALETTE, strict=False):
             axes.plot(self.budgets, curve, color=colour, marker="o", label=name)
             if name in self.intervals:
                 low, high = self.intervals[name].T
                 axes.fill_between(self.budgets, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.axvline(self.labels, color=GREY, linewidth=1, linestyle="--")
-        (first, low), (second, high) = list(self.scores.items())[:2]
-        axes.plot([self.labels] * 2, [low, high], color="black", linewidth=3)
         axes.set_xscale("log")
         axes.set_xticks(self.budgets, [f"{n:,.0f}" for n in self.budgets])
         axes.minorticks_off()
         axes.set_xlabel("labelled tweets (log scale)")
         axes.set_ylabel(f"{self.score}, percent")
-        axes.set_title(
-            f"{self.labels:,} labels: {second} {high:.1f}, {first} {low:.1f}", loc="left"
-        )
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-        return figure
+        self._place = axes.axvline(self.labels, color=GREY, linewidth=1, linestyle="--")
+        (self._gap,) = axes.plot([self.labels] * 2, [axes.dataLim.y0] * 2, "black", linewidth=3)
+        return figure, [self._place, self._gap, axes.set_title(" ", loc="left")]
+
+    def move(self, figure: Figure, moving: Sequence[Artist]) -> None:
+        (first, low), (second, high) = list(self.scores.items())[:2]
+        self._place.set_xdata([self.labels] * 2)
+        self._gap.set_data([self.labels] * 2, [low, high])
+        figure.axes[0].set_title(
+            f"{self.labels:,} labels: {second} {high:.1f}, {first} {low:.1f}", loc="left"
+        )
 
     def describe(self) -> str:
         (first, low), (second, high) = list(self.scores.items())[:2]

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import ipywidgets
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from comet_lib.errors import CometError
 from comet_lib.plots import attention_maps
-from comet_lib.widgets.view import View, settled
+from comet_lib.widgets.view import View
 
 
 def divergence(p: np.ndarray, q: np.ndarray) -> float:
@@ -49,7 +50,6 @@ class LayerPairView(View):
                     f"{name} has shape {maps.shape}: give one map of {length} x {length} for each "
                     "layer, (layers, L, L), to go with the tokens"
                 )
-        self._figure: Figure | None = None
         super().__init__(
             teacher_layer=_slider("teacher layer", teacher_layer, len(self.teacher)),
             student_layer=_slider("student layer", student_layer, len(self.student)),
@@ -66,30 +66,32 @@ class LayerPairView(View):
         """Mean Jensen-Shannon divergence of the two maps' rows, in nats."""
         return divergence(*self.maps[:2])
 
-    def draw(self) -> Figure:
-        """One figure for all pairs: its layout is solved once, then what is in it changes.
-
-        The colours mean the same for all pairs.
-        """
-        titles = [
+    @property
+    def _titles(self) -> list[str]:
+        return [
             f"teacher, layer {self.teacher_layer}",
             f"student, layer {self.student_layer}",
             "student - teacher",
         ]
-        if self._figure is None:
-            figure = attention_maps(self.maps, self.tokens, titles, True, self.describe())
-            top = max(self.teacher.max(), self.student.max())
-            furthest = max(float(np.abs(s - t).max()) for s in self.student for t in self.teacher)
-            for axes, low, high in zip(
-                figure.axes, (0, 0, -furthest), (top, top, furthest), strict=False
-            ):
-                axes.images[0].set_clim(low, high)
-            self._figure = settled(figure)
-        for axes, one, name in zip(self._figure.axes, self.maps, titles, strict=False):
+
+    def build(self) -> tuple[Figure, Sequence[Artist]]:
+        """The colours mean the same for all pairs."""
+        figure = attention_maps(self.maps, self.tokens, self._titles, True, self.describe())
+        top = max(self.teacher.max(), self.student.max())
+        furthest = max(float(np.abs(s - t).max()) for s in self.student for t in self.teacher)
+        moving: list[Artist] = [figure.suptitle(self.describe())]
+        for axes, low, high in zip(
+            figure.axes, (0, 0, -furthest), (top, top, furthest), strict=False
+        ):
+            axes.images[0].set_clim(low, high)
+            moving += [axes.images[0], axes.title]
+        return figure, moving
+
+    def move(self, figure: Figure, moving: Sequence[Artist]) -> None:
+        for axes, one, name in zip(figure.axes, self.maps, self._titles, strict=False):
             axes.images[0].set_data(one)
             axes.set_title(name)
-        self._figure.suptitle(self.describe())
-        return self._figure
+        figure.suptitle(self.describe())
 
     def describe(self) -> str:
         return (

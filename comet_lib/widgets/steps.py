@@ -7,6 +7,7 @@ from typing import Any
 
 import ipywidgets
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from comet_lib.errors import CometError
@@ -57,7 +58,6 @@ class StepView(View):
             k: {s: row_divergence(self.student[s][k], m) for s in sorted(self.student)}
             for k, m in self.teacher.items()
         }
-        self._figure: Figure | None = None
         steps, layers = sorted(self.student), sorted(self.teacher)
         super().__init__(
             step=ipywidgets.SelectionSlider(
@@ -84,27 +84,26 @@ class StepView(View):
         """KL(teacher || student) at the present step and layer, mean over rows, in nats."""
         return self.curves[self.layer][self.step]
 
-    def draw(self) -> Figure:
+    def build(self) -> tuple[Figure, Sequence[Artist]]:
         """The teacher's map, the student's at the step, and the divergence by step."""
-        if self._figure is None:
-            self._figure = self._empty()
+        figure = self._empty()
+        return figure, [*self._images, *self._titles, self._panel]
+
+    def move(self, figure: Figure, moving: Sequence[Artist]) -> None:
         teacher, student = self.teacher[self.layer], self.student[self.step][self.layer]
         top = max(m[self.layer].max() for m in [self.teacher, *self.student.values()])
         for image, data in zip(self._images, (teacher, student), strict=True):
             image.set_data(data)
             image.set_clim(0, top)
-        self._titles[0].set_text("teacher")
         self._titles[1].set_text(f"student at step {self.step}")
         curve = self.curves[self.layer]
         self._line.set_data(list(curve), list(curve.values()))
         self._dot.set_data([self.step], [self.divergence])
         self._panel.set_ylim(0, 1.1 * max(curve.values()) + EPS)
         self._panel.set_title(f"KL {self.divergence:.2f} nats at step {self.step}", fontsize=10)
-        return self._figure
 
     def _empty(self) -> Figure:
-        """The figure without its numbers. It is kept and filled again: that is what makes it fast
-        (a new figure at each move of the slider takes several times as long)."""
+        """The figure without its numbers."""
         side = max(2.4, 0.17 * len(self.tokens) + 0.4)
         figure = Figure(figsize=(3 * side + 1.8, side + 0.8))
         panels: Any = figure.subplots(1, 3)
@@ -113,7 +112,7 @@ class StepView(View):
         blank = np.zeros((len(self.tokens),) * 2)
         for number, axes in enumerate(panels[:2]):
             self._images.append(axes.imshow(blank, cmap=MAP_COLOURS))
-            self._titles.append(axes.set_title("", fontsize=10))
+            self._titles.append(axes.set_title("" if number else "teacher", fontsize=10))
             axes.set_xticks(
                 range(len(self.tokens)), self.tokens, rotation=90, fontsize=8, parse_math=False
             )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import ipywidgets
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from comet_lib.plots import soft_target_bars
@@ -39,12 +41,23 @@ class TemperatureView(View):
         """(C,) soft targets at the present temperature."""
         return soften(self.logits, self.temperature)
 
-    def draw(self) -> Figure:
-        both = {
-            "T = 1": soften(self.logits, 1.0),
-            f"T = {self.temperature:g}": self.probabilities,
-        }
-        return soft_target_bars(both, self.labels, self.describe())
+    def build(self) -> tuple[Figure, Sequence[Artist]]:
+        both = {"T = 1": soften(self.logits, 1.0), "slider": self.probabilities}
+        figure = soft_target_bars(both, self.labels, " ")
+        (axes,) = figure.axes
+        bars: Any = axes.containers[1]
+        self._values: list[Any] = axes.texts[len(self.labels) :]
+        self._legend: Any = axes.get_legend()
+        return figure, [*bars, *self._values, self._legend, axes.set_title(" ", loc="left")]
+
+    def move(self, figure: Figure, moving: Sequence[Artist]) -> None:
+        (axes,) = figure.axes
+        for bar, value, p in zip(axes.containers[1], self._values, self.probabilities, strict=True):
+            bar.set_height(p)
+            value.xy = (value.xy[0], p)
+            value.set_text(f"{p:.2f}")
+        self._legend.get_texts()[1].set_text(f"T = {self.temperature:g}")
+        axes.set_title(self.describe(), loc="left")
 
     def describe(self) -> str:
         p = self.probabilities

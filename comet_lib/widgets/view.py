@@ -3,38 +3,68 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
-def png(figure: Figure, dpi: int = 80) -> bytes:
+#: Dots an inch of a view's picture.
+DPI = 80
+
+
+def png(figure: Figure) -> bytes:
     """The figure as PNG bytes; it is closed."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
+    figure.savefig(buffer, format="png", dpi=DPI)
     plt.close(figure)
     return buffer.getvalue()
 
 
-def settled(figure: Figure, dpi: int = 80) -> Figure:
-    """The figure with its layout solved for good: to draw it again then takes a fraction."""
-    figure.set_dpi(dpi)
-    figure.canvas.draw()
-    figure.canvas.draw()  # square maps shrink in the first pass, which makes room in the second
-    figure.set_layout_engine("none")
-    return figure
+class Painter:
+    """Paints one figure again and again: what never moves is drawn once (blitting)."""
+
+    def __init__(self, figure: Figure, moving: Sequence[Artist]) -> None:
+        plt.close(figure)  # or a notebook would show it a second time
+        self.figure, self.moving = figure, list(moving)
+        edges = [edge for axes in figure.axes for edge in axes.spines.values()]
+        self._above = [edge for edge in edges if edge.axes in {a.axes for a in self.moving}]
+        figure.set_dpi(DPI)
+        self._canvas = FigureCanvasAgg(figure)
+        self._canvas.draw()
+        if figure.get_layout_engine() is not None:
+            self._canvas.draw()  # square maps shrink in the first pass, which makes room
+            figure.set_layout_engine("none")
+        for artist in [*self.moving, *self._above]:
+            artist.set_animated(True)
+        self._canvas.draw()
+        self._still: Any = self._canvas.copy_from_bbox(figure.bbox)
+
+    def png(self) -> bytes:
+        """The figure as it is now, as PNG bytes."""
+        self._canvas.restore_region(self._still)
+        for artist in [*self.moving, *self._above]:
+            self.figure.draw_artist(artist)
+        buffer, pixels = io.BytesIO(), np.asarray(self._canvas.buffer_rgba())
+        imsave(buffer, pixels, format="png", pil_kwargs={"compress_level": 1})
+        return buffer.getvalue()
 
 
 class View:
     """Controls and a picture that follows them.
 
-    A subclass gives the controls to ``__init__`` and overrides :meth:`draw` (the figure for the
-    present values) and :meth:`describe` (one sentence, also for screen readers). Each control's
-    value is a plain attribute: ``view.temperature`` reads it, ``view.temperature = 4`` sets it.
+    A subclass gives the controls to ``__init__`` and overrides :meth:`build` (the figure, once),
+    :meth:`move` (what changes with the controls, put in its place) and :meth:`describe` (one
+    sentence, also for screen readers). Each control's value is a plain attribute:
+    ``view.temperature`` reads it, ``view.temperature = 4`` sets it.
     In a live notebook the last line of a cell shows the controls; on GitHub, in nbconvert and in
     nbval it shows the picture alone.
     """
@@ -48,18 +78,32 @@ class View:
         )
         for control in controls.values():
             control.observe(self._changed, names="value")
+        self._painter: Painter | None = None
         self._changed()
+
+    def build(self) -> tuple[Figure, Sequence[Artist]]:
+        """The figure, and what in it moves: these artists are painted last, in this order."""
+        raise NotImplementedError
+
+    def move(self, figure: Figure, moving: Sequence[Artist]) -> None:
+        """Put the artists of :meth:`build` where the present values want them."""
+        raise NotImplementedError
 
     def draw(self) -> Figure:
         """The figure for the present values."""
-        raise NotImplementedError
+        if self._painter is None:
+            self._painter = Painter(*self.build())
+        self.move(self._painter.figure, self._painter.moving)
+        return self._painter.figure
 
     def describe(self) -> str:
         """One sentence that says what the figure shows."""
         raise NotImplementedError
 
     def _changed(self, _: Any = None) -> None:
-        self._image.value = png(self.draw())
+        self.draw()
+        assert self._painter is not None
+        self._image.value = self._painter.png()
         self._sentence.value = self.describe()
 
     def __getattr__(self, name: str) -> Any:
