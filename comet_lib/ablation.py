@@ -263,19 +263,20 @@ class Laboratory:
             )
             set_seed(seed)
             student = build_student(self.config, "masked-lm")
-            distil_task_agnostic(
-                student,
-                load_model(self.profile.teacher, "masked-lm"),
-                self.tokenizer,
-                load_text(profile, source=self.source)["text"][:],
-                profile,
-                self.work / "trainer",
-                kind="mse" if kind == "mse" else "kl",
-                disable_tqdm=True,
-            )
-            shutil.rmtree(self.work / "trainer", ignore_errors=True)
+            teacher = load_model(self.profile.teacher, "masked-lm")
             with quiet():
+                distil_task_agnostic(
+                    student,
+                    teacher,
+                    self.tokenizer,
+                    load_text(profile, source=self.source)["text"][:],
+                    profile,
+                    self.work / "trainer",
+                    kind="mse" if kind == "mse" else "kl",
+                    disable_tqdm=True,
+                )
                 student.save_pretrained(folder)
+            shutil.rmtree(self.work / "trainer", ignore_errors=True)
         return load_model(folder, "masked-lm")
 
     def train_table(self, variant: Variant) -> Dataset:
@@ -324,7 +325,7 @@ class Laboratory:
             heads = self.config.num_attention_heads
             objective = Guided(objective, self.states, variant.term, matches, variant.weight, heads)
         folder = self.work / "trainer"
-        with projected(student, variant.term, len(matches), width):
+        with quiet(), projected(student, variant.term, len(matches), width):
             log = fine_tune(
                 student,
                 self.tokenizer,

@@ -113,9 +113,9 @@ def ask_states(
     lengths = np.asarray(table["length"][:], dtype=np.int64)
     first, first_pair = (np.concatenate([[0], np.cumsum(x)]) for x in (lengths, lengths**2))
     shapes = {
-        "maps": (np.uint8, (len(layers), first_pair[-1])),
-        "hidden": (np.float16, (len(layers), first[-1], teacher.config.hidden_size)),
-        "qkv": (np.float16, (3, first[-1], teacher.config.hidden_size)),
+        "maps": (np.uint8, (len(layers), int(first_pair[-1]))),
+        "hidden": (np.float16, (len(layers), int(first[-1]), teacher.config.hidden_size)),
+        "qkv": (np.float16, (3, int(first[-1]), teacher.config.hidden_size)),
     }
     teacher.eval()
     with whole_folder(folder) as made:
