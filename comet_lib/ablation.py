@@ -66,44 +66,56 @@ class Variant:
     labels: float = 1.0  # share of the training labels that are known
     embeddings: bool = False  # start from the teacher's embeddings, made narrower
     splices: float = 0.0  # spliced tweets for each real one
-    against: str = CONTROL  # what it is compared with
+    against: str = CONTROL  # its comparison without distillation
+    base: str = ""  # the variant that it differs from in one thing, if that is another
     first: bool = False  # run before the others, for every seed
 
 
 def _variants() -> tuple[Variant, ...]:
-    both: dict[str, Any] = {"soft": "both"}
+    none = Variant(CONTROL, "labels alone", first=True)
+    both = Variant("both", "soft targets: TF-IDF and teacher", soft="both", first=True)
+
+    def and_(name: str, about: str, **changes: Any) -> Variant:
+        """``both`` with one change."""
+        changes = {"first": False, "base": "both", **changes}
+        return replace(both, name=name, about=f"both {about}", **changes)
+
+    few = {
+        share: replace(none, name=f"labels-{share}", about=f"labels alone, {share} % of them",
+                       labels=share / 100, first=False)
+        for share in (10, 1)
+    }  # fmt: skip
     return (
-        Variant(CONTROL, "labels alone", first=True),
-        Variant("both", "soft targets: TF-IDF and teacher", first=True, **both),
-        Variant("tfidf", "soft targets: TF-IDF", soft="tfidf", first=True),
-        Variant("teacher", "soft targets: teacher", soft="teacher", first=True),
-        Variant("attention-mse", "both + attention, MSE x 100", term="attention-mse", weight=100.0,
-                first=True, **both),
-        Variant("hidden-mse", "both + hidden states, MSE", term="hidden-mse", first=True, **both),
-        Variant("relations", "both + Q-K-V relations", term="relations", first=True, **both),
-        Variant("embeddings", "both + teacher's embeddings", embeddings=True, first=True, **both),
-        Variant("labels-10", "labels alone, 10 % of them", labels=0.1),
-        Variant("labels-10-both", "both, 10 % of the labels", labels=0.1, against="labels-10",
-                **both),
-        Variant("labels-1", "labels alone, 1 % of them", labels=0.01),
-        Variant("labels-1-both", "both, 1 % of the labels", labels=0.01, against="labels-1",
-                **both),
-        Variant("none-embeddings", "labels alone + teacher's embeddings", embeddings=True),
-        Variant("attention-kl", "both + attention, row-wise KL", term="attention-kl", **both),
-        Variant("hidden-cosine", "both + hidden states, cosine", term="hidden-cosine", **both),
-        Variant("alpha-25", "both, alpha 0.25", alpha=0.25, **both),
-        Variant("alpha-50", "both, alpha 0.5", alpha=0.5, **both),
-        Variant("alpha-100", "both, alpha 1: no label", alpha=1.0, **both),
-        Variant("temperature-2", "both, temperature 2", temperature=2.0, **both),
-        Variant("temperature-4", "both, temperature 4", temperature=4.0, **both),
-        Variant("splices", "both + 1.5 spliced tweets for each", splices=1.5, **both),
-        Variant("stage1-soft", "both, after stage 1: soft targets alone", stage1="soft", **both),
-        Variant("stage1-mse", "both, after stage 1 with attention MSE", stage1="mse", **both),
-        Variant("stage1-kl", "both, after stage 1 with attention KL", stage1="kl", **both),
-        Variant("hidden-last", "both + hidden states of the top layers", term="hidden-mse",
-                layers="last", **both),
-        Variant("hidden-skip", "both + hidden states, first of each group", term="hidden-mse",
-                layers="skip", **both),
+        none,
+        both,
+        replace(both, name="tfidf", about="soft targets: TF-IDF", soft="tfidf"),
+        replace(both, name="teacher", about="soft targets: teacher", soft="teacher"),
+        and_("attention-mse", "+ attention, MSE x 100", term="attention-mse", weight=100.0,
+             first=True),
+        and_("hidden-mse", "+ hidden states, MSE", term="hidden-mse", first=True),
+        and_("relations", "+ Q-K-V relations", term="relations", first=True),
+        and_("embeddings", "+ teacher's embeddings", embeddings=True, first=True),
+        few[10],
+        and_("labels-10-both", "with 10 % of the labels", labels=0.1, against="labels-10", base=""),
+        few[1],
+        and_("labels-1-both", "with 1 % of the labels", labels=0.01, against="labels-1", base=""),
+        replace(none, name="none-embeddings", about="labels alone + teacher's embeddings",
+                embeddings=True, first=False),
+        and_("attention-kl", "+ attention, row-wise KL", term="attention-kl"),
+        and_("hidden-cosine", "+ hidden states, cosine", term="hidden-cosine"),
+        and_("alpha-25", "with alpha 0.25", alpha=0.25),
+        and_("alpha-50", "with alpha 0.5", alpha=0.5),
+        and_("alpha-100", "with alpha 1: no label", alpha=1.0),
+        and_("temperature-2", "at temperature 2", temperature=2.0),
+        and_("temperature-4", "at temperature 4", temperature=4.0),
+        and_("splices", "+ 1.5 spliced tweets for each", splices=1.5),
+        and_("stage1-soft", "after stage 1, soft targets alone", stage1="soft"),
+        and_("stage1-mse", "after stage 1 with attention MSE", stage1="mse"),
+        and_("stage1-kl", "after stage 1 with attention KL", stage1="kl"),
+        and_("hidden-last", "+ hidden states of the top layers", term="hidden-mse", layers="last",
+             base="hidden-mse"),
+        and_("hidden-skip", "+ hidden states, first of each group", term="hidden-mse",
+             layers="skip", base="hidden-mse"),
     )  # fmt: skip
 
 
@@ -122,7 +134,8 @@ def chosen_variants(only: str | None) -> list[Variant]:
             f"--only names no variant {', '.join(unknown) or 'at all'}: choose from "
             f"{', '.join(by_name)}"
         )
-    wanted = {CONTROL, *names, *(by_name[name].against for name in names)}
+    others = {x for name in names for x in (by_name[name].against, by_name[name].base) if x}
+    wanted = {CONTROL, *names, *others}
     return [v for v in VARIANTS if v.name in wanted]
 
 
@@ -434,8 +447,9 @@ def ablate(
 
 
 def _matter(variant: Variant) -> dict[str, Any]:
-    """What a variant does, without its caption and its place in the order."""
-    return {k: v for k, v in asdict(variant).items() if k not in ("about", "first", "against")}
+    """What a variant does, without its caption, its place in the order and its comparisons."""
+    shown = ("about", "first", "against", "base")
+    return {k: v for k, v in asdict(variant).items() if k not in shown}
 
 
 def _refuse(path: Path, differ: Sequence[str]) -> None:
@@ -491,31 +505,33 @@ def f1_draws(
         cells = labels[here] * k + predictions[:, here]  # (R, n)
         one_hot = np.eye(k * k, dtype=np.float32)[cells.T].reshape(n, -1)
         counts = (weights @ one_hot).reshape(draws, -1, k, k)
-        total += evaluation._f1_of_counts(counts.astype(float)) / len(codes)
+        total += evaluation.f1_of_counts(counts.astype(float)) / len(codes)
     return total
 
 
 def summarise(path: str | Path, draws: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
-    """One row a variant, in the order of :data:`VARIANTS`.
+    """One row a variant, in the order of :data:`VARIANTS`, others behind.
 
-    Keys: ``variant``, ``about``, ``against``, ``seeds``; ``dev`` and ``test``, each with ``mean``
-    (over seeds, of mean weighted F1) and ``ci95``; and, but for the control, ``difference`` on
-    both (mean over the seeds that both have), with ``each`` seed's, ``ci95``, ``p`` and ``holm``.
+    Keys: ``variant``, ``about``, ``against``, ``base``, ``seeds``; ``dev`` and ``test``, each with
+    ``mean`` (over seeds, of mean weighted F1) and ``ci95``, and, where the other variant is there,
+    ``difference`` (from ``against``, the same without distillation) and ``added`` (from ``base``,
+    the same but for one thing). These hold ``mean`` over the seeds that both have, ``each``
+    seed's, ``ci95``, ``p`` and ``holm``, the p-value corrected for all of its kind and split.
 
     The bootstrap draws tweets and seeds, both sides of a difference with the same tweets and the
-    same seeds. Three seeds say little about all seeds: the spread of S drawn seeds is too small
-    by sqrt((S - 1) / S) on average, so intervals are rather too narrow than too wide.
+    same seeds. Three seeds say little about all seeds: the variance of S drawn seeds is too small
+    by (S - 1) / S on average, so intervals are rather too narrow than too wide.
     """
     header, runs = read_runs(path)
-    order = [v.name for v in VARIANTS]
-    names = sorted({run["variant"] for run in runs}, key=lambda n: order.index(n))
-    about = {run["variant"]: run["settings"] for run in runs}
+    known = {v.name: asdict(v) for v in VARIANTS}
+    order = list(known)
+    settings = {r["variant"]: {**r["settings"], **known.get(r["variant"], {})} for r in runs}
+    names = sorted(settings, key=lambda n: order.index(n) if n in known else len(order))
     at = {(run["variant"], run["seed"]): i for i, run in enumerate(runs)}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "variant": name,
-            "about": about[name]["about"],
-            "against": about[name]["against"],
+            **{key: settings[name].get(key, "") for key in ("about", "against", "base")},
             "seeds": sum(1 for n, _ in at if n == name),
         }
         for name in names
@@ -528,30 +544,38 @@ def summarise(path: str | Path, draws: int = 2000, seed: int = 0) -> list[dict[s
         scores = np.array(
             [evaluation.mean_weighted_f1(labels, p, languages)["mean"] for p in predictions]
         )
-        tests = []
         for row in rows:
-            name = row["variant"]
-            ours = [i for (n, _), i in at.items() if n == name]
+            ours = [i for (n, _), i in at.items() if n == row["variant"]]
             row[split] = {
                 "mean": float(scores[ours].mean()),
-                "ci95": evaluation._interval(_over_seeds(drawn[:, ours], rng)),
+                "ci95": evaluation.interval(_over_seeds(drawn[:, ours], rng)),
             }
-            both = [s for n, s in at if n == name and (row["against"], s) in at]
-            if name == row["against"] or name == CONTROL or not both:
-                continue
-            a, b = ([at[n, s] for s in both] for n in (name, row["against"]))
-            delta = _over_seeds(drawn[:, a] - drawn[:, b], rng)
-            tail = min((delta <= 0).mean(), (delta >= 0).mean())
-            row[split]["difference"] = {
-                "mean": float((scores[a] - scores[b]).mean()),
-                "each": (scores[a] - scores[b]).tolist(),
-                "ci95": evaluation._interval(delta),
-                "p": float(min(1.0, max(2 * tail, 1 / draws))),
-            }
-            tests.append(row[split]["difference"])
-        for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
-            test["holm"] = p
+        for kind, other in (("difference", "against"), ("added", "base")):
+            tests = []
+            for row in rows:
+                pair = (row["variant"], row[other])
+                both = [s for n, s in at if n == pair[0] and (pair[1], s) in at]
+                if pair[0] != pair[1] and both:
+                    a, b = ([at[n, s] for s in both] for n in pair)
+                    row[split][kind] = _compared(
+                        scores[a] - scores[b], drawn[:, a] - drawn[:, b], rng
+                    )
+                    tests.append(row[split][kind])
+            for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
+                test["holm"] = p
     return rows
+
+
+def _compared(each: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+    """A difference by seed (S,), and drawn anew (draws, S); p as in evaluation's."""
+    delta = _over_seeds(drawn, rng)
+    tail = min((delta <= 0).mean(), (delta >= 0).mean())
+    return {
+        "mean": float(each.mean()),
+        "each": each.tolist(),
+        "ci95": evaluation.interval(delta),
+        "p": float(min(1.0, max(2 * tail, 1 / len(delta)))),
+    }
 
 
 def _over_seeds(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -563,29 +587,32 @@ def table_text(rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> 
     """The summary as Markdown, with the settings it holds for."""
     settings, versions = header["settings"], header["versions"]
     stage = settings["stage2"]
+    seeds = sorted({row["seeds"] for row in rows})
     lines = [
         f"Profile {settings['profile']}, {settings['source']}, {settings['training tweets']:,} "
         f"training tweets (at most {settings['train_limit'] or 'all'} a language), stage 2 of "
         f"{stage['epochs']} epochs, batch {stage['batch_size']}, alpha {stage['alpha']}, "
         f"temperature {stage['temperature']}; no stage 1 and no spliced tweets but where a row "
-        "says so. Mean weighted F1 in percent over the seeds; differences in points, paired, "
-        "bootstrap over tweets and seeds; Holm's p over the rows of one split.",
+        f"says so; {' to '.join(str(n) for n in sorted({seeds[0], seeds[-1]}))} seeds. Mean "
+        "weighted F1 in percent, differences in points on the test split, paired. Brackets: 95 % "
+        "interval, bootstrap over tweets and seeds; p after Holm's correction over the column.",
         "",
-        "| variant | what | seeds | dev | test | against | difference, dev | difference, test "
-        "(95 % interval) | p | p, Holm |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| variant | what | seeds | dev | test | distillation adds | p | the one change adds | p |",
+        "|" + "---|" * 9,
     ]
     for row in rows:
-        dev, test = row["dev"], row["test"]
-        cells = [row["variant"], row["about"], str(row["seeds"]), f"{dev['mean']:.1f}",
-                 f"{test['mean']:.1f} ({test['ci95'][0]:.1f} to {test['ci95'][1]:.1f})"]  # fmt: skip
-        if "difference" in test:
-            d = test["difference"]
-            cells += [row["against"], f"{dev['difference']['mean']:+.1f}",
-                      f"{d['mean']:+.1f} ({d['ci95'][0]:+.1f} to {d['ci95'][1]:+.1f})",
-                      f"{d['p']:.3f}", f"{d['holm']:.3f}"]  # fmt: skip
-        else:
-            cells += [""] * 5
+        test = row["test"]
+        low, high = test["ci95"]
+        cells = [row["variant"], row["about"], str(row["seeds"]), f"{row['dev']['mean']:.1f}"]
+        cells.append(f"{test['mean']:.1f} ({low:.1f} to {high:.1f})")
+        for kind, other in (("difference", "against"), ("added", "base")):
+            if kind not in test:
+                cells += ["", ""]
+                continue
+            low, high = test[kind]["ci95"]
+            to = "" if row[other] in (CONTROL, "both") else f", against {row[other]}"
+            cells.append(f"{test[kind]['mean']:+.1f} ({low:+.1f} to {high:+.1f}){to}")
+            cells.append(f"{test[kind]['holm']:.3f}")
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()) + "."]
     return "\n".join(lines) + "\n"
@@ -598,6 +625,6 @@ def write_summary(output: str | Path) -> str:
     rows = summarise(path)
     text = table_text(rows, header)
     write_text(Path(output) / "ablation.md", text)
-    if any("difference" in row["test"] for row in rows):
+    if any("difference" in row["test"] for row in rows):  # not after the first run
         plots.save(plots.forest(rows), Path(output) / "ablation.png")
     return text
