@@ -1,4 +1,5 @@
-"""``python -m comet_lib``: distill, evaluate, predict, export, teacher, benchmark, rehearse."""
+"""``python -m comet_lib``: distill, evaluate, predict, export, teacher, ablate, benchmark and
+rehearse."""
 
 from __future__ import annotations
 
@@ -221,6 +222,34 @@ def teacher(
 
     profile = get_profile("laptop", data).with_(seed=seed, max_length=64)
     build(profile, output, say=lambda line: typer.echo(line, err=True))
+
+
+@app.command()
+def ablate(
+    profile: ProfileOption = None,
+    data: DataOption = None,
+    languages: LanguagesOption = None,
+    output: Annotated[Path, typer.Option(help="folder to write to")] = Path("runs/ablation"),
+    seeds: Annotated[int, typer.Option(min=1, help="runs of each variant")] = 3,
+    only: Annotated[
+        str | None, typer.Option(help="comma-separated variants (default: all, hours)")
+    ] = None,
+    tweets: Annotated[int, typer.Option(min=1, help="training tweets a language, at most")] = 4000,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="train nothing, read the runs that are there")
+    ] = False,
+) -> None:
+    """Which part of the recipe pays: variants, several seeds each. Called again, it resumes."""
+    from comet_lib.ablation import ablate as run
+    from comet_lib.ablation import chosen_variants, write_summary
+
+    variants = chosen_variants(only)
+    if not summary:
+        chosen = _profile(profile, data, languages)
+        chosen = chosen.with_(train_limit=min(tweets, chosen.train_limit or tweets))
+        run(chosen, output, variants, seeds, say=lambda line: typer.echo(line, err=True))
+    typer.echo(write_summary(output))
+    typer.echo(f"wrote {output}/runs.jsonl, ablation.md and ablation.png", err=True)
 
 
 QuickOption = Annotated[

@@ -34,11 +34,11 @@ _SLOTS = "_comet_slots"  # attribute on a chosen layer's modules, only inside `c
 
 @dataclass(eq=False)
 class _Slot:
-    """Where one layer of one `capture` puts its map."""
+    """Where one layer of one capture puts its find: a "map", its "heads", or its "qkv"."""
 
-    maps: dict[int, Tensor]
+    found: dict[int, Any]
     layer: int
-    heads: bool
+    kind: str
 
 
 def head_mean_attention(
@@ -54,6 +54,11 @@ def head_mean_attention(
 ) -> tuple[Tensor, None]:
     """The layer's output by sdpa; for a layer chosen by :func:`capture` also its map, eq. (1)."""
     for slot in getattr(module, _SLOTS, ()):
+        if slot.kind == "qkv":  # heads side by side again
+            slot.found[slot.layer] = tuple(
+                x.transpose(1, 2).flatten(2) for x in (query, key, value)
+            )
+            continue
         if kwargs.get("position_bias") is not None:
             raise CometError(
                 f"{type(module).__name__} adds a position bias to its attention, which capture "
@@ -65,7 +70,9 @@ def head_mean_attention(
             mask = torch.ones(query.shape[2], key.shape[2], device=query.device).tril().bool()
         keys = repeat_kv(key, query.shape[1] // key.shape[1])
         weights = attention_weights(query, keys, mask, scaling)
-        slot.maps[slot.layer] = (weights if slot.heads else weights.mean(1)).to(query.dtype)
+        slot.found[slot.layer] = (weights if slot.kind == "heads" else weights.mean(1)).to(
+            query.dtype
+        )
     return sdpa_attention_forward(
         module,
         query,
@@ -103,7 +110,7 @@ AttentionInterface.register(NAME, head_mean_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def _encoder_layers(model: nn.Module) -> nn.ModuleList:
+def encoder_layers(model: nn.Module) -> nn.ModuleList:
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise CometError(f"model is a {name}: capture needs a transformers PreTrainedModel.")
@@ -155,10 +162,59 @@ def capture(
     Raises :class:`CometError` for a layer out of range, a model with cross-attention, or one that
     does not use transformers' attention interface (DeBERTa, for example).
     """
-    blocks = _encoder_layers(model)
+    with _listen(model, layers, "heads" if heads else "map") as maps:
+        yield maps
+
+
+@contextmanager
+def capture_qkv(
+    model: PreTrainedModel, layers: Sequence[int] | None = None
+) -> Iterator[dict[int, tuple[Tensor, Tensor, Tensor]]]:
+    """Collect queries, keys and values, as :func:`capture` does maps and with its errors.
+
+    Yields a dict from layer number to three tensors (B, L, width), the heads side by side, with
+    gradients. Models with fewer key than query heads give narrower keys and values.
+    """
+    with _listen(model, layers, "qkv") as found:
+        yield found
+
+
+@contextmanager
+def capture_hidden(
+    model: PreTrainedModel, layers: Sequence[int] | None = None
+) -> Iterator[dict[int, Tensor]]:
+    """Collect the chosen layers' outputs (B, L, width) from every forward pass, with gradients.
+
+    Layer 0 is the first layer, not the embeddings. Layers, replacement and errors as in
+    :func:`capture`, but any attention implementation will do.
+    """
+    blocks = encoder_layers(model)
+    found: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            found[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    chosen = _resolve_layers(layers, len(blocks), type(model).__name__)
+    handles = [blocks[layer].register_forward_hook(keep(layer)) for layer in chosen]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _listen(
+    model: PreTrainedModel, layers: Sequence[int] | None, kind: str
+) -> Iterator[dict[int, Any]]:
+    """The chosen layers' slots of one kind, and our attention in the model's, inside the block."""
+    blocks = encoder_layers(model)
     chosen = _resolve_layers(layers, len(blocks), type(model).__name__)
     before = model.config._attn_implementation
-    maps: dict[int, Tensor] = {}
+    found: dict[int, Any] = {}
     marked: list[tuple[nn.Module, _Slot]] = []
     try:
         model.set_attn_implementation(NAME)
@@ -168,11 +224,11 @@ def capture(
                 "maps cannot be captured: use a model such as XLM-R, BERT or ModernBERT."
             )
         for layer in chosen:
-            slot = _Slot(maps, layer, heads)
+            slot = _Slot(found, layer, kind)
             for module in blocks[layer].modules():  # the one that attends will find its slot
                 module.__dict__.setdefault(_SLOTS, []).append(slot)
                 marked.append((module, slot))
-        yield maps
+        yield found
     finally:
         for module, slot in marked:
             module.__dict__[_SLOTS].remove(slot)

@@ -78,7 +78,7 @@ class LengthBatches(Sampler[int]):
 
 
 class SentimentCollator(DataCollatorWithPadding):
-    """Pads a batch; ``labels`` and ``teacher_probs`` (if there) become tensors."""
+    """Pads a batch; ``labels`` and, if there, ``teacher_probs`` and ``row`` become tensors."""
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         inputs = [
@@ -86,8 +86,9 @@ class SentimentCollator(DataCollatorWithPadding):
         ]
         batch = dict(super().__call__(inputs))
         batch["labels"] = torch.tensor([f["labels"] for f in features])
-        if "teacher_probs" in features[0]:
-            batch["teacher_probs"] = torch.tensor([f["teacher_probs"] for f in features])
+        for name in ("teacher_probs", "row"):
+            if name in features[0]:
+                batch[name] = torch.tensor([f[name] for f in features])
         return batch
 
 

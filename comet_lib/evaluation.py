@@ -112,7 +112,7 @@ def mean_weighted_f1(
     return {**scores, "mean": float(np.mean(list(scores.values())))}
 
 
-def _f1_of_counts(counts: np.ndarray) -> np.ndarray:
+def f1_of_counts(counts: np.ndarray) -> np.ndarray:
     """Weighted F1 in percent of confusion counts (..., labels, predictions)."""
     true = counts.sum(-1)
     guessed = counts.sum(-2)
@@ -127,7 +127,8 @@ def _resample(cells: np.ndarray, size: int, draws: int, rng: np.random.Generator
     return rng.multinomial(counts.sum(), counts / counts.sum(), size=draws)
 
 
-def _interval(draws: np.ndarray) -> list[float]:
+def interval(draws: np.ndarray) -> list[float]:
+    """The 95 % percentile interval: low and high."""
     return [float(x) for x in np.percentile(draws, (2.5, 97.5))]
 
 
@@ -144,9 +145,9 @@ def bootstrap_f1(
     for language in dict.fromkeys(languages.tolist()):
         here = languages == language
         counts = _resample(labels[here] * k + predictions[here], k * k, draws, rng)
-        sampled[str(language)] = _f1_of_counts(counts.reshape(draws, k, k))
+        sampled[str(language)] = f1_of_counts(counts.reshape(draws, k, k))
     sampled["mean"] = np.mean(list(sampled.values()), axis=0)
-    return {name: _interval(values) for name, values in sampled.items()}
+    return {name: interval(values) for name, values in sampled.items()}
 
 
 def paired_bootstrap(
@@ -169,13 +170,13 @@ def paired_bootstrap(
         here = languages == language
         cells = (labels[here] * k + ours[here]) * k + theirs[here]
         counts = _resample(cells, k**3, draws, rng).reshape(draws, k, k, k)
-        sampled.append(_f1_of_counts(counts.sum(3)) - _f1_of_counts(counts.sum(2)))
+        sampled.append(f1_of_counts(counts.sum(3)) - f1_of_counts(counts.sum(2)))
     delta = np.mean(sampled, axis=0)
     mean = [mean_weighted_f1(labels, p, languages)["mean"] for p in (ours, theirs)]
     tail = min((delta <= 0).mean(), (delta >= 0).mean())
     return {
         "difference": mean[0] - mean[1],
-        "ci95": _interval(delta),
+        "ci95": interval(delta),
         "p": float(min(1.0, max(2 * tail, 1 / draws))),
     }
 

@@ -101,6 +101,39 @@ def soft_target_loss_from_probs(
     return total * temperature**2 / max(len(student), 1)
 
 
+def mean_of_teachers(
+    probabilities: Sequence[Tensor], weights: Sequence[float] | None = None
+) -> Tensor:
+    """An ensemble's soft targets: M teachers' probabilities (..., C) -> (..., C).
+
+        p = sum_m w_m p_m / sum_m w_m                                                   (11)
+
+    ``weights`` w are equal by default. For :func:`soft_target_loss_from_probs`. Hinton, Vinyals and
+    Dean 2015, section 3 (arXiv 1503.02531); with an earlier student of the same size as the
+    teacher, or as one of them, it is a born-again network (Furlanello et al. 2018, arXiv
+    1805.04770).
+    """
+    weights = [1.0] * len(probabilities) if weights is None else list(weights)
+    if not len(probabilities) or len(weights) != len(probabilities):
+        raise CometError(
+            f"there are {len(probabilities)} teachers and {len(weights)} weights: give at least "
+            "one teacher, and one weight for each."
+        )
+    if min(weights) < 0 or not sum(weights) > 0:
+        raise CometError(f"weights are {weights}: none may be negative, and one must be above 0.")
+    total = torch.zeros_like(_wide(probabilities[0]))
+    for probs, weight in zip(probabilities, weights, strict=True):
+        if probs.shape != total.shape:
+            raise CometError(
+                f"teachers' probabilities have shapes {tuple(total.shape)} and "
+                f"{tuple(probs.shape)}: they must be equal."
+            )
+        if (probs < 0).any():
+            raise CometError("probabilities holds negative numbers: pass no logits.")
+        total = total + weight / sum(weights) * _wide(probs.detach())
+    return total
+
+
 def soft_target_loss_topk(
     student_logits: Tensor,
     indices: Tensor,

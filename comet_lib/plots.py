@@ -146,3 +146,49 @@ def soft_target_bars(
     axes.set_title(title, loc="left")
     _bare(axes)
     return figure
+
+
+def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
+    """Differences of ``comet_lib.ablation.summarise``: point, 95 % interval, each seed's own.
+
+    Left what distillation adds, right what one change adds to soft targets. A filled point keeps
+    p below 0.05 after Holm's correction; a hollow one does not.
+    """
+    panels = [("difference", "against"), ("added", "base")]
+    shown = [row for row in rows if any(kind in row[split] for kind, _ in panels)]
+    figure, axes = plt.subplots(
+        1, 2, sharey=True, figsize=(10, 0.36 * len(shown) + 1.7), layout="constrained"
+    )
+    for axis, (kind, other), title in zip(
+        axes, panels, ("distillation adds", "the one change adds"), strict=True
+    ):
+        axis.axvline(0, color="black", linewidth=0.8)
+        tests = [(y, row) for y, row in enumerate(shown) if kind in row[split]]
+        for y, row in tests:
+            test = row[split][kind]
+            sure = test["holm"] < 0.05
+            colour = BLUE if sure else GREY
+            axis.plot(test["ci95"], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+            axis.plot(test["each"], [y + 0.28] * len(test["each"]), "|", color=ORANGE, markersize=6)
+            axis.plot(
+                test["mean"], y, "o", color=colour, markerfacecolor=colour if sure else "white"
+            )
+            to = "" if row[other] in ("none", "both") else f" (to {row[other]})"
+            axis.annotate(
+                f"{test['mean']:+.1f}{to}",
+                (1.01, y),
+                xycoords=("axes fraction", "data"),
+                va="center",
+            )
+        found = sum(row[split][kind]["holm"] < 0.05 for _, row in tests)
+        axis.set_title(f"What {title}: {found} of {len(tests)} are sure", loc="left")
+        axis.set_xlabel(f"points of mean weighted F1 on {split}")
+        _bare(axis)
+    axes[0].set_yticks(range(len(shown)), [row["about"] for row in shown])
+    axes[0].set_ylim(len(shown) - 0.4, -0.6)
+    figure.supxlabel(
+        "line: 95 % interval over tweets and seeds; orange: single seeds; "
+        "filled and blue: p < 0.05 after Holm's correction",
+        fontsize=9,
+    )
+    return figure

@@ -380,6 +380,7 @@ def fine_tune(
     profile: Profile,
     output: str | Path,
     *,
+    objective: Objective | None = None,
     resume: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
     **arguments: Any,
@@ -387,12 +388,15 @@ def fine_tune(
     """Stage 2. ``train`` has text, label (-100: none) and, to distil, ``teacher_probs`` (N, 3).
 
     The student is trained in place; the epoch with the best mean weighted F1 on ``dev`` (give it
-    without the rows seen in train) is kept. Returns the log.
+    without the rows seen in train) is kept. ``objective`` is :class:`TaskSpecific` with the
+    profile's temperature and alpha by default; one of :mod:`comet_lib.methods` needs the column
+    ``row`` too. Returns the log.
     """
     stage, output = profile.stage2, Path(output)
     columns = {"labels": train["label"][:]}
-    if "teacher_probs" in train.column_names:
-        columns["teacher_probs"] = train["teacher_probs"][:]
+    for name in ("teacher_probs", "row"):
+        if name in train.column_names:
+            columns[name] = train[name][:]
     languages = np.asarray(dev["language"][:])
 
     def metrics(prediction: Any) -> dict[str, float]:
@@ -419,7 +423,7 @@ def fine_tune(
             dev["text"][:], tokenizer, profile.max_length, labels=dev["label"][:]
         ),
         data_collator=SentimentCollator(tokenizer),
-        objective=TaskSpecific(stage.temperature, stage.alpha),
+        objective=objective or TaskSpecific(stage.temperature, stage.alpha),
         compute_metrics=metrics,
         callbacks=[EarlyStoppingCallback(stage.patience), *callbacks],
     )
