@@ -67,7 +67,6 @@ def test_known_labels_are_a_share_of_each_language(laboratory):
 
 
 def test_tfidf_targets_do_not_move_with_labels_that_are_unknown(laboratory, tmp_path):
-    """Turn every unknown label, and the known labels of one tweet alone: who notices?"""
     other = Laboratory(TINY, tmp_path, VARIANTS)
     known = other.known(0.5)
     other.labels = np.where(known, other.labels, (other.labels + 1) % 3)
@@ -78,13 +77,6 @@ def test_tfidf_targets_do_not_move_with_labels_that_are_unknown(laboratory, tmp_
         mixed = (1 - weight) * made["tfidf"] + weight * made["teacher"]
         assert np.allclose(made["both"], mixed)
         assert np.allclose(made["tfidf"].sum(1), 1) and np.allclose(made["teacher"].sum(1), 1)
-    full, twin = laboratory.targets(1.0)["tfidf"], Laboratory(TINY, tmp_path / "x", VARIANTS)
-    (tmp_path / "x").mkdir()
-    at = 7
-    twin.labels = twin.labels.copy()
-    twin.labels[at] = (twin.labels[at] + 1) % 3
-    changed = np.abs(twin.targets(1.0)["tfidf"] - full).max(1)
-    assert changed.max() > 1e-3  # others learn of it (and folds may move)
 
 
 def test_training_tables(laboratory):
@@ -400,8 +392,7 @@ def test_table_and_figure(tmp_path):
     assert f"{rows[1]['test']['difference']['mean']:+.1f} (" in lines[3]
     figure = plots.forest(rows)
     left, right = figure.axes
-    assert "1 of 2" not in right.get_title() and "2 of 2" in left.get_title()
-    assert "0 of 1" in right.get_title()
+    assert "2 of 2" in left.get_title(loc="left") and "0 of 1" in right.get_title(loc="left")
     assert [t.get_text() for t in left.get_yticklabels()] == [r["about"] for r in rows[1:]]
     plots.save(figure, tmp_path / "x.png")
     assert (tmp_path / "ablation.png").stat().st_size > 5000

@@ -128,9 +128,7 @@ def test_states_are_what_the_teacher_says_of_each_row_alone(states, models, toke
     hidden = states.get("hidden-mse", rows, longest, [3])
     qkv = states.get("relations", rows, longest, [1, 3])
     assert [x.shape for x in maps] == [(3, 17, 17)] * 2
-    assert [x.shape for x in hidden] == [(3, 17, 12)] and [x.shape for x in qkv] == [
-        (3, 12, 12)
-    ] * 3
+    assert [x.shape for x in [*hidden, *qkv]] == [(3, 17, 12)] * 4
     for b, row in enumerate(rows):
         inputs = tokenizer([TEXTS[row]], return_tensors="pt")
         n = inputs["input_ids"].shape[1]
