@@ -264,8 +264,8 @@ def test_mean_of_teachers_gives_teachers_no_gradient_and_the_student_one():
     assert gradcheck(loss, [student])
     loss(student).backward()
     assert all(t.grad is None for t in teachers)
-    half = losses.mean_of_teachers([torch.rand(2, 3).half()] * 2)
-    assert half.dtype == torch.float32
+    half = losses.mean_of_teachers([torch.rand(2, 3, requires_grad=True).half()] * 2)
+    assert half.dtype == torch.float32 and not half.requires_grad
 
 
 def test_one_mean_is_not_one_loss_for_each_teacher_but_has_its_gradient():
