@@ -418,12 +418,13 @@ def ablate(
     if path.is_file():
         old, runs = read_runs(path)
         differ = [k for k in header["settings"] if old["settings"].get(k) != header["settings"][k]]
-        _refuse(path, differ)
+        _refuse(path, differ + ["dev or test"] * (old["truth"] != header["truth"]))
         for run in runs:
             now = {v.name: v for v in variants}.get(run["variant"])
             if now is not None:
                 was = run["settings"]
                 _refuse(path, [f"{now.name}: {k}" for k, v in _matter(now).items() if was[k] != v])
+        header = old  # with the versions of the first run
     # Targets on disk are another run's if there is no file of runs, or its settings are the same.
     _claim_work(work, header["settings"])
     done = {(run["variant"], run["seed"]) for run in runs}

@@ -203,10 +203,13 @@ def test_changed_settings_are_refused(tmp_path, monkeypatch):
         ablation.ablate(TINY.with_(stage2=stage), tmp_path, wanted, seeds=2)
     with pytest.raises(CometError, match=r"both: alpha"):
         ablation.ablate(TINY, tmp_path, [replace(BY_NAME["both"], alpha=0.1)], seeds=2)
+    shorter = before.replace('"dev": {"labels"', '"dev": {"gold"', 1)
+    path.write_text(shorter, encoding="utf-8")
+    with pytest.raises(CometError, match=r"\(dev or test\)"):
+        ablation.ablate(TINY, tmp_path, wanted, seeds=2)
     path.write_text("half", encoding="utf-8")
     with pytest.raises(CometError, match="no readable runs"):
         ablation.ablate(TINY, tmp_path, wanted)
-    assert "half" not in before
 
 
 def test_work_of_other_settings_is_not_used(tmp_path, monkeypatch):
