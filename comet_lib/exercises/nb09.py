@@ -270,7 +270,12 @@ def verdict(answer: Callable[..., Any]) -> None:
     for (low, high), right in _CASES * 3:
         margin = uniform(source, 0.3, 2.0)
         got = answer(low * margin, high * margin, margin)
-        if not isinstance(got, str) or got not in ("better", "worse", "equal", "open"):
+        if not isinstance(got, str):
+            raise Misconception(
+                f"your function returned a {type(got).__name__} where a word is wanted",
+                'Return "better", "worse", "equal" or "open".',
+            )
+        if got not in ("better", "worse", "equal", "open"):
             raise Misconception(
                 f"your function returned {got!r}, which is none of the four words",
                 'Return "better", "worse", "equal" or "open".',

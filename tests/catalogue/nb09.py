@@ -81,9 +81,9 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             "smallest p-value gets the smallest factor",
         ),
         "late": (
-            lambda p: np.maximum.accumulate(np.sort(p) * np.arange(len(p))[::-1])[
-                np.argsort(np.argsort(p))
-            ],
+            lambda p: np.minimum(
+                1, np.maximum.accumulate(np.sort(p) * np.arange(len(p))[::-1])
+            )[np.argsort(np.argsort(p))],
             "one too small",
         ),
         "nothing": (lambda p: p, "nothing is corrected"),
@@ -105,7 +105,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             lambda d, t: (d.mean(1).argmax(), t.mean(1).max()),
             "not of the chosen one",
         ),
-        "score alone": (lambda d, t: t[d.mean(1).argmax()].mean(), "the pair variant, score is"),
+        "score alone": (lambda d, t: t[d.mean(1).argmax()].mean(), "returned a float64"),
         "all": (lambda d, t: t.mean(1), "returned 5 numbers"),
     },
     "verdict": {
