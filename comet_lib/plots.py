@@ -157,8 +157,8 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
     panels = [
         panel
         for panel in (
-            ("difference", "against", "distillation"),
-            ("added", "base", "the one change"),
+            ("difference", "against", "none", "distillation"),
+            ("added", "base", "both", "the one change"),
         )
         if any(panel[0] in row[split] for row in rows)
     ]
@@ -168,7 +168,7 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
         1, len(panels), sharey=True, figsize=size, layout="constrained", squeeze=False
     )
     axes = grid[0]
-    for axis, (kind, other, title) in zip(axes, panels, strict=True):
+    for axis, (kind, other, usual, title) in zip(axes, panels, strict=True):
         axis.axvline(0, color="black", linewidth=0.8)
         tests = [(y, row) for y, row in enumerate(shown) if kind in row[split]]
         for y, row in tests:
@@ -180,9 +180,9 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
             axis.plot(
                 test["mean"], y, "o", color=colour, markerfacecolor=colour if sure else "white"
             )
-            to = "" if row[other] in ("none", "both") else f" (to {row[other]})"
+            to = "" if row[other] == usual else f" (to {row[other]})"
             axis.annotate(
-                f"{test['mean']:+.1f}{to}",
+                f"{test['mean']:+z.1f}{to}",
                 (1.01, y),
                 xycoords=("axes fraction", "data"),
                 va="center",

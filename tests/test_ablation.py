@@ -29,7 +29,7 @@ TINY = get_profile("tiny")
 def test_each_variant_changes_one_thing_and_can_be_compared():
     assert len(BY_NAME) == len(VARIANTS)
     for variant in VARIANTS:
-        assert {variant.against, variant.base or "none"} <= set(BY_NAME), variant.name
+        assert {variant.against or "none", variant.base or "none"} <= set(BY_NAME), variant.name
         if variant.base:
             mine, other = (ablation._matter(BY_NAME[n]) for n in (variant.name, variant.base))
             changed = {k for k in mine if mine[k] != other[k]} - {"name", "weight"}
@@ -392,7 +392,7 @@ def test_table_and_figure(tmp_path):
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
     rows = ablation.summarise(tmp_path / "runs.jsonl")
-    assert f"{rows[1]['test']['difference']['mean']:+.1f} (" in lines[3]
+    assert f"{rows[1]['test']['difference']['mean']:+z.1f} (" in lines[3]
     figure = plots.forest(rows)
     left, right = figure.axes
     assert "2 of 2" in left.get_title(loc="left") and "0 of 1" in right.get_title(loc="left")
