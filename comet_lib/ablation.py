@@ -66,8 +66,8 @@ class Variant:
     labels: float = 1.0  # share of the training labels that are known
     embeddings: bool = False  # start from the teacher's embeddings, made narrower
     splices: float = 0.0  # spliced tweets for each real one
-    against: str = CONTROL  # its comparison without distillation
-    base: str = ""  # the variant that it differs from in one thing, if that is another
+    against: str = CONTROL  # the same without distillation; "": it is without
+    base: str = ""  # another variant that it differs from in one thing
     first: bool = False  # run before the others, for every seed
 
 
@@ -82,7 +82,7 @@ def _variants() -> tuple[Variant, ...]:
 
     few = {
         share: replace(none, name=f"labels-{share}", about=f"labels alone, {share} % of them",
-                       labels=share / 100, first=False)
+                       labels=share / 100, first=False, against="", base=CONTROL)
         for share in (10, 1)
     }  # fmt: skip
     return (
@@ -100,7 +100,7 @@ def _variants() -> tuple[Variant, ...]:
         few[1],
         and_("labels-1-both", "with 1 % of the labels", labels=0.01, against="labels-1", base=""),
         replace(none, name="none-embeddings", about="labels alone + teacher's embeddings",
-                embeddings=True, first=False),
+                embeddings=True, first=False, against="", base=CONTROL),
         and_("attention-kl", "+ attention, row-wise KL", term="attention-kl"),
         and_("hidden-cosine", "+ hidden states, cosine", term="hidden-cosine"),
         and_("alpha-25", "with alpha 0.25", alpha=0.25),
@@ -418,12 +418,13 @@ def ablate(
     if path.is_file():
         old, runs = read_runs(path)
         differ = [k for k in header["settings"] if old["settings"].get(k) != header["settings"][k]]
-        _refuse(path, differ)
+        _refuse(path, differ + ["dev or test"] * (old["truth"] != header["truth"]))
         for run in runs:
             now = {v.name: v for v in variants}.get(run["variant"])
             if now is not None:
                 was = run["settings"]
                 _refuse(path, [f"{now.name}: {k}" for k, v in _matter(now).items() if was[k] != v])
+        header = old  # with the versions of the first run
     # Targets on disk are another run's if there is no file of runs, or its settings are the same.
     _claim_work(work, header["settings"])
     done = {(run["variant"], run["seed"]) for run in runs}
@@ -605,13 +606,13 @@ def table_text(rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> 
         low, high = test["ci95"]
         cells = [row["variant"], row["about"], str(row["seeds"]), f"{row['dev']['mean']:.1f}"]
         cells.append(f"{test['mean']:.1f} ({low:.1f} to {high:.1f})")
-        for kind, other in (("difference", "against"), ("added", "base")):
+        for kind, other, usual in (("difference", "against", CONTROL), ("added", "base", "both")):
             if kind not in test:
                 cells += ["", ""]
                 continue
             low, high = test[kind]["ci95"]
-            to = "" if row[other] in (CONTROL, "both") else f", against {row[other]}"
-            cells.append(f"{test[kind]['mean']:+.1f} ({low:+.1f} to {high:+.1f}){to}")
+            to = "" if row[other] == usual else f", against {row[other]}"
+            cells.append(f"{test[kind]['mean']:+z.1f} ({low:+z.1f} to {high:+z.1f}){to}")
             cells.append(f"{test[kind]['holm']:.3f}")
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()) + "."]

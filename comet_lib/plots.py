@@ -154,14 +154,21 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
     Left what distillation adds, right what one change adds to soft targets. A filled point keeps
     p below 0.05 after Holm's correction; a hollow one does not.
     """
-    panels = [("difference", "against"), ("added", "base")]
-    shown = [row for row in rows if any(kind in row[split] for kind, _ in panels)]
-    figure, axes = plt.subplots(
-        1, 2, sharey=True, figsize=(10, 0.36 * len(shown) + 1.7), layout="constrained"
+    panels = [
+        panel
+        for panel in (
+            ("difference", "against", "none", "distillation"),
+            ("added", "base", "both", "the one change"),
+        )
+        if any(panel[0] in row[split] for row in rows)
+    ]
+    shown = [row for row in rows if any(kind in row[split] for kind, *_ in panels)]
+    size = (3 + 3.5 * len(panels), 0.36 * len(shown) + 1.7)
+    figure, grid = plt.subplots(
+        1, len(panels), sharey=True, figsize=size, layout="constrained", squeeze=False
     )
-    for axis, (kind, other), title in zip(
-        axes, panels, ("distillation adds", "the one change adds"), strict=True
-    ):
+    axes = grid[0]
+    for axis, (kind, other, usual, title) in zip(axes, panels, strict=True):
         axis.axvline(0, color="black", linewidth=0.8)
         tests = [(y, row) for y, row in enumerate(shown) if kind in row[split]]
         for y, row in tests:
@@ -173,15 +180,15 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
             axis.plot(
                 test["mean"], y, "o", color=colour, markerfacecolor=colour if sure else "white"
             )
-            to = "" if row[other] in ("none", "both") else f" (to {row[other]})"
+            to = "" if row[other] == usual else f" (to {row[other]})"
             axis.annotate(
-                f"{test['mean']:+.1f}{to}",
+                f"{test['mean']:+z.1f}{to}",
                 (1.01, y),
                 xycoords=("axes fraction", "data"),
                 va="center",
             )
         found = sum(row[split][kind]["holm"] < 0.05 for _, row in tests)
-        axis.set_title(f"What {title}: {found} of {len(tests)} are sure", loc="left")
+        axis.set_title(f"What {title} adds: {found} of {len(tests)} are sure", loc="left")
         axis.set_xlabel(f"points of mean weighted F1 on {split}")
         _bare(axis)
     axes[0].set_yticks(range(len(shown)), [row["about"] for row in shown])

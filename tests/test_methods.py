@@ -128,9 +128,7 @@ def test_states_are_what_the_teacher_says_of_each_row_alone(states, models, toke
     hidden = states.get("hidden-mse", rows, longest, [3])
     qkv = states.get("relations", rows, longest, [1, 3])
     assert [x.shape for x in maps] == [(3, 17, 17)] * 2
-    assert [x.shape for x in hidden] == [(3, 17, 12)] and [x.shape for x in qkv] == [
-        (3, 12, 12)
-    ] * 3
+    assert [x.shape for x in [*hidden, *qkv]] == [(3, 17, 12)] * 4
     for b, row in enumerate(rows):
         inputs = tokenizer([TEXTS[row]], return_tensors="pt")
         n = inputs["input_ids"].shape[1]
@@ -266,8 +264,8 @@ def test_mean_of_teachers_gives_teachers_no_gradient_and_the_student_one():
     assert gradcheck(loss, [student])
     loss(student).backward()
     assert all(t.grad is None for t in teachers)
-    half = losses.mean_of_teachers([torch.rand(2, 3).half()] * 2)
-    assert half.dtype == torch.float32
+    half = losses.mean_of_teachers([torch.rand(2, 3, requires_grad=True).half()] * 2)
+    assert half.dtype == torch.float32 and not half.requires_grad
 
 
 def test_one_mean_is_not_one_loss_for_each_teacher_but_has_its_gradient():
