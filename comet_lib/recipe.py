@@ -27,6 +27,7 @@ from comet_lib.attention import capture_maps, entropy
 from comet_lib.data import find_source, leakage, load_sentiment, load_text, unseen
 from comet_lib.errors import CometError
 from comet_lib.files import read_json, whole_folder, write_json, write_text
+from comet_lib.initialise import initialise_embeddings
 from comet_lib.models import (
     build_student,
     count_parameters,
@@ -172,6 +173,12 @@ def train_student(
         here.wait_for_everyone()
         return model
 
+    def beginning() -> PreTrainedModel:
+        model = build_student(config, "masked-lm")
+        if config.hidden_size <= teacher.config.hidden_size:
+            initialise_embeddings(model, teacher)
+        return model
+
     def stage_one(model: PreTrainedModel) -> list[dict[str, float]]:
         say(f"stage 1: {len(texts):,} sentences without labels, the teacher's masked-LM targets")
         with clock.step("stage1"):
@@ -202,9 +209,7 @@ def train_student(
                 model, tokenizer, data["train"], dev, longer, work / "labels", resume=True
             )
 
-    agnostic = stage(
-        "stage1", work / "agnostic", lambda: build_student(config, "masked-lm"), stage_one
-    )
+    agnostic = stage("stage1", work / "agnostic", beginning, stage_one)
     student = stage(
         "stage2",
         output / "student",
