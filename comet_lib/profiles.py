@@ -84,6 +84,7 @@ class Profile:
             stage1=cut(self.stage1),
             stage2=cut(self.stage2),
             default_text_limit=text,
+            splices=self.splices * share,
             folds=min(3, self.folds),
         )
 

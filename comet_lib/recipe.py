@@ -231,7 +231,7 @@ def train_student(
 
 def _stretched(profile: Profile) -> Stage:
     """Stage 2 with more epochs, so that labels alone get as many steps as labels and splices."""
-    return replace(profile.stage2, epochs=round(profile.stage2.epochs * (1 + profile.splices)))
+    return replace(profile.stage2, epochs=profile.stage2.epochs * (1 + profile.splices))
 
 
 def distil(
