@@ -187,7 +187,8 @@ def _as_pair(function: Callable[..., Any]) -> Callable[..., Tensor]:
 )
 def report(answer: Callable[..., Any]) -> None:
     """answer(dev, test) -> (variant, score); dev and test are (variants, seeds) scores."""
-    rng, draws = _random(), []
+    rng = _random()
+    draws: list[tuple[np.ndarray, np.ndarray]] = []
     while len(draws) < 4:
         dev, test = rng.normal(65, 2, (5, 3)), rng.normal(63, 2, (5, 3))
         chosen = {int(dev.mean(1).argmax()), int(test.mean(1).argmax()),
