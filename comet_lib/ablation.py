@@ -594,9 +594,11 @@ def table_text(rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> 
         f"training tweets (at most {settings['train_limit'] or 'all'} a language), stage 2 of "
         f"{stage['epochs']} epochs, batch {stage['batch_size']}, alpha {stage['alpha']}, "
         f"temperature {stage['temperature']}; no stage 1 and no spliced tweets but where a row "
-        f"says so; {' to '.join(str(n) for n in sorted({seeds[0], seeds[-1]}))} seeds. Mean "
+        f"says so. Seeds: {' to '.join(str(n) for n in sorted({seeds[0], seeds[-1]}))}. Mean "
         "weighted F1 in percent, differences in points on the test split, paired. Brackets: 95 % "
-        "interval, bootstrap over tweets and seeds; p after Holm's correction over the column.",
+        "interval, bootstrap over tweets and seeds; p after Holm's correction over the column."
+        + " One seed says nothing about others: its interval is over tweets alone."
+        * (seeds[0] == 1),
         "",
         "| variant | what | seeds | dev | test | distillation adds | p | the one change adds | p |",
         "|" + "---|" * 9,

@@ -7,6 +7,7 @@ Shapes: V pieces, D the teacher's width, d the student's, d at most D.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,8 +52,7 @@ def initialise_embeddings(
     Raises:
         CometError: another vocabulary, or a student wider than its teacher.
     """
-    target = student.get_input_embeddings().weight
-    source = teacher.get_input_embeddings().weight
+    target, source = _embeddings(student), _embeddings(teacher)
     if len(target) != len(source):
         raise CometError(
             f"the student has {len(target)} pieces and the teacher {len(source)}: embeddings can "
@@ -72,6 +72,11 @@ def initialise_embeddings(
     with torch.no_grad():
         target.copy_(factor * made)
     return factor
+
+
+def _embeddings(model: PreTrainedModel) -> Tensor:
+    table: Any = model.get_input_embeddings()
+    return table.weight
 
 
 def copy_layers(

@@ -188,13 +188,14 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
                 va="center",
             )
         found = sum(row[split][kind]["holm"] < 0.05 for _, row in tests)
-        axis.set_title(f"What {title} adds: {found} of {len(tests)} are sure", loc="left")
+        axis.set_title(f"What {title} adds: p < 0.05 in {found} of {len(tests)}", loc="left")
         axis.set_xlabel(f"points of mean weighted F1 on {split}")
         _bare(axis)
     axes[0].set_yticks(range(len(shown)), [row["about"] for row in shown])
     axes[0].set_ylim(len(shown) - 0.4, -0.6)
+    seeds = "tweets and seeds" if min(row["seeds"] for row in shown) > 1 else "tweets (one seed)"
     figure.supxlabel(
-        "line: 95 % interval over tweets and seeds; orange: single seeds; "
+        f"line: 95 % interval over {seeds}; orange: single seeds; "
         "filled and blue: p < 0.05 after Holm's correction",
         fontsize=9,
     )
