@@ -33,7 +33,7 @@ TEST_ENV := env -u COMET_DATA -u COMET_SEED -u COMET_STRICT COMET_PROFILE=tiny \
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help lab test lint types unit nbval test-browser distill format clean
+.PHONY: help lab test lint types unit nbval test-browser test-colab test-binder site distill format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -67,6 +67,30 @@ test-browser: $(VENV)/.ready-browser ## set up, then look at the attention lens 
 	$(TEST_ENV) CHROMIUM="$(CHROMIUM)" $(if $(SHOTS),COMET_SHOTS="$(SHOTS)") \
 	    "$(PY)" -m pytest tests_browser
 
+# Colab's versions lie over those of $(VENV), in an environment of their own that sees the rest.
+COLAB := $(VENV)/colab
+test-colab: $(VENV)/.ready-colab ## set up, then unit tests and notebooks with Google Colab's versions
+	$(TEST_ENV) PYTHONPATH="$(CURDIR)" "$(COLAB)/bin/python" -m pytest -n $(WORKERS) tests
+	home="$$(mktemp -d)" && trap 'rm -rf "$$home"' EXIT && \
+	$(TEST_ENV) COMET_HOME="$$home" PYTHONPATH="$(CURDIR)" "$(COLAB)/bin/python" -m pytest \
+	    -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	    -n $(WORKERS) --dist loadscope notebooks/*.ipynb
+
+# binder/postBuild as Binder runs it, in an environment with pip alone; then what it installed
+# is used away from the checkout, with the packages of $(VENV) in the place of conda's.
+test-binder: $(VENV)/.ready-test ## set up, then run binder/postBuild in a new environment and use the result
+	new="$$(mktemp -d)" && trap 'rm -rf "$$new"' EXIT && \
+	"$(PY)" -m venv "$$new" && \
+	PATH="$$new/bin:$$PATH" PIP_DISABLE_PIP_VERSION_CHECK=1 binder/postBuild && \
+	"$(PY)" tools/share_packages.py "$$new" && cd "$$new" && \
+	$(TEST_ENV) bin/python -c 'import comet_lib, sys; assert comet_lib.__file__.startswith(sys.prefix)' && \
+	$(TEST_ENV) bin/python -m comet_lib predict \
+	    "$$(bin/python -c 'from comet_lib.profiles import ASSETS; print(ASSETS / "teacher")')" \
+	    "Kitabu hiki kinanifurahisha."
+
+site: $(VENV)/.ready-site ## set up, then build the course's website in build/site and check its links
+	$(TEST_ENV) "$(PY)" tools/build_site.py
+
 distill: $(VENV)/.ready-run ## set up, then distil and print the result table (DATA=dir PROFILE=laptop)
 	"$(PY)" -m comet_lib distill --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") \
 	    $(if $(OUTPUT),--output "$(OUTPUT)") $(ARGS)
@@ -84,6 +108,7 @@ clean: ## remove the virtual environment, builds and caches (results in runs/ st
 EXTRAS_run  :=
 EXTRAS_lab  := [notebooks]
 EXTRAS_test := [notebooks,dev,export]
+EXTRAS_site := [notebooks,dev,site]
 
 $(VENV)/.ready-venv:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -108,6 +133,15 @@ $(VENV)/.ready-browser: $(VENV)/.ready-test
 	    echo "No Chromium at $(CHROMIUM): install it (Debian: apt-get install chromium), or name" \
 	         "one: make test-browser CHROMIUM=/path/to/chrome" >&2; exit 1; }
 	$(PIP) playwright
+	@touch "$@"
+
+# Packages of $(VENV) are found through a .pth file; pip takes Colab's where they differ.
+$(VENV)/.ready-colab: $(VENV)/.ready-test colab/versions.txt
+	"$(PY)" -m venv --clear "$(COLAB)"
+	"$(PY)" tools/share_packages.py "$(COLAB)"
+	grep -v '^torch==' colab/versions.txt > "$(COLAB)/versions.txt"
+	"$(COLAB)/bin/python" -m pip --disable-pip-version-check install $(PIP_ARGS) \
+	    -r "$(COLAB)/versions.txt"
 	@touch "$@"
 
 $(VENV)/.ready-%: $(VENV)/.ready-torch pyproject.toml constraints.txt

@@ -40,6 +40,7 @@ PAPER_TEACHER = {
     "num_attention_heads": 16,
     "intermediate_size": 4096,
 }
+#: The paper's student: an XLM-R encoder of 6 layers.
 PAPER_STUDENT = {
     "hidden_size": 256,
     "num_hidden_layers": 6,

@@ -26,7 +26,8 @@ CONDA_TO_PIP = {"pytorch": "torch", "pytorch-cpu": "torch", "matplotlib-base": "
 IMPORT_TO_PIP = {"sklearn": "scikit-learn", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
 # the tools of conda itself, which are no dependency of ours
 NOT_OURS = {"python", "pip"}
-# which groups of pyproject.toml each environment holds, and what it may leave out of them
+# which groups of pyproject.toml each environment holds, and what it may leave out of them;
+# the extra "site" is for `make site` alone
 ENVIRONMENTS: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "environment.yml": (("runtime", "notebooks", "dev", "export"), set()),
     "binder/environment.yml": (("runtime", "notebooks"), {"jupyterlab"}),  # Binder brings its own
@@ -129,6 +130,19 @@ def disagreements(
     return found
 
 
+def above_colab(pyproject: str, versions: str) -> list[str]:
+    """Every package that pyproject.toml wants newer than Colab has it, one sentence each."""
+    _, groups = parse_project(pyproject)
+    wanted = {name: spec for specs in groups.values() for name, spec in specs.items()}
+    found = []
+    for name, spec in parse_constraints(versions).items():
+        if [s.operator for s in spec] != ["=="]:
+            found.append(f"colab/versions.txt: {name}{spec} is no exact version")
+        elif not wanted.get(name, SpecifierSet()).contains(str(floor(spec))):
+            found.append(f"pyproject.toml: {name}{wanted[name]}, and Colab has {floor(spec)}")
+    return found
+
+
 def read(path: str) -> str:
     return (ROOT / path).read_text(encoding="utf-8")
 
@@ -187,6 +201,22 @@ def test_agreeing_files_have_no_disagreement() -> None:
 def test_each_disagreement_is_found(change: dict[str, str], message: str) -> None:
     found = small(**change)
     assert any(message in sentence for sentence in found), found
+
+
+def test_no_floor_is_above_what_colab_has() -> None:
+    versions = read("colab/versions.txt")
+    assert above_colab(read("pyproject.toml"), versions) == []
+    assert {"torch", "transformers", "ipywidgets"} < parse_constraints(versions).keys()
+
+
+def test_a_floor_above_colab_is_found() -> None:
+    assert above_colab(SMALL_PROJECT, "torch==2.11.0\nipython==7.34.0\n") == []
+    assert above_colab(SMALL_PROJECT, "torch==2.10.0\n") == [
+        "pyproject.toml: torch>=2.11, and Colab has 2.10.0"
+    ]
+    assert above_colab(SMALL_PROJECT, "numpy>=2.1\n") == [
+        "colab/versions.txt: numpy>=2.1 is no exact version"
+    ]
 
 
 def imported_packages(source: str) -> set[str]:

@@ -1,0 +1,84 @@
+"""Sphinx's settings for the course's website. Build it with ``make site``.
+
+Everything the pages need lies beside them, MathJax too: they read the same without a network.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from docstrings import keep_formulas
+
+os.environ.setdefault("COMET_PROFILE", "tiny")  # signatures must not depend on the machine
+ROOT = Path(__file__).resolve().parent.parent.parent
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+project = "comet"
+author = SETTINGS["project"]["authors"][0]["name"]
+copyright = author
+release = version = SETTINGS["project"]["version"]
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+]
+root_doc = "index"
+
+# Notebooks: the committed outputs, never a run. A live view's picture stands for it.
+nb_execution_mode = "off"
+nb_ipywidgets_js: dict[str, Any] = {}
+nb_mime_priority_overrides = [
+    ("html", "application/vnd.jupyter.widget-view+json", None),
+    ("html", "application/javascript", None),
+    ("html", "image/png", 5),
+]
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 3
+
+# One file that holds all of MathJax and its glyphs, out of an installed package.
+MATHJAX = "sphinx-mathjax-offline/static/mathjax/tex-svg.js"
+mathjax_path = Path(MATHJAX).name
+
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 88
+# Names of other libraries lead nowhere: their pages are on other hosts.
+nitpick_ignore_regex = [(r"py:.*", r"(?!comet_lib\.).*")]
+
+highlight_language = "text"  # formulas in docstrings; code says what it is
+
+html_theme = "sphinx_book_theme"
+html_title = "comet"
+html_static_path = [
+    "static",
+    str(distribution("sphinx-mathjax-offline").locate_file(MATHJAX)),
+]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_permalinks_icon = "#"
+html_theme_options = {
+    "repository_url": SETTINGS["tool"]["comet"]["repository"],
+    "use_repository_button": True,
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+    "show_toc_level": 1,
+    "navbar_start": [],
+    "navbar_center": [],
+    "navbar_end": [],
+    "navbar_persistent": [],
+}
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", lambda *args: keep_formulas(args[-1]))
