@@ -1,15 +1,14 @@
-"""Figures of notebook 03: many maps in one grid, and layer x layer tables. Arrays in."""
+"""The figure of notebook 03: many maps in one grid. Arrays in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from comet_lib.plots import MAP_COLOURS, ORANGE
+from comet_lib.plots import MAP_COLOURS
 
 
 def map_grid(
@@ -43,40 +42,5 @@ def map_grid(
             places, tokens if number % columns == 0 else [], fontsize=8, parse_math=False
         )
     figure.colorbar(image, ax=panels, shrink=0.6, label="attention (each row sums to 1)")
-    figure.suptitle(title, fontsize=11)
-    return figure
-
-
-def layer_tables(
-    tables: Mapping[str, np.ndarray], matches: Sequence[int], title: str = ""
-) -> Figure:
-    """Tables (student layers, teacher layers) side by side; the matched cells are framed.
-
-    ``matches[i]`` is the teacher layer that student layer i learns from. Each table has its own
-    colour scale; few cells also carry their number.
-    """
-    students, teachers = next(iter(tables.values())).shape
-    figure, panels = plt.subplots(
-        1,
-        len(tables),
-        figsize=(min(max(3.4, 0.5 * teachers + 1.6), 6) * len(tables), 0.5 * students + 1.9),
-        layout="constrained",
-        squeeze=False,
-    )
-    for axes, (name, table) in zip(panels[0], tables.items(), strict=True):
-        axes.imshow(table, cmap="cividis", aspect="auto")
-        middle = (table.min() + table.max()) / 2
-        for (i, j), value in np.ndenumerate(table):
-            if teachers <= 12:
-                colour = "white" if value < middle else "black"
-                axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
-        for i, j in enumerate(matches):
-            frame = Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, edgecolor=ORANGE, lw=3)
-            axes.add_patch(frame)
-        axes.set_xticks(range(teachers))
-        axes.set_yticks(range(students))
-        axes.set_xlabel("teacher layer")
-        axes.set_title(name, fontsize=10)
-    panels[0][0].set_ylabel("student layer")
     figure.suptitle(title, fontsize=11)
     return figure

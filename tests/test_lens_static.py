@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from comet_lib.errors import CometError
 from comet_lib.lens.data import LensData, from_arrays
-from comet_lib.lens.static import chosen_pair, lens_figure
+from comet_lib.lens.static import chosen_pair, layer_tables, lens_figure
 
 HOSTILE = ["<script>", "\"'&", "a\u202eb", "👩\u200d🌾", r"$\frac{$", "x" * 500, "ọ́"]
 
@@ -91,3 +91,31 @@ def test_the_pair_is_asked_for_or_found() -> None:
             chosen_pair(one, *wrong)
     with pytest.raises(CometError, match="step is 1"):
         chosen_pair(one, 0, 0, 1)
+
+
+def test_the_table_of_layers_frames_the_matches_and_the_pair() -> None:
+    one = data(matches=[1, 3])
+    figure = lens_figure(one, 2, 0)
+    (table,) = (axes for axes in figure.axes if axes.get_xlabel() == "teacher layer")
+    assert np.asarray(table.images[0].get_array()) == pytest.approx(one.js[-1])
+    frames = [
+        (round(p.get_x() + p.get_width() / 2), round(p.get_y() + 0.46)) for p in table.patches
+    ]
+    assert frames == [(1, 0), (3, 1), (2, 0)]
+    assert len(table.texts) == 8 and table.texts[0].get_text() == f"{one.js[-1, 0, 0]:.2f}"
+    many = lens_figure(from_arrays(["a", "b"], maps(24, 2), maps(6, 2)))
+    (table,) = (axes for axes in many.axes if axes.get_xlabel() == "teacher layer")
+    assert not table.texts
+    alone = lens_figure(from_arrays(["a", "b"], maps(1, 2), maps(1, 2)))
+    assert not [axes for axes in alone.axes if axes.get_xlabel() == "teacher layer"]
+    plt.close("all")
+
+
+def test_tables_stand_side_by_side() -> None:
+    tables = {"before": np.arange(8.0).reshape(2, 4), "after": np.ones((2, 4))}
+    figure = layer_tables(tables, [1, 3], "what changed")
+    assert [axes.get_title() for axes in figure.axes] == ["before", "after"]
+    assert figure.axes[0].texts[6].get_text() == "6.00"
+    assert [(p.get_x(), p.get_y()) for p in figure.axes[1].patches] == [(0.54, -0.46), (2.54, 0.54)]
+    assert figure.get_suptitle() == "what changed"
+    plt.close(figure)

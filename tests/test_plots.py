@@ -4,18 +4,15 @@ import numpy as np
 
 from comet_lib.figures_nb03 import map_grid
 from comet_lib.plots import attention_maps
-from comet_lib.widgets.steps import StepView
 
 TOKENS = ["$\\frac{$", "a_{", "ẹ̀", "</s>"]  # the first two are broken formulas
 
 
 def test_no_token_is_taken_for_a_formula():
     one = np.full((4, 4), 0.25)
-    views = StepView({0: {0: one}, 1: {0: one}}, {0: one}, TOKENS)
     for figure in (
         attention_maps([one, one], TOKENS, ["teacher", "student"]),
         map_grid([one], ["layer 0"], TOKENS),
-        views.draw(),
     ):
         figure.canvas.draw()  # mathtext would raise here
         shown = [label.get_text() for label in figure.axes[0].get_xticklabels()]

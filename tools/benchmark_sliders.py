@@ -21,8 +21,6 @@ from comet_lib.widgets.bootstrap import BootstrapView
 from comet_lib.widgets.budget import ParameterBudget
 from comet_lib.widgets.heads import HeadView
 from comet_lib.widgets.labels import LabelBudgetView
-from comet_lib.widgets.layers import LayerPairView
-from comet_lib.widgets.steps import StepView
 from comet_lib.widgets.temperature import TemperatureView
 from comet_lib.widgets.view import View
 
@@ -46,13 +44,7 @@ def views() -> list[View]:
     return [
         TemperatureView([2.0, 0.5, -1.0], LABELS),
         HeadView({layer: maps(5, TOKENS) for layer in range(4)}, tokens),
-        LayerPairView(maps(4, TOKENS), maps(2, TOKENS), tokens),
         AlphaView(1.0, 0.01, 0.4),
-        StepView(
-            {s: dict(enumerate(maps(2, TOKENS))) for s in (0, 1, 3, 10, 30, 100)},
-            dict(enumerate(maps(2, TOKENS))),
-            tokens,
-        ),
         LabelBudgetView(
             budgets, f1, {name: [(v - 3, v + 3) for v in row] for name, row in f1.items()}
         ),

@@ -1,8 +1,10 @@
-"""The lens as a figure: teacher, student and their signed difference on one token axis."""
+"""The lens as a figure: teacher, student and their signed difference on one token axis, and below
+them the distance of each student layer from each teacher layer."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,9 +15,10 @@ from matplotlib.patches import Rectangle
 
 from comet_lib.errors import CometError
 from comet_lib.lens.data import LensData
-from comet_lib.plots import DIFFERENCE_COLOURS, GREY, MAP_COLOURS, drawable
+from comet_lib.plots import DIFFERENCE_COLOURS, GREY, MAP_COLOURS, ORANGE, PINK, drawable
 
 NAMED = 40  # at most so many tokens are written along an axis
+NUMBERED = 12  # a table of at most so many teacher layers has its numbers written in
 
 
 def lens_figure(
@@ -26,7 +29,8 @@ def lens_figure(
     teacher_head: int = -1,
     student_head: int = -1,
 ) -> Figure:
-    """Three maps of one pair of layers (default: the matched pair that differs most).
+    """Three maps of one pair of layers (default: the matched pair that differs most), and the
+    table of all pairs (head means), unless there is one pair alone.
 
     ``step`` counts from 0 in ``data.steps``; head -1 is the mean. Colour grows with the square
     root of the attention, so that small numbers are seen too; the bars tell the numbers.
@@ -48,7 +52,11 @@ def lens_figure(
     names = [drawable(data.tokens[i]) for i in places]
 
     side = float(np.clip(0.2 * len(data.tokens) + 0.6, 2.8, 7))
-    figure, row = plt.subplots(1, 3, figsize=(3 * side + 1.6, side + 1.2), layout="constrained")
+    students, teachers = data.js.shape[1:]
+    low = 0.3 * students + 0.9 if students * teachers > 1 else 0.0
+    figure = plt.figure(figsize=(3 * side + 1.6, side + 1.2 + low), layout="constrained")
+    grid = figure.add_gridspec(2 if low else 1, 3, height_ratios=[side, low] if low else None)
+    row = [figure.add_subplot(grid[0, i]) for i in range(3)]
     for number, (axes, (name, one)) in enumerate(zip(row, panels, strict=True)):
         image = axes.imshow(
             one,
@@ -68,6 +76,16 @@ def lens_figure(
             bar.ax.minorticks_off()
             bar.outline.set_visible(False)
     row[0].set_ylabel("looking (each row sums to 1)")
+    if low:
+        axes = figure.add_subplot(grid[1, : 1 if teachers <= NUMBERED else 2])
+        draw_table(axes, data.js[step], data.matches)
+        axes.set_ylabel("student layer")
+        axes.set_title(
+            "all layers, nats apart (JS); orange: matched; pink: shown above",
+            loc="left",
+            fontsize=9,
+        )
+        axes.add_patch(_frame(teacher_layer, student_layer, 0.39, PINK))
     sentence = drawable(data.finding(teacher_layer, student_layer, step))
     figure.suptitle(textwrap.fill(sentence, int(14 * (3 * side + 1))), parse_math=False)
     return figure
@@ -95,6 +113,51 @@ def chosen_pair(
             raise CometError(f"{who} is {layer}, but must be from 0 to {layers - 1}.")
     assert teacher_layer is not None
     return teacher_layer % high, student_layer % deep
+
+
+def layer_tables(
+    tables: Mapping[str, np.ndarray], matches: Sequence[int], title: str = ""
+) -> Figure:
+    """Tables (student layers, teacher layers) side by side; the matched cells are framed.
+
+    ``matches[i]`` is the teacher layer that student layer i learns from. Each table has its own
+    colour scale; tables of few layers also carry their numbers.
+    """
+    students, teachers = next(iter(tables.values())).shape
+    figure, panels = plt.subplots(
+        1,
+        len(tables),
+        figsize=(min(max(3.4, 0.5 * teachers + 1.6), 6) * len(tables), 0.5 * students + 1.9),
+        layout="constrained",
+        squeeze=False,
+    )
+    for axes, (name, table) in zip(panels[0], tables.items(), strict=True):
+        draw_table(axes, table, matches)
+        axes.set_title(name, fontsize=10)
+    panels[0][0].set_ylabel("student layer")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def draw_table(axes: Any, table: np.ndarray, matches: Sequence[int]) -> None:
+    """One table (student layers, teacher layers) into ``axes``, its matched cells framed."""
+    students, teachers = table.shape
+    axes.imshow(table, cmap="cividis", aspect="auto")
+    middle = (table.min() + table.max()) / 2
+    for (i, j), value in np.ndenumerate(table):
+        if teachers <= NUMBERED:
+            colour = "white" if value < middle else "black"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
+    for i, j in enumerate(matches):
+        axes.add_patch(_frame(j, i, 0.46, ORANGE))
+    axes.set_xticks(range(teachers))
+    axes.set_yticks(range(students))
+    axes.set_xlabel("teacher layer")
+
+
+def _frame(x: int, y: int, half: float, colour: str) -> Rectangle:
+    corner = (x - half, y - half)
+    return Rectangle(corner, 2 * half, 2 * half, fill=False, edgecolor=colour, linewidth=3)
 
 
 def _name(who: str, layer: int, head: int) -> str:
