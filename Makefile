@@ -82,7 +82,7 @@ clean: ## remove the virtual environment, builds and caches (results in runs/ st
 # ---- set-up ---------------------------------------------------------------------------
 
 EXTRAS_run  :=
-EXTRAS_lab  := [notebooks]
+EXTRAS_lab  := [notebooks,export]
 EXTRAS_test := [notebooks,dev,export]
 
 $(VENV)/.ready-venv:

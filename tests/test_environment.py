@@ -29,7 +29,8 @@ NOT_OURS = {"python", "pip"}
 # which groups of pyproject.toml each environment holds, and what it may leave out of them
 ENVIRONMENTS: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "environment.yml": (("runtime", "notebooks", "dev", "export"), set()),
-    "binder/environment.yml": (("runtime", "notebooks"), {"jupyterlab"}),  # Binder brings its own
+    # Binder brings its own JupyterLab
+    "binder/environment.yml": (("runtime", "notebooks", "export"), {"jupyterlab"}),
 }
 
 Specs = dict[str, SpecifierSet]
