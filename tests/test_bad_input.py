@@ -614,30 +614,24 @@ def swallowing(*_: Any) -> Any:
             endless()
 
 
+#: Beside those of test_checks.py.
 ANSWERS: dict[str, Any] = {
-    "a number": 3,
-    "text": "answer",
-    "wrong type": lambda *a: object(),
-    "wrong shape": lambda *a: torch.zeros(7, 5, 3),
     "NaN": lambda *a: torch.tensor(float("nan")),
-    "a NaN": lambda *a: float("nan"),
     "infinity": lambda *a: float("inf"),
-    "complex": lambda *a: torch.zeros((), dtype=torch.complex64),
+    "wrong shape": lambda *a: torch.zeros(7, 5, 3, 1),
     "empty": lambda *a: torch.zeros(0),
-    "an exception": lambda *a: 1 / 0,
-    "too many arguments": lambda: None,
+    "too few arguments": lambda: None,
     "a generator": lambda *a: (i for i in a),
     "bytes": lambda *a: b"\0",
-    "itself": lambda *a: check,
 }
 
 
-@pytest.mark.parametrize("kind", ANSWERS)
 @pytest.mark.parametrize("name", check.EXERCISES)
-def test_no_answer_breaks_a_check(name: str, kind: str, capsys: Any) -> None:
-    assert check.EXERCISES[name](ANSWERS[kind]) is False
-    line = capsys.readouterr().out
-    assert line.startswith("NOT YET") and line.count("\n") == 1
+def test_no_answer_breaks_a_check(name: str, capsys: Any) -> None:
+    for kind, answer in ANSWERS.items():
+        assert check.EXERCISES[name](answer) is False, kind
+        line = capsys.readouterr().out
+        assert line.startswith("NOT YET") and line.count("\n") == 1, line
 
 
 @pytest.mark.parametrize("answer", [endless, swallowing])
