@@ -50,6 +50,15 @@ PAPER_STUDENT = {
     "intermediate_size": 1024,
 }
 PAPER_VOCABULARY = 250_002
+#: What a tokenizer's pieces are kept in, by kind.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+    "vocab.txt",
+    "vocab.json",
+)
 
 
 def _auto(head: str) -> Any:
@@ -164,7 +173,17 @@ def check_pair(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer by directory or hub id."""
+    """The tokenizer by directory or hub id.
+
+    Raises:
+        CometError: nothing loadable under ``name``. A folder must hold the pieces themselves: without
+            them transformers makes an empty tokenizer, and every word would be unknown.
+    """
+    folder = user_path(name)
+    if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise CometError(
+            f"{folder}: has no tokenizer ({TOKENIZER_FILES[0]}); save the tokenizer beside the model"
+        )
     try:
         return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
     except Exception as error:
