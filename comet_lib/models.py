@@ -176,13 +176,13 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer by directory or hub id.
 
     Raises:
-        CometError: nothing loadable under ``name``. A folder must hold the pieces themselves: without
-            them transformers makes an empty tokenizer, and every word would be unknown.
+        CometError: nothing loadable under ``name``. A folder must hold the pieces themselves:
+            without them transformers makes an empty tokenizer, and every word would be unknown.
     """
     folder = user_path(name)
     if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise CometError(
-            f"{folder}: has no tokenizer ({TOKENIZER_FILES[0]}); save the tokenizer beside the model"
+            f"{folder}: has no {TOKENIZER_FILES[0]} or the like; save the tokenizer beside the model"
         )
     try:
         return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)

@@ -453,7 +453,7 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "config link to a secret": (linked("config.json", "/etc/passwd"), "no readable JSON"),
     "no tokenizer": (
         lambda f: [(f / n).unlink() for n in ("tokenizer.json", "tokenizer_config.json")],
-        "tokenizer",
+        "has no tokenizer.json",
     ),
     "tokenizer is no JSON": (write("tokenizer.json", b"{"), "no tokenizer could be loaded"),
     "tokenizer is binary": (write("tokenizer.json", bytes(99)), "no tokenizer could be loaded"),
