@@ -182,7 +182,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     folder = user_path(name)
     if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise CometError(
-            f"{folder}: has no {TOKENIZER_FILES[0]} or the like; save the tokenizer beside the model"
+            f"{folder}: has no {TOKENIZER_FILES[0]} or the like; save its tokenizer beside it"
         )
     try:
         return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
