@@ -6,6 +6,7 @@ come from hypothesis.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import io
@@ -678,6 +679,40 @@ def test_no_text_commands_the_terminal(monkeypatch: Any, capsys: Any) -> None:
 def test_what_is_printable_prints(text: str) -> None:
     shown = cli.printable(text)
     assert len(shown) == len(text) and shown.isprintable()
+
+
+# --- What SECURITY.md promises of the source ------------------------------------------------
+
+
+def unsafe(source: str) -> list[str]:
+    """Calls of eval and exec, imports of pickle and its like, and leave to run a model's code."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec", "compile"):
+                found.append(node.func.id)
+            for keyword in node.keywords:
+                value = getattr(keyword.value, "value", None)
+                if keyword.arg == "trust_remote_code" and value is not False:
+                    found.append("trust_remote_code")
+        names = [alias.name for alias in getattr(node, "names", []) if hasattr(alias, "name")]
+        names += [getattr(node, "module", None) or ""]
+        found += [n for n in names if n.split(".")[0] in ("pickle", "marshal", "shelve", "dill")]
+    return found
+
+
+def test_the_source_keeps_the_promises() -> None:
+    for path in Path(cli.__file__).parent.rglob("*.py"):
+        assert unsafe(path.read_text(encoding="utf-8")) == [], path.name
+    for breach in (
+        "eval('1')",
+        "import pickle",
+        "from pickle import loads",
+        "f(trust_remote_code=True)",
+        "f(trust_remote_code=x)",
+    ):
+        assert len(unsafe(breach)) == 1, breach
+    assert unsafe("model.eval()\nre.compile('x')\nf(trust_remote_code=False)") == []
 
 
 # --- How many ------------------------------------------------------------------------------
