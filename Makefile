@@ -106,7 +106,7 @@ clean: ## remove the virtual environment, builds and caches (results in runs/ st
 # ---- set-up ---------------------------------------------------------------------------
 
 EXTRAS_run  :=
-EXTRAS_lab  := [notebooks]
+EXTRAS_lab  := [notebooks,export]
 EXTRAS_test := [notebooks,dev,export]
 EXTRAS_site := [notebooks,dev,site]
 

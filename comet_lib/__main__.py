@@ -4,6 +4,7 @@ rehearse."""
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,12 +13,24 @@ import typer
 
 from comet_lib.errors import CometError
 
+DEBUG = [False]
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Distil a teacher into a small student on African-language text, and measure it honestly.",
 )
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="on an error show the whole traceback (before COMMAND)")
+    ] = False,
+) -> None:
+    """Distil a teacher into a small student, and measure it honestly."""
+    DEBUG[:] = [debug]
+
 
 ProfileOption = Annotated[
     str | None, typer.Option("--profile", help="tiny, laptop or gpu (default: COMET_PROFILE)")
@@ -57,7 +70,7 @@ def distill(
         str | None, typer.Option(help="folder or hub id; its sentiment head must be trained")
     ] = None,
     output: Annotated[Path, typer.Option(help="folder to write to")] = Path("runs/distill"),
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1)] = None,
     cache: Annotated[
         bool, typer.Option("--cache", help="ask the teacher once, keep its answers on disk")
     ] = False,
@@ -143,8 +156,7 @@ def predict(
             part = clean[start : start + 1024]
             probabilities = evaluation.predict_probabilities(loaded, tokenizer, part)
             for text, row in zip(part, probabilities, strict=True):
-                shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-                typer.echo(f"{LABELS[row.argmax()]}\t{row.max():.3f}\t{shown}")
+                typer.echo(f"{LABELS[row.argmax()]}\t{row.max():.3f}\t{printable(text)}")
             bar.update(len(part))
 
 
@@ -164,6 +176,8 @@ def _texts(arguments: list[str]) -> list[str]:
             raise CometError("standard input is empty: give one text a line")
         return clean
     clean = [normalise(text) for text in arguments]
+    if any("\ud800" <= sign <= "\udfff" for text in clean for sign in text):
+        raise CometError("a text is not UTF-8: give the text in UTF-8")
     if not all(clean):
         raise CometError("a text is empty: give each text in quotes, with at least one word")
     return clean
@@ -214,7 +228,7 @@ def teacher(
     output: Annotated[Path, typer.Option(help="folder to write the teacher to")] = Path(
         "runs/teacher"
     ),
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
 ) -> None:
     """Rebuild the bundled mini teacher from AfriSenti alone (about an hour on 2 cores)."""
     from comet_lib.miniteacher import build
@@ -291,12 +305,34 @@ def rehearse(
 
 
 def main() -> None:
-    """Run a command; a :class:`CometError` becomes one line and exit code 2."""
+    """Run a command; an error becomes one line: exit code 2 if the user can mend it, else 1."""
+    DEBUG[:] = [False]
     try:
         app()
-    except CometError as error:
-        typer.echo(f"comet: {error}", err=True)
-        sys.exit(2)
+    except Exception as error:
+        if DEBUG[0]:
+            raise
+        line, code = _sentence(error)
+        typer.echo(f"comet: {printable(line)}", err=True)
+        sys.exit(code)
+
+
+def _sentence(error: Exception) -> tuple[str, int]:
+    """What to tell the user, and the exit code."""
+    text = " ".join(str(error).split())
+    if isinstance(error, CometError):
+        return text, 2
+    if isinstance(error, MemoryError) or "not enough memory" in text:
+        return "the memory is used up; take a smaller profile, batch or model", 2
+    # safetensors and torch have their own errors for a disk that takes no more
+    if isinstance(error, OSError) or re.search(r"os error \d|PytorchStreamWriter", text):
+        return f"{text[:300]}; check path, rights and free space, then run again", 2
+    return f"unexpected {type(error).__name__}: {text[:300]}; comet_lib --debug shows where", 1
+
+
+def printable(text: str) -> str:
+    """``text`` with signs that could command a terminal, or turn its writing, replaced."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ def fingerprint(
 
 def _compare(folder: Path, mark: Mapping[str, Any]) -> None:
     """Raise if the cache in ``folder`` was made from other things than ``mark`` says."""
-    old = read_json(folder / "fingerprint.json")
+    old = read_json(folder / "fingerprint.json", "rows", "shard rows")
     differ = [
         name if isinstance(mark[name], str) else f"{name} ({old.get(name)} there, {mark[name]} now)"
         for name in mark
@@ -207,12 +207,15 @@ def _compare(folder: Path, mark: Mapping[str, Any]) -> None:
 
 
 def _shards(mark: Mapping[str, Any]) -> list[str]:
-    return [f"shard-{i:05d}.arrow" for i in range(-(-mark["rows"] // mark["shard rows"]))]
+    rows, each = mark["rows"], mark["shard rows"]
+    if not all(isinstance(n, int) and n > 0 for n in (rows, each)):
+        raise CometError(f"a cache of {rows} rows, {each} a shard: delete it and run again")
+    return [f"shard-{i:05d}.arrow" for i in range(-(-rows // each))]
 
 
 def _check_shard(path: Path) -> None:
     """Raise if a finished shard is not, byte for byte, what was written."""
-    note = read_json(path.with_suffix(".json"))
+    note = read_json(path.with_suffix(".json"), "bytes", "sha256")
     size = path.stat().st_size if path.is_file() else 0
     mend = f"delete {path.with_suffix('.json').name} and run again: that shard alone is made anew"
     if size != note["bytes"]:
@@ -359,7 +362,7 @@ def open_cache(folder: str | Path, mark: Mapping[str, Any] | None = None) -> Dat
     if mark is not None:
         _compare(folder, mark)
     tables = []
-    for name in _shards(read_json(folder / "fingerprint.json")):
+    for name in _shards(read_json(folder / "fingerprint.json", "rows", "shard rows")):
         if not (folder / name).with_suffix(".json").is_file():
             raise CometError(f"{folder}: {name} is not finished; run the caching again")
         _check_shard(folder / name)

@@ -83,6 +83,8 @@ def decode(path: Path) -> str:
         CometError: file missing, not UTF-8 or holding NUL bytes; names the file and the row.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
+            raise CometError(f"{path}: is no file; give a text file in its place")
         raw = path.read_bytes()
     except OSError as error:
         raise CometError(f"{path}: cannot be read ({error.strerror}); check the path") from error

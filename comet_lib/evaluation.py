@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from comet_lib.errors import CometError
 from comet_lib.labels import LABELS
-from comet_lib.models import label_order
+from comet_lib.models import check_pair, label_order
 from comet_lib.targets import class_probabilities, tfidf_classifier
 
 #: Weighted F1 on AfriSenti's test split as the paper has it, in the order kin swa hau ibo yor.
@@ -55,6 +55,7 @@ def predict_probabilities(
 ) -> np.ndarray:
     """(N, 3) probabilities in LABELS order, whatever order the model's own head has."""
     order = label_order(model)
+    check_pair(model, tokenizer)
     was_training = model.training
     model.eval()
     out = np.zeros((len(texts), len(order)))

@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from comet_lib.errors import CometError
 from comet_lib.evaluation import mean_weighted_f1, predict_probabilities
 from comet_lib.files import read_json, whole_folder, write_json
-from comet_lib.models import count_parameters, label_order, load_model, quiet
+from comet_lib.models import checked_config, count_parameters, label_order, load_model, quiet
+from comet_lib.profiles import user_path
 
 GRAPH = "model.onnx"
 INPUTS = ("input_ids", "attention_mask")
@@ -128,7 +129,7 @@ class Exported(nn.Module):
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         runtime = _needs("onnxruntime")
-        folder = Path(folder).expanduser()
+        folder = user_path(folder)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         try:
@@ -140,20 +141,26 @@ class Exported(nn.Module):
                 f"{folder / GRAPH}: onnxruntime cannot read it ({type(error).__name__}); export "
                 "the model again"
             ) from error
-        self.config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        self.config = checked_config(folder)
         self.device = torch.device("cpu")
         self.size = (folder / GRAPH).stat().st_size
-        self.weights = int(read_json(folder / "export.json")["parameters"])
+        self.weights = read_json(folder / "export.json", "parameters")["parameters"]
         self.eval()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
         inputs = dict(zip(INPUTS, (input_ids.numpy(), attention_mask.numpy()), strict=True))
-        return SimpleNamespace(logits=torch.from_numpy(self.session.run(["logits"], inputs)[0]))
+        try:
+            (logits,) = self.session.run(["logits"], inputs)
+        except Exception as error:  # onnxruntime's kinds; all mean that the graph is not ours
+            raise CometError(
+                f"{GRAPH} does not answer ({type(error).__name__}); export the model again"
+            ) from error
+        return SimpleNamespace(logits=torch.from_numpy(logits))
 
 
 def is_exported(name: str | Path) -> bool:
     """Whether ``name`` is a folder of :func:`export`."""
-    return (Path(name).expanduser() / GRAPH).is_file()
+    return (user_path(name) / GRAPH).is_file()
 
 
 def load_exported(folder: str | Path) -> Exported:

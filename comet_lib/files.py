@@ -61,8 +61,40 @@ def write_json(path: str | Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, *keys: str) -> Any:
+    """The content of a JSON file; with ``keys``, an object that must have them."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CometError(f"{path}: no readable JSON; delete the file and run again") from error
+    if keys and not (isinstance(value, dict) and value.keys() >= set(keys)):
+        raise CometError(f"{path}: has no {', '.join(keys)}; delete the file and run again")
+    return value
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Inside, ``folder`` belongs to this process.
+
+    The lock is the kernel's (``flock``) on ``folder/.lock``, so it ends with the process, however
+    that ends: the file that a killed run leaves behind blocks nobody. Where there is no ``flock``
+    (Windows, some network disks) there is no lock.
+
+    Raises:
+        CometError: another process holds the lock.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CometError(
+                f"{folder}: another run is writing there; wait for its end, or choose another "
+                "output folder"
+            ) from error
+        except (ImportError, OSError):
+            pass
+        yield

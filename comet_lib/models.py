@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -26,7 +27,9 @@ from transformers import (
 from transformers.utils import logging
 
 from comet_lib.errors import CometError
+from comet_lib.files import read_json
 from comet_lib.labels import LABELS
+from comet_lib.profiles import user_path
 
 HEADS: dict[str, Any] = {
     "encoder": AutoModel,
@@ -48,6 +51,15 @@ PAPER_STUDENT = {
     "intermediate_size": 1024,
 }
 PAPER_VOCABULARY = 250_002
+#: What a tokenizer's pieces are kept in, by kind.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+    "vocab.txt",
+    "vocab.json",
+)
 
 
 def _auto(head: str) -> Any:
@@ -84,10 +96,10 @@ def load_model(
             untrained head teaches noise).
     """
     auto = _auto(head)
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     source = str(folder) if folder.is_dir() else str(name)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise CometError(f"{folder}: has no config.json; give a folder that save_pretrained wrote")
+    if folder.is_dir():
+        _check_folder(folder)
     if not folder.is_dir() and (folder.is_absolute() or str(name).count("/") != 1):
         raise CometError(f"{name}: no such folder, and not a hub id of the form owner/name")
     try:
@@ -101,9 +113,9 @@ def load_model(
                 output_loading_info=True,
             )
     except Exception as error:
-        first = str(error).strip().split("\n")[0][:200]
         raise CometError(
-            f"no model could be loaded from {str(name)!r} ({type(error).__name__}: {first}); give "
+            f"no model could be loaded from {str(name)!r} "
+            f"({type(error).__name__}: {_first_line(error)}); give "
             "a folder with config.json and model.safetensors, or a hub id and a network"
         ) from error
     missing = [key for key in report["missing_keys"] if "pooler" not in key]
@@ -116,8 +128,63 @@ def load_model(
     return model.eval()
 
 
+def _check_folder(folder: Path) -> None:
+    """Raise if a folder's config promises what its weights cannot hold, before anything is built.
+
+    A config of a few bytes can ask for a billion layers.
+    """
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    if not config.is_file():
+        raise CometError(f"{folder}: has no config.json; give a folder that save_pretrained wrote")
+    if not weights.is_file():  # sharded, or a pickle: transformers says what it makes of it
+        return
+    try:
+        with safe_open(weights, "pt") as file:
+            count = len(file.keys())
+    except Exception as error:
+        raise CometError(
+            f"{weights}: no whole safetensors file ({_first_line(error)}); copy it again"
+        ) from error
+    sizes = read_json(config, "model_type")
+    for field, most in (("num_hidden_layers", count), ("vocab_size", weights.stat().st_size)):
+        size = sizes.get(field, 1)
+        if not isinstance(size, int) or not 0 < size <= most:
+            raise CometError(
+                f"{config}: {field} is {str(size)[:40]}, which {weights.name} beside it cannot "
+                "hold; give config and weights that were saved together"
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
+
+
+def check_pair(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise if the tokenizer has pieces for which the model has no row, or no padding."""
+    rows, pieces = getattr(model.config, "vocab_size", None), len(tokenizer)
+    if rows is not None and pieces > rows:
+        raise CometError(
+            f"the tokenizer has {pieces:,} pieces and the model {rows:,} rows of embeddings: they "
+            "are no pair; give the tokenizer that was saved with the model"
+        )
+    if tokenizer.pad_token_id is None:
+        raise CometError(
+            "the tokenizer has no padding piece; give the tokenizer that was saved with the model"
+        )
+
+
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer by directory or hub id."""
+    """The tokenizer by directory or hub id.
+
+    Raises:
+        CometError: nothing loadable under ``name``. A folder must hold the pieces themselves:
+            without them transformers makes an empty tokenizer, and every word would be unknown.
+    """
+    folder = user_path(name)
+    if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise CometError(
+            f"{folder}: has no {TOKENIZER_FILES[0]} or the like; save its tokenizer beside it"
+        )
     try:
         return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
     except Exception as error:

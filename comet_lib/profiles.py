@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
+import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,37 @@ from comet_lib.errors import CometError
 ASSETS = Path(__file__).parent / "assets"
 #: The five languages of the AfroXLMR-Comet paper, ISO 639-3.
 PAPER_LANGUAGES = ("kin", "swa", "hau", "ibo", "yor")
+LARGEST_SEED = 2**32 - 1  # numpy's
+
+
+def user_path(path: str | Path) -> Path:
+    """``path`` with a leading ~ as the home folder; as it stands where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def home() -> Path:
+    """The folder COMET_HOME (default ~/.comet), made if need be.
+
+    One that cannot be written (a classroom's read-only home) is replaced by a folder for
+    temporary files, and a line on standard error says so.
+    """
+    wanted = user_path(os.environ.get("COMET_HOME") or "~/.comet")
+    try:
+        wanted.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=wanted):
+            return wanted
+    except OSError as error:
+        other = Path(tempfile.gettempdir()) / f"comet-{getattr(os, 'getuid', int)()}"
+        other.mkdir(mode=0o700, exist_ok=True)
+        print(
+            f"comet: {wanted} cannot be written ({error.strerror}): runs are kept in {other}, "
+            "which may not last; set COMET_HOME to a folder of yours",
+            file=sys.stderr,
+        )
+        return other
 
 
 @dataclass(frozen=True)
@@ -101,8 +134,7 @@ class Profile:
         """Where a notebook keeps a run: COMET_HOME (default ~/.comet), one folder per settings."""
         settings = json.dumps(self.as_dict(), sort_keys=True)
         key = hashlib.sha256(settings.encode()).hexdigest()[:8]
-        home = Path(os.environ.get("COMET_HOME") or Path.home() / ".comet").expanduser()
-        return home / "runs" / f"{name}-{self.name}-{key}"
+        return home() / "runs" / f"{name}-{self.name}-{key}"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -188,7 +220,7 @@ def get_profile(name: str | None = None, data: str | Path | None = None) -> Prof
     if data is None and name != "tiny":
         data = os.environ.get("COMET_DATA") or None
     if data is not None:
-        folder = Path(data).expanduser()
+        folder = user_path(data)
         if not folder.is_dir():
             raise CometError(
                 f"data folder {str(data)!r} is not there: give a folder with afrisenti/"
@@ -196,7 +228,7 @@ def get_profile(name: str | None = None, data: str | Path | None = None) -> Prof
         profile = replace(profile, data=str(folder))
     seed = os.environ.get("COMET_SEED")
     if seed:
-        if not seed.strip().isdigit():
+        if not seed.strip().isdecimal() or int(seed) > LARGEST_SEED:
             raise CometError(f"COMET_SEED={seed!r} is not a whole number: set it to 0, 1, 2 ...")
         profile = replace(profile, seed=int(seed))
     return profile

@@ -9,12 +9,13 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
@@ -24,13 +25,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 import comet_lib
 from comet_lib import evaluation, plots
 from comet_lib.attention import capture_maps, entropy
-from comet_lib.data import find_source, leakage, load_sentiment, load_text, unseen
+from comet_lib.data import Source, find_source, leakage, load_sentiment, load_text, unseen
 from comet_lib.errors import CometError
-from comet_lib.files import read_json, whole_folder, write_json, write_text
+from comet_lib.files import locked, read_json, whole_folder, write_json, write_text
 from comet_lib.initialise import initialise_embeddings
 from comet_lib.models import (
     build_student,
+    check_pair,
     count_parameters,
+    label_order,
     load_model,
     load_tokenizer,
     quiet,
@@ -120,24 +123,41 @@ def _nothing(line: str) -> None:
     """What a process says that is not the main one."""
 
 
-def _claim(output: Path, profile: Profile) -> None:
+def _claim(output: Path, profile: Profile, write: bool = True) -> None:
     """An output folder belongs to one run: same settings resume it, others are refused."""
     path = output / "work" / "settings.json"
     settings = json.loads(json.dumps(_settings(profile)))  # tuples as lists, as the file has them
     if path.is_file():
-        old = read_json(path)
+        old = read_json(path, "library")
         differ = sorted(k for k in settings if old.get(k) != settings[k])
         if differ:
             raise CometError(
                 f"{output} holds a run with other settings ({', '.join(differ)}): choose another "
                 "--output, or delete the folder"
             )
-    else:
+    elif write:
         write_json(path, settings)
 
 
+def read_teachers(profile: Profile) -> list[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
+    """The masked-LM teacher and the sentiment teacher, each with its tokenizer."""
+    made = []
+    for name, head in ((profile.teacher, "masked-lm"), (profile.sentiment_teacher, "sentiment")):
+        model, tokenizer = load_model(name, head), load_tokenizer(name)
+        check_pair(model, tokenizer)
+        made.append((model, tokenizer))
+    label_order(made[1][0])  # refuses a head without our labels
+    return made
+
+
 def train_student(
-    profile: Profile, output: Path, clock: Clock, say: Say, data: DatasetDict, texts: list[str]
+    profile: Profile,
+    output: Path,
+    clock: Clock,
+    say: Say,
+    data: DatasetDict,
+    texts: list[str],
+    teachers: Sequence[tuple[PreTrainedModel, PreTrainedTokenizerBase]],
 ) -> dict[str, Any]:
     """Both stages, each resumed where a former run of the same settings stopped.
 
@@ -146,13 +166,8 @@ def train_student(
     trains on its share of every batch, and the main one writes.
     """
     work, here = output / "work", processes()
-    tokenizer = load_tokenizer(profile.teacher)
     logs: dict[str, Any] = {}
-
-    say("teacher: reading")
-    teacher = load_model(profile.teacher, "masked-lm")
-    sentiment_teacher = load_model(profile.sentiment_teacher, "sentiment")
-    sentiment_tokenizer = load_tokenizer(profile.sentiment_teacher)
+    (teacher, tokenizer), (sentiment_teacher, sentiment_tokenizer) = teachers
     config = student_config(profile, teacher)
     dev = unseen(data["dev"])
 
@@ -247,10 +262,9 @@ def distil(
     if not here.is_main_process:
         say = _nothing
     source = find_source(profile)
-    with here.main_process_first():
-        _claim(output, profile)
+    _claim(output, profile, write=False)
     spent = output / "work" / "seconds.json"
-    clock = Clock(read_json(spent) if spent.is_file() else {})
+    clock = Clock(read_json(spent, "data") if spent.is_file() else {})
     say(f"{profile.budget}; data from {source}")
     with clock.step("data"):
         data = load_sentiment(profile, source=source)
@@ -262,14 +276,33 @@ def distil(
                 f"{r.language} {r.percent} %" for r in leaks.itertuples() if r.split == "dev"
             )
         )
-    try:
-        made = train_student(profile, output, clock, say, data, texts)
-    finally:
-        if here.is_main_process:
-            write_json(spent, clock.seconds)
-    if not here.is_main_process:
-        return {}
+    say("teacher: reading")
+    teachers = read_teachers(profile)
+    # Nothing is written before this line: bad data or a bad teacher leaves no trace.
+    with locked(output / "work") if here.is_main_process else nullcontext():
+        with here.main_process_first():
+            _claim(output, profile)
+        try:
+            made = train_student(profile, output, clock, say, data, texts, teachers)
+        finally:
+            if here.is_main_process:
+                write_json(spent, clock.seconds)
+        if not here.is_main_process:
+            return {}
+        return _report(profile, output, split, source, clock, leaks, data, made)
 
+
+def _report(
+    profile: Profile,
+    output: Path,
+    split: str,
+    source: Source,
+    clock: Clock,
+    leaks: pd.DataFrame,
+    data: DatasetDict,
+    made: dict[str, Any],
+) -> dict[str, Any]:
+    """Score every model on ``split``; write the report, the card and the figures."""
     with clock.step("evaluation"):
         table = data[split]
         here = table["text"][:]

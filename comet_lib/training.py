@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import (
@@ -283,13 +285,17 @@ def history(trainer: Trainer) -> list[dict[str, float]]:
 def last_checkpoint(output: Path) -> str | None:
     """The newest checkpoint that was written to its end; a killed run may leave half of one.
 
-    The Trainer writes ``trainer_state.json`` last.
+    The Trainer writes ``trainer_state.json`` last. One whose weights or optimiser were cut off
+    since (a full disk, a broken copy) is passed over too.
     """
-    found = sorted(output.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
-    for folder in reversed(found):
-        with contextlib.suppress(OSError, ValueError):
+    found = [p for p in output.glob("checkpoint-*") if p.name.rpartition("-")[2].isdecimal()]
+    for folder in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
+        with contextlib.suppress(OSError, ValueError, SafetensorError):
             json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-            return str(folder)
+            with safe_open(folder / "model.safetensors", "pt"):
+                pass
+            if all(zipfile.is_zipfile(folder / f) for f in ("optimizer.pt", "scheduler.pt")):
+                return str(folder)
     return None
 
 

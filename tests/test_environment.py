@@ -30,7 +30,8 @@ NOT_OURS = {"python", "pip"}
 # the extra "site" is for `make site` alone
 ENVIRONMENTS: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "environment.yml": (("runtime", "notebooks", "dev", "export"), set()),
-    "binder/environment.yml": (("runtime", "notebooks"), {"jupyterlab"}),  # Binder brings its own
+    # Binder brings its own JupyterLab
+    "binder/environment.yml": (("runtime", "notebooks", "export"), {"jupyterlab"}),
 }
 
 Specs = dict[str, SpecifierSet]

@@ -1,0 +1,91 @@
+"""One slider, the pieces that stay in the vocabulary: coverage against size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import ipywidgets
+import numpy as np
+from matplotlib.figure import Figure
+
+from comet_lib.errors import CometError
+from comet_lib.plots import BLUE, GREY, ORANGE
+from comet_lib.widgets.view import View
+
+
+class PiecesView(View):
+    """Coverage by language at some numbers of kept pieces -> coverage beside parameters.
+
+    ``kept`` are the numbers of pieces, rising, the last one the whole vocabulary; ``coverage``
+    has for each language as many percentages. A model has ``rest`` parameters without its
+    embedding table, and ``width`` for each piece. ``pieces`` is readable and settable (a number
+    of ``kept``); ``parameters`` and ``covered`` follow it.
+    """
+
+    def __init__(
+        self,
+        kept: Sequence[int],
+        coverage: Mapping[str, Sequence[float]],
+        rest: int,
+        width: int,
+        pieces: int | None = None,
+    ) -> None:
+        self.kept = [int(k) for k in kept]
+        if not self.kept or self.kept != sorted(set(self.kept)):
+            raise CometError("kept must be numbers of pieces in rising order, each once")
+        if not coverage or any(len(row) != len(self.kept) for row in coverage.values()):
+            raise CometError(f"coverage needs {len(self.kept)} percentages for each language")
+        self.coverage = {name: np.asarray(row, dtype=float) for name, row in coverage.items()}
+        self.rest, self.width = int(rest), int(width)
+        slider = ipywidgets.SelectionSlider(
+            options=[(f"{k:,}", k) for k in self.kept],
+            value=self.kept[len(self.kept) // 2] if pieces is None else pieces,
+            description="pieces",
+        )
+        super().__init__(pieces=slider)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model with the chosen number of pieces."""
+        return self.rest + self.width * self.pieces
+
+    @property
+    def covered(self) -> dict[str, float]:
+        """Percent of each language's tokens whose piece is kept."""
+        at = self.kept.index(self.pieces)
+        return {name: float(row[at]) for name, row in self.coverage.items()}
+
+    def draw(self) -> Figure:
+        figure = Figure(figsize=(8.5, 3.1))
+        bars, curves = figure.subplots(1, 2, width_ratios=(1, 1.2))
+        figure.subplots_adjust(left=0.07, right=0.98, top=0.86, bottom=0.18, wspace=0.25)
+        covered = self.covered
+        least = min(covered, key=lambda name: covered[name])
+        for name, value in covered.items():
+            bars.barh(name, value, color=ORANGE if name == least else BLUE, height=0.6)
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
+            bars.text(2, name, f"{value:.1f} %", va="center", fontsize=9, bbox=box)
+        bars.invert_yaxis()
+        bars.set(xlim=(0, 100), xlabel="percent of the tokens covered")
+        bars.set_title(f"{self.pieces:,} pieces", loc="left")
+        millions = (self.rest + self.width * np.array(self.kept)) / 1e6
+        for name, row in self.coverage.items():
+            curves.plot(millions, row, color=ORANGE if name == least else GREY, linewidth=1.3)
+        curves.axvline(self.parameters / 1e6, color="black", linewidth=0.8, linestyle=":")
+        curves.plot(self.parameters / 1e6, covered[least], "o", color=ORANGE)
+        curves.set(xlabel="million parameters", ylim=(None, 102))
+        curves.set_title(f"coverage, percent ({least} in orange)", loc="left")
+        for axes in (bars, curves):
+            axes.spines[["top", "right"]].set_visible(False)
+        return figure
+
+    def describe(self) -> str:
+        covered = self.covered
+        least = min(covered, key=lambda name: covered[name])
+        whole = self.rest + self.width * self.kept[-1]
+        return (
+            f"With {self.pieces:,} of {self.kept[-1]:,} pieces the model has {self.parameters:,} "
+            f"parameters ({100 * self.parameters / whole:.0f} %); of the tokens it covers "
+            f"{np.mean(list(covered.values())):.1f} % (mean over languages), and "
+            f"{covered[least]:.1f} % in {least}, the least"
+        )

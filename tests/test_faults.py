@@ -1,0 +1,265 @@
+"""What happens around us: a second run, a full disk, a home that cannot be written, a kill."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from comet_lib import __main__ as cli
+from comet_lib import recipe
+from comet_lib.errors import CometError
+from comet_lib.files import locked, whole_file, whole_folder, write_json
+from comet_lib.profiles import get_profile, home
+
+fcntl = pytest.importorskip("fcntl")  # Linux and macOS
+
+HOLD = """
+import sys, time
+from comet_lib.files import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def child(code: str, *arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)},
+    )
+
+
+def main(monkeypatch: Any, capsys: Any, *arguments: str) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["comet_lib", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.err
+    return int(stopped.value.code or 0), shown.err.strip().splitlines()[-1]
+
+
+# --- Two runs ------------------------------------------------------------------------------
+
+
+def test_a_second_run_is_refused_and_a_killed_ones_lock_blocks_nobody(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    output = tmp_path / "out"
+    holder = child(HOLD, output / "work")
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        code, line = main(
+            monkeypatch, capsys, "distill", "--profile", "tiny", "--output", str(output)
+        )
+        assert code == 2 and "another run is writing there" in line
+        assert sorted(p.name for p in (output / "work").iterdir()) == [".lock"]
+    finally:
+        holder.kill()  # SIGKILL: it cleans nothing up
+        holder.wait()
+    assert (output / "work" / ".lock").exists()
+    with locked(output / "work"):
+        pass
+
+
+def test_a_lock_ends_with_its_block(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(CometError, match="another run"), locked(tmp_path):
+        pass
+    with pytest.raises(KeyError), locked(tmp_path):
+        raise KeyError
+    with locked(tmp_path):
+        pass
+
+
+def test_a_disk_without_locks_gets_none(tmp_path: Path, monkeypatch: Any) -> None:
+    def none(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with locked(tmp_path):
+        pass
+
+
+def test_the_run_is_locked_while_it_trains(tmp_path: Path, monkeypatch: Any) -> None:
+    seen = []
+
+    def look(*_: Any) -> None:
+        with pytest.raises(CometError, match="another run"), locked(tmp_path / "work"):
+            pass
+        seen.append(True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe, "train_student", look)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.distil(get_profile("tiny"), tmp_path, say=lambda _: None)
+    assert seen == [True]
+    with locked(tmp_path / "work"):  # Ctrl-C gives it back
+        pass
+
+
+# --- A full disk ---------------------------------------------------------------------------
+
+LIMITED = """
+import resource, sys
+from comet_lib.files import write_json
+path = sys.argv[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+for write in (lambda: write_json(path, "x" * 99_999), lambda: write_json(path, "short")):
+    try:
+        write()
+    except OSError as error:
+        print(type(error).__name__, error.errno)
+"""
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "x")
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "report.json"
+    write_json(path, {"old": True})
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        write_json(path, {"new": True})
+    monkeypatch.undo()
+    assert json.loads(path.read_text()) == {"old": True}
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    with whole_folder(folder) as made:
+        (made / "a").write_text("old")
+    with pytest.raises(OSError, match="No space"), whole_folder(folder) as made:
+        (made / "a").write_text("new")
+        full()
+    assert (folder / "a").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "student/config.json"),
+        OSError(errno.EROFS, "Read-only file system"),
+        PermissionError(errno.EACCES, "Permission denied", "out"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed"),
+        Exception("Error while serializing: I/O error: File too large (os error 27)"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
+    ],
+    ids=str,
+)
+def test_each_fault_is_one_sentence(
+    error: Exception, monkeypatch: Any, capsys: Any, tmp_path: Path
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(recipe, "distil", fail)
+    code, line = main(
+        monkeypatch, capsys, "distill", "--profile", "tiny", "--output", str(tmp_path)
+    )
+    assert code == 2 and line.startswith("comet: ")
+    assert "memory" in line if "memory" in str(error) or not str(error) else "run again" in line
+
+
+def test_files_that_may_grow_no_further(tmp_path: Path) -> None:
+    """A limit on the size of files, which the kernel enforces as it does a full disk's."""
+    path = tmp_path / "report.json"
+    limited = child(LIMITED, path)
+    assert limited.communicate(timeout=60)[0].split() == ["OSError", str(errno.EFBIG)]
+    assert json.loads(path.read_text()) == "short"  # the one that fits is whole
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_safetensors_own_error_is_known(tmp_path: Path) -> None:
+    """The sentence for it hangs on its wording."""
+    with pytest.raises(Exception, match=r"os error \d") as caught:
+        save_file({"w": torch.zeros(3)}, tmp_path / "no" / "such" / "folder")
+    assert cli._sentence(caught.value)[1] == 2
+
+
+# --- Places that cannot be written ---------------------------------------------------------
+
+
+def test_a_home_that_cannot_be_written_is_replaced(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    monkeypatch.setenv("COMET_HOME", str(blocked / "home"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = get_profile("tiny").run_folder("game")
+    assert tmp_path in folder.parents and blocked not in folder.parents
+    assert "set COMET_HOME" in capsys.readouterr().err
+    write_json(folder / "x.json", {})
+    assert get_profile("tiny").run_folder("game") == folder  # the second run finds the first
+
+
+def test_a_read_only_home_is_replaced(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """root may write anywhere, so the refusal is the test's own."""
+    wanted = tmp_path / "home"
+    monkeypatch.setenv("COMET_HOME", str(wanted))
+    assert home() == wanted and capsys.readouterr().err == ""
+
+    def read_only(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert home() != wanted
+    assert "Read-only file system" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_made(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    (tmp_path / "file").touch()
+    code, line = main(
+        monkeypatch,
+        capsys,
+        *("distill", "--profile", "tiny", "--output", str(tmp_path / "file" / "out")),
+    )
+    assert code == 2 and "check path, rights and free space" in line
+
+
+# --- A kill in the middle of a write -------------------------------------------------------
+
+WRITE = """
+import sys, time
+from comet_lib.files import whole_file, whole_folder
+kind, path = sys.argv[1:]
+with (whole_file if kind == "file" else whole_folder)(path) as temporary:
+    target = temporary if kind == "file" else temporary / "part"
+    target.write_text("new, and not yet wh")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_kill_leaves_what_was_there(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "thing"
+    old = path if kind == "file" else path / "part"
+    old.parent.mkdir(exist_ok=True)
+    old.write_text("old")
+    writer = child(WRITE, kind, path)
+    assert writer.stdout is not None and writer.stdout.readline() == "writing\n"
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert old.read_text() == "old"
+    with (whole_file if kind == "file" else whole_folder)(path) as temporary:  # and the next goes
+        (temporary if kind == "file" else temporary / "part").write_text("new")
+    assert old.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["thing"]
