@@ -39,6 +39,7 @@ class _Slot:
     maps: dict[int, Tensor]
     layer: int
     heads: bool
+    small: bool = False
 
 
 def head_mean_attention(
@@ -64,8 +65,13 @@ def head_mean_attention(
         if mask is None and causal:  # sdpa builds this mask itself, so it did not reach us
             mask = torch.ones(query.shape[2], key.shape[2], device=query.device).tril().bool()
         keys = repeat_kv(key, query.shape[1] // key.shape[1])
-        weights = attention_weights(query, keys, mask, scaling)
-        slot.maps[slot.layer] = (weights if slot.heads else weights.mean(1)).to(query.dtype)
+        if slot.heads:
+            found = attention_weights(query, keys, mask, scaling)
+        elif slot.small:
+            found = _mean_head_by_head(query, keys, mask, scaling)
+        else:
+            found = attention_weights(query, keys, mask, scaling).mean(1)
+        slot.maps[slot.layer] = found.to(torch.float16 if slot.small else query.dtype)
     return sdpa_attention_forward(
         module,
         query,
@@ -96,6 +102,20 @@ def attention_weights(
     elif mask is not None:
         scores = scores + mask
     return scores.softmax(-1)
+
+
+def _mean_head_by_head(
+    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None
+) -> Tensor:
+    """The mean over the heads, (B, L, L), with the weights of one head in memory at a time."""
+    count = query.shape[1]
+    total: Tensor | None = None
+    for h in range(count):
+        own = mask if mask is None or mask.shape[1] == 1 else mask[:, h : h + 1]
+        one = attention_weights(query[:, h : h + 1], key[:, h : h + 1], own, scaling)[:, 0]
+        total = one if total is None else total + one
+    assert total is not None
+    return total / count
 
 
 # Both names are needed: without the mask's, transformers would hand our function no mask at all.
@@ -135,7 +155,10 @@ def _resolve_layers(layers: Sequence[int] | None, count: int, name: str) -> list
 
 @contextmanager
 def capture(
-    model: PreTrainedModel, layers: Sequence[int] | None = None, heads: bool = False
+    model: PreTrainedModel,
+    layers: Sequence[int] | None = None,
+    heads: bool = False,
+    small: bool = False,
 ) -> Iterator[dict[int, Tensor]]:
     """Collect attention maps from every forward pass inside the ``with`` block.
 
@@ -145,8 +168,10 @@ def capture(
     their rows sum to one, also in training mode, and gradients flow through them. Rows of padded
     queries mean nothing: mask them (:func:`valid_pairs`).
 
-    ``layers`` defaults to all. Captures may be nested, on one model or on several; leaving the
-    block, also by an exception, puts the former attention implementation back.
+    ``layers`` defaults to all. ``small`` spares memory where all of them are wanted at once: the
+    maps are float16, and head means are summed head by head, which takes longer. Captures may be
+    nested, on one model or on several; leaving the block, also by an exception, puts the former
+    attention implementation back.
 
     Gradient checkpointing: the backward pass runs each layer again, so call ``backward()``
     **inside** the block, and keep ``use_reentrant=False`` (the default of transformers 5): the
@@ -168,7 +193,7 @@ def capture(
                 "maps cannot be captured: use a model such as XLM-R, BERT or ModernBERT."
             )
         for layer in chosen:
-            slot = _Slot(maps, layer, heads)
+            slot = _Slot(maps, layer, heads, small)
             for module in blocks[layer].modules():  # the one that attends will find its slot
                 module.__dict__.setdefault(_SLOTS, []).append(slot)
                 marked.append((module, slot))
@@ -187,15 +212,16 @@ def capture_maps(
     inputs: Mapping[str, Any],
     layers: Sequence[int] | None = None,
     heads: bool = False,
+    small: bool = False,
 ) -> dict[int, Tensor]:
     """The maps of one forward pass ``model(**inputs)``, in eval mode and without gradients.
 
-    Same keys, shapes and errors as :func:`capture`; the model's mode is put back.
+    Same arguments, keys, shapes and errors as :func:`capture`; the model's mode is put back.
     """
     training = model.training
     try:
         model.eval()
-        with torch.no_grad(), capture(model, layers, heads) as maps:
+        with torch.no_grad(), capture(model, layers, heads, small) as maps:
             model(**inputs)
     finally:
         model.train(training)

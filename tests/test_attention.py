@@ -130,6 +130,26 @@ def test_maps_in_bfloat16(padded):
         assert valid(difference, inputs["attention_mask"]).abs().max() < 0.01
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_small_captures_are_the_same_rounded_to_float16(name):
+    model, inputs = MODELS[name](), make_inputs()
+    for heads in (False, True):
+        full = capture_maps(model, inputs, heads=heads)
+        small = capture_maps(model, inputs, heads=heads, small=True)
+        for layer, want in full.items():
+            assert small[layer].dtype == torch.float16 and small[layer].shape == want.shape
+            torch.testing.assert_close(small[layer].float(), want, rtol=1e-3, atol=1e-6)
+
+
+def test_head_by_head_each_head_has_its_own_mask():
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 2, HEADS, 5, 8, generator=generator)
+    mask = torch.rand(2, HEADS, 5, 5, generator=generator) < 0.6
+    for one in (mask, mask[:, :1], mask.float().log().clamp_min(-1e9), None):
+        want = attention.attention_weights(query, key, one).mean(1)
+        torch.testing.assert_close(attention._mean_head_by_head(query, key, one, None), want)
+
+
 def test_gradients_equal_those_of_eager():
     model, inputs = make(attention_probs_dropout_prob=0.0), make_inputs()
     eager = eager_copy(model)

@@ -292,7 +292,7 @@ def from_models(
             )
         ids = one.ids[None].to(model.device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        found = capture_maps(model, inputs, heads=heads)
+        found = capture_maps(model, inputs, heads=heads, small=True)
         array = torch.stack([found[k][0].float().cpu() for k in sorted(found)]).numpy()
         return aggregate(array, segment) if len(read) == 2 else array
 
