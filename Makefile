@@ -15,6 +15,8 @@ NOTEBOOK    ?= notebooks/00_the_whole_game.ipynb
 # make test-browser
 CHROMIUM    ?= /usr/bin/chromium
 SHOTS       ?=
+# make test-floors: the oldest that pyproject.toml allows, and what they alone still need
+FLOORS      := ipywidgets==7.7.1 anywidget==0.9.0 ipython_genutils==0.2.0
 
 # make distill
 PROFILE     ?= laptop
@@ -33,7 +35,8 @@ TEST_ENV := env -u COMET_DATA -u COMET_SEED -u COMET_STRICT COMET_PROFILE=tiny \
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help lab test lint types unit nbval test-browser test-colab test-binder site distill format clean
+.PHONY: help lab test lint types unit nbval browser test-browser test-floors test-colab test-binder \
+        site distill format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -63,9 +66,14 @@ nbval: $(VENV)/.ready-test
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	    -n $(WORKERS) --dist loadscope notebooks/*.ipynb
 
-test-browser: $(VENV)/.ready-browser ## set up, then look at the attention lens in Chromium (SHOTS=dir keeps pictures)
+browser: $(VENV)/.ready-browser # what test-browser needs, and no more
+
+test-browser: browser ## set up, then look at the lens in Chromium and JupyterLab (SHOTS=dir keeps pictures)
 	$(TEST_ENV) CHROMIUM="$(CHROMIUM)" $(if $(SHOTS),COMET_SHOTS="$(SHOTS)") \
 	    "$(PY)" -m pytest tests_browser
+
+test-floors: $(VENV)/.ready-floors ## set up, then test the lens under the oldest ipywidgets and anywidget
+	PYTHONPATH="$(VENV)/floors" $(TEST_ENV) "$(PY)" -m pytest tests/test_lens_*.py
 
 # Colab's versions lie over those of $(VENV), in an environment of their own that sees the rest.
 COLAB := $(VENV)/colab
@@ -142,6 +150,11 @@ $(VENV)/.ready-colab: $(VENV)/.ready-test colab/versions.txt
 	grep -v '^torch==' colab/versions.txt > "$(COLAB)/versions.txt"
 	"$(COLAB)/bin/python" -m pip --disable-pip-version-check install $(PIP_ARGS) \
 	    -r "$(COLAB)/versions.txt"
+	@touch "$@"
+
+# Beside the tested versions, not in their place: PYTHONPATH comes first.
+$(VENV)/.ready-floors: $(VENV)/.ready-test
+	$(subst -c constraints.txt,,$(PIP)) --no-deps --upgrade --target "$(VENV)/floors" $(FLOORS)
 	@touch "$@"
 
 $(VENV)/.ready-%: $(VENV)/.ready-torch pyproject.toml constraints.txt

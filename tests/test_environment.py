@@ -278,6 +278,18 @@ def test_scripts_can_be_run(path: str) -> None:
         assert os.access(ROOT / path, os.X_OK), f"{path} is not executable: chmod +x {path}"
 
 
+def test_the_floors_that_are_tested_are_the_projects() -> None:
+    _, groups = parse_project(read("pyproject.toml"))
+    wanted = {name: floor(spec) for specs in groups.values() for name, spec in specs.items()}
+    found = re.search(r"^FLOORS *:= *(.+)$", read("Makefile"), re.MULTILINE)
+    assert found is not None
+    tested = [Requirement(one) for one in found[1].split()]
+    assert {"ipywidgets", "anywidget"} <= {one.name for one in tested}
+    for one in tested:
+        if canonicalize_name(one.name) in wanted:
+            assert floor(one.specifier) == wanted[canonicalize_name(one.name)], one
+
+
 def test_binder_installs_the_library_without_dependencies() -> None:
     installs = [line for line in read("binder/postBuild").splitlines() if "pip install" in line]
     assert installs and all("--no-deps" in line for line in installs)

@@ -8,8 +8,6 @@ installs both where they are missing. Screenshots go to ``COMET_SHOTS`` where th
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,16 +19,6 @@ import pytest
 from comet_lib.lens.data import LensData, from_arrays
 from comet_lib.lens.export import write_lens
 
-api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 HOSTILE = [
     "</script><script>window.ran=1</script>",
     "<img src=x onerror=window.ran=1>",
@@ -64,16 +52,6 @@ class Seen:
     page: Any
     requests: list[str] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"no Chromium at {CHROMIUM}: make test-browser installs it")
-    with api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
 
 
 @pytest.fixture
@@ -272,12 +250,10 @@ def test_first_paint_and_hover_are_quick(look: Any, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 800])
-def test_screenshots(look: Any, tmp_path: Path, width: int, scheme: str) -> None:
-    folder = Path(os.environ.get("COMET_SHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
+def test_screenshots(look: Any, shots: Path, width: int, scheme: str) -> None:
     for name, data in (("small", small()), ("full", full_size())):
         page = look(data, width, scheme)
         assert page.locator(".comet-lens").get_attribute("data-theme") == scheme
         point_at(page, "teacher", 5, 8, len(data.tokens))
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        page.screenshot(path=folder / f"lens_{name}_{width}_{scheme}.png", full_page=True)
+        page.screenshot(path=shots / f"lens_{name}_{width}_{scheme}.png", full_page=True)
