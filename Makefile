@@ -148,7 +148,7 @@ $(VENV)/.ready-colab: $(VENV)/.ready-test colab/versions.txt
 	"$(PY)" -m venv --clear "$(COLAB)"
 	"$(PY)" tools/share_packages.py "$(COLAB)"
 	grep -v '^torch==' colab/versions.txt > "$(COLAB)/versions.txt"
-	"$(COLAB)/bin/python" -m pip --disable-pip-version-check install $(PIP_ARGS) \
+	"$(COLAB)/bin/python" -m pip --disable-pip-version-check install --no-compile $(PIP_ARGS) \
 	    -r "$(COLAB)/versions.txt"
 	@touch "$@"
 
