@@ -358,7 +358,8 @@ def test_light_and_dark(seen: Seen, lens: Any, shots: Path) -> None:
     size = lens.locator(".lens-word").count()
     for theme in ("Light", "Dark"):
         choose(page, "Settings", "Theme", f"JupyterLab {theme}")
-        page.wait_for_selector(f"body[data-jp-theme-light={str(theme == 'Light').lower()}]")
+        light = str(theme == "Light").lower()
+        page.wait_for_selector(f"body[data-jp-theme-light={light}]", state="attached")
         page.wait_for_timeout(1000)
         assert lens.get_attribute("data-theme") == theme.lower()
         lens.locator(".lens-finding").scroll_into_view_if_needed()
