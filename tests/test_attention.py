@@ -327,7 +327,7 @@ def test_the_function_follows_causal_and_grouped_attention(kv_heads):
     query, key = torch.randn(1, 4, 5, 8), torch.randn(1, kv_heads, 5, 8)
     value = torch.eye(5).expand(1, kv_heads, 5, 5)  # so the output of sdpa is its weights
     maps: dict[int, torch.Tensor] = {}
-    setattr(module, attention._SLOTS, [attention._Slot(maps, 0, True)])
+    setattr(module, attention._SLOTS, [attention._Slot(maps, 0, "heads")])
     output, _ = attention.head_mean_attention(module, query, key, value, None)
     torch.testing.assert_close(maps[0], output.transpose(1, 2))
     assert maps[0].triu(1).abs().max() == 0

@@ -91,7 +91,7 @@ def test_bad_folders_are_refused(tmp_path):
     model.save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])  # truncated
-    with pytest.raises(CometError, match="no model could be loaded"):
+    with pytest.raises(CometError, match="no whole safetensors file"):
         load_model(tmp_path)
     weights.unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")  # pickle

@@ -10,6 +10,7 @@ from comet_lib.labels import LABELS
 from comet_lib.widgets.alpha import AlphaView
 from comet_lib.widgets.bootstrap import BootstrapView
 from comet_lib.widgets.heads import HeadView
+from comet_lib.widgets.pieces import PiecesView
 from comet_lib.widgets.temperature import TemperatureView, soften
 from comet_lib.widgets.view import DPI, WIDGET_VIEW
 
@@ -64,8 +65,10 @@ GUESSES = {"student": np.arange(60) % 3, "TF-IDF": np.arange(60) % 2}
          {"layer": 1, "head": 2}),
         (lambda **at: BootstrapView(np.arange(60) % 3, GUESSES, **at), {"tweets": 400},
          {"tweets": 50}),
+        (lambda **at: PiecesView([9, 99], {"kin": [30, 99], "yor": [40, 98]}, 5, 4, **at),
+         {"pieces": 9}, {"pieces": 99}),
     ],
-    ids=["temperature", "alpha", "heads", "bootstrap"],
+    ids=["temperature", "alpha", "heads", "bootstrap", "pieces"],
 )  # fmt: skip
 def test_a_moved_slider_shows_the_picture_of_a_view_that_began_there(make, start, end):
     moved, fresh = make(**start), make(**end)

@@ -16,11 +16,13 @@ import numpy as np
 import typer
 
 from comet_lib.data import LABELS
+from comet_lib.profiles import PAPER_LANGUAGES
 from comet_lib.widgets.alpha import AlphaView
 from comet_lib.widgets.bootstrap import BootstrapView
 from comet_lib.widgets.budget import ParameterBudget
 from comet_lib.widgets.heads import HeadView
 from comet_lib.widgets.labels import LabelBudgetView
+from comet_lib.widgets.pieces import PiecesView
 from comet_lib.widgets.temperature import TemperatureView
 from comet_lib.widgets.view import View
 
@@ -50,6 +52,12 @@ def views() -> list[View]:
         ),
         BootstrapView(labels, guesses, tweets=200),
         ParameterBudget(),
+        PiecesView(
+            list(range(1000, 25000, 1000)),
+            {code: np.linspace(60, 100, 24) for code in PAPER_LANGUAGES},
+            rest=113_000,
+            width=64,
+        ),
     ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import ipywidgets
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from comet_lib.errors import CometError
@@ -55,29 +56,42 @@ class PiecesView(View):
         at = self.kept.index(self.pieces)
         return {name: float(row[at]) for name, row in self.coverage.items()}
 
-    def draw(self) -> Figure:
+    def build(self) -> tuple[Figure, Sequence[Artist]]:
         figure = Figure(figsize=(8.5, 3.1))
         bars, curves = figure.subplots(1, 2, width_ratios=(1, 1.2))
         figure.subplots_adjust(left=0.07, right=0.98, top=0.86, bottom=0.18, wspace=0.25)
-        covered = self.covered
-        least = min(covered, key=lambda name: covered[name])
-        for name, value in covered.items():
-            bars.barh(name, value, color=ORANGE if name == least else BLUE, height=0.6)
-            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
-            bars.text(2, name, f"{value:.1f} %", va="center", fontsize=9, bbox=box)
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
+        self._bars = bars.barh(list(self.coverage), 0, height=0.6).patches
+        self._values = [
+            bars.text(2, name, "", va="center", fontsize=9, bbox=box) for name in self.coverage
+        ]
         bars.invert_yaxis()
         bars.set(xlim=(0, 100), xlabel="percent of the tokens covered")
-        bars.set_title(f"{self.pieces:,} pieces", loc="left")
         millions = (self.rest + self.width * np.array(self.kept)) / 1e6
-        for name, row in self.coverage.items():
-            curves.plot(millions, row, color=ORANGE if name == least else GREY, linewidth=1.3)
-        curves.axvline(self.parameters / 1e6, color="black", linewidth=0.8, linestyle=":")
-        curves.plot(self.parameters / 1e6, covered[least], "o", color=ORANGE)
+        self._curves = [
+            curves.plot(millions, row, linewidth=1.3)[0] for row in self.coverage.values()
+        ]
+        self._place = curves.axvline(millions[0], color="black", linewidth=0.8, linestyle=":")
+        (self._dot,) = curves.plot([], [], "o", color=ORANGE)
         curves.set(xlabel="million parameters", ylim=(None, 102))
-        curves.set_title(f"coverage, percent ({least} in orange)", loc="left")
         for axes in (bars, curves):
             axes.spines[["top", "right"]].set_visible(False)
-        return figure
+        titles = [axes.set_title(" ", loc="left") for axes in (bars, curves)]
+        parts = [*self._bars, *self._values, *self._curves, self._place, self._dot]
+        return figure, [*parts, *titles]
+
+    def move(self, figure: Figure, moving: Sequence[Artist]) -> None:
+        covered, (bars, curves) = self.covered, figure.axes
+        least = min(covered, key=lambda name: covered[name])
+        parts = zip(covered.items(), self._bars, self._values, self._curves, strict=True)
+        for (name, value), bar, text, curve in parts:
+            bar.set(width=value, color=ORANGE if name == least else BLUE)
+            text.set_text(f"{value:.1f} %")
+            curve.set_color(ORANGE if name == least else GREY)
+        self._place.set_xdata([self.parameters / 1e6] * 2)
+        self._dot.set_data([self.parameters / 1e6], [covered[least]])
+        bars.set_title(f"{self.pieces:,} pieces", loc="left")
+        curves.set_title(f"coverage, percent ({least} in orange)", loc="left")
 
     def describe(self) -> str:
         covered = self.covered
