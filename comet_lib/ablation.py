@@ -558,7 +558,7 @@ def summarise(path: str | Path, draws: int = 2000, seed: int = 0) -> list[dict[s
                 both = [s for n, s in at if n == pair[0] and (pair[1], s) in at]
                 if pair[0] != pair[1] and both:
                     a, b = ([at[n, s] for s in both] for n in pair)
-                    row[split][kind] = _compared(
+                    row[split][kind] = compared(
                         scores[a] - scores[b], drawn[:, a] - drawn[:, b], rng
                     )
                     tests.append(row[split][kind])
@@ -567,7 +567,7 @@ def summarise(path: str | Path, draws: int = 2000, seed: int = 0) -> list[dict[s
     return rows
 
 
-def _compared(each: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+def compared(each: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     """A difference by seed (S,), and drawn anew (draws, S); p as in evaluation's."""
     delta = _over_seeds(drawn, rng)
     tail = min((delta <= 0).mean(), (delta >= 0).mean())
