@@ -25,7 +25,7 @@ An exercise is these four cells, one right after the other:
   an empty line after each ``</summary>``; the solution holds a ```` ```python ```` fence that
   defines all that the stub defines (it is put in the stub's place as it stands).
 
-A later cell goes on with ``NAME = check.or_reference(NAME, "NAME")``. Notebooks 01 to 08 have
+A later cell goes on with ``NAME = check.or_reference(NAME, "NAME")``. Notebooks 01 to 09 have
 three to six exercises, and at least five cells tagged ``nbval-check-output``.
 
 Outputs come from ``tools/execute_notebooks.py``: every code cell run in order, no error, no
