@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from comet_lib.figures_nb03 import map_grid
-from comet_lib.plots import attention_maps
+from comet_lib.plots import attention_maps, map_grid
 
 TOKENS = ["$\\frac{$", "a_{", "ẹ̀", "</s>"]  # the first two are broken formulas
 

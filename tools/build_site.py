@@ -195,7 +195,7 @@ def stage(root: Path, target: Path) -> list[str]:
 
 
 # Modules that are wiring, or hold the exercises' answers.
-NOT_API = {"__main__", "checks", "errors", "figures_nb03", "grading", "labels", "processes"}
+NOT_API = {"__main__", "checks", "errors", "grading", "labels", "processes"}
 
 
 def api(root: Path) -> str:
