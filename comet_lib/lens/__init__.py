@@ -25,7 +25,7 @@ from comet_lib.lens import data as _data
 from comet_lib.lens.data import LensData
 from comet_lib.lens.export import write_lens
 from comet_lib.lens.static import lens_figure
-from comet_lib.widgets.view import png
+from comet_lib.widgets.view import WIDGET_VIEW, png
 
 if TYPE_CHECKING:
     from comet_lib.lens.widget import LensWidget
@@ -121,8 +121,11 @@ class AttentionLens:
         bundle: dict[str, Any] = {}
         metadata: dict[str, Any] = {}
         if find_spec("anywidget") is not None:
-            made = self.widget._repr_mimebundle_()
-            if made is not None:
+            own = getattr(self.widget, "_repr_mimebundle_", None)
+            if own is None:  # ipywidgets 7, on Colab
+                view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
+                bundle = {WIDGET_VIEW: view}
+            elif (made := own()) is not None:
                 bundle, metadata = made if isinstance(made, tuple) else (made, {})
         picture = png(self.figure())
         return {**bundle, "text/plain": repr(self), "image/png": picture}, metadata
