@@ -182,7 +182,7 @@ def test_single_heads_stay_out_of_a_page_that_would_be_too_large(
 
 
 def test_export_writes_the_page_and_pictures(tmp_path: Path) -> None:
-    lens = AttentionLens(hostile())
+    lens, open_before = AttentionLens(hostile()), plt.get_fignums()
     assert "lens-data" in lens.export(tmp_path / "a.html").read_text(encoding="utf-8")
     assert lens.export(tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     svg = lens.export(tmp_path / "a.svg").read_text(encoding="utf-8")
@@ -191,7 +191,7 @@ def test_export_writes_the_page_and_pictures(tmp_path: Path) -> None:
     with pytest.raises(CometError, match="change the ending"):
         lens.export(tmp_path / "a.pdf")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.html", "a.png", "a.svg", "b.svg"]
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == open_before
 
 
 # ------------------------------------------------------------------------ widget and class
