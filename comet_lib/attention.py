@@ -129,6 +129,11 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def encoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The encoder's layers, in order.
+
+    Raises:
+        CometError: no transformers model, cross-attention, or no list of its layers.
+    """
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise CometError(f"model is a {name}: capture needs a transformers PreTrainedModel.")

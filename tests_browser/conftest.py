@@ -38,3 +38,22 @@ def shots(tmp_path: Path) -> Path:
     folder = Path(os.environ.get("COMET_SHOTS") or tmp_path / "shots")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def hover_milliseconds(lens: Any) -> list[float]:
+    """Milliseconds of forty moves over the teacher's map, style and layout included."""
+    return lens.evaluate(
+        """async (root) => {
+            const canvas = root.querySelector("[data-map=teacher]");
+            const box = canvas.getBoundingClientRect(), spent = [];
+            for (let i = 0; i < 40; i++) {
+                const at = { clientX: box.left + 5 + 5 * i, clientY: box.top + 5 + 6 * i };
+                const begun = performance.now();
+                canvas.dispatchEvent(new PointerEvent("pointermove", at));
+                root.querySelector(".lens-sentence").offsetHeight;
+                spent.push(performance.now() - begun);
+                await new Promise(requestAnimationFrame);
+            }
+            return spent;
+        }"""
+    )

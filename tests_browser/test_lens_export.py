@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import hover_milliseconds
 
 from comet_lib.lens.data import LensData, from_arrays
 from comet_lib.lens.export import write_lens
@@ -226,21 +227,7 @@ def test_one_token_and_all_padding_are_drawn(look: Any) -> None:
 def test_first_paint_and_hover_are_quick(look: Any, capsys: pytest.CaptureFixture[str]) -> None:
     page = look(full_size())
     paint = float(page.locator(".comet-lens").get_attribute("data-painted"))
-    hovers = page.evaluate(
-        """async () => {
-            const canvas = document.querySelector("[data-map=teacher]");
-            const box = canvas.getBoundingClientRect(), spent = [];
-            for (let i = 0; i < 40; i++) {
-                const at = { clientX: box.left + 5 + 7 * i, clientY: box.top + 5 + 8 * i };
-                const begun = performance.now();
-                canvas.dispatchEvent(new PointerEvent("pointermove", at));
-                document.querySelector(".lens-sentence").offsetHeight; // style and layout too
-                spent.push(performance.now() - begun);
-                await new Promise(requestAnimationFrame);
-            }
-            return spent;
-        }"""
-    )
+    hovers = hover_milliseconds(page.locator(".comet-lens"))
     median = float(np.median(hovers))
     with capsys.disabled():
         print(f"\nfirst paint {paint:.0f} ms, hover median {median:.1f} ms, most {max(hovers):.1f}")

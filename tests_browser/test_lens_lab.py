@@ -28,6 +28,7 @@ import pytest
 
 pytest.importorskip("jupyterlab")
 pytest.importorskip("anywidget")
+from conftest import hover_milliseconds
 from jupyter_client import BlockingKernelClient
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -328,21 +329,7 @@ def test_first_paint_and_hover_are_quick(
 ) -> None:
     paint = float(lens.get_attribute("data-painted"))
     lens.locator("[data-map=teacher]").scroll_into_view_if_needed()
-    hovers = lens.evaluate(
-        """async (root) => {
-            const canvas = root.querySelector("[data-map=teacher]");
-            const box = canvas.getBoundingClientRect(), spent = [];
-            for (let i = 0; i < 40; i++) {
-                const at = { clientX: box.left + 5 + 5 * i, clientY: box.top + 5 + 6 * i };
-                const begun = performance.now();
-                canvas.dispatchEvent(new PointerEvent("pointermove", at));
-                root.querySelector(".lens-sentence").offsetHeight; // style and layout too
-                spent.push(performance.now() - begun);
-                await new Promise(requestAnimationFrame);
-            }
-            return spent;
-        }"""
-    )
+    hovers = hover_milliseconds(lens)
     median = float(np.median(hovers))
     with capsys.disabled():
         print(

@@ -9,16 +9,11 @@ wide, light and dark, go to ``COMET_SHOTS`` where that is set.
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 SITE = Path(__file__).resolve().parent.parent / "build" / "site"
 PAGES = [
     path.relative_to(SITE).as_posix()
@@ -26,18 +21,7 @@ PAGES = [
     if "_static" not in path.parts
 ]
 SHOTS = os.environ.get("COMET_SHOTS")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"no Chromium at {CHROMIUM}: make test-browser installs it")
-    if not PAGES:
-        pytest.skip("the site is not built: make site")
-    with api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
+pytestmark = pytest.mark.skipif(not PAGES, reason="the site is not built: make site")
 
 
 @pytest.mark.parametrize("page", PAGES or ["none"])
