@@ -4,9 +4,9 @@ A run trains one student and keeps its predictions, not its weights: one line of
 ``runs.jsonl`` (the first line holds settings and the right labels, no text). So every comparison
 can be made afterwards, and a stopped ablation goes on with the runs that are missing.
 
-A *variant* differs from another in one thing. To be quick, it has no spliced tweets and no
-stage 1, and at most ``tweets`` tweets a language, unless its name says otherwise; a result here is
-one about that shortened recipe.
+A *variant* differs from another in one thing. Unless its name says otherwise, a student starts from
+its teacher's embeddings made narrower. To be quick, it has no spliced tweets and no stage 1, and at
+most ``tweets`` tweets a language: a result here is one about that shortened recipe.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Variant:
     temperature: float | None = None
     stage1: str = ""  # "", "soft" (targets alone), or with attention: "mse", "kl"
     labels: float = 1.0  # share of the training labels that are known
-    embeddings: bool = False  # start from the teacher's embeddings, made narrower
+    embeddings: bool = True  # start from the teacher's, made narrower; else from random ones
     splices: float = 0.0  # spliced tweets for each real one
     against: str = CONTROL  # the same without distillation; "": it is without
     base: str = ""  # another variant that it differs from in one thing
@@ -94,13 +94,13 @@ def _variants() -> tuple[Variant, ...]:
              first=True),
         and_("hidden-mse", "+ hidden states, MSE", term="hidden-mse", first=True),
         and_("relations", "+ Q-K-V relations", term="relations", first=True),
-        and_("embeddings", "+ teacher's embeddings", embeddings=True, first=True),
+        and_("random", "from random embeddings", embeddings=False, first=True),
         few[10],
         and_("labels-10-both", "with 10 % of the labels", labels=0.1, against="labels-10", base=""),
         few[1],
         and_("labels-1-both", "with 1 % of the labels", labels=0.01, against="labels-1", base=""),
-        replace(none, name="none-embeddings", about="labels alone + teacher's embeddings",
-                embeddings=True, first=False, against="", base=CONTROL),
+        replace(none, name="none-random", about="labels alone, from random embeddings",
+                embeddings=False, first=True, against="", base=CONTROL),
         and_("attention-kl", "+ attention, row-wise KL", term="attention-kl"),
         and_("hidden-cosine", "+ hidden states, cosine", term="hidden-cosine"),
         and_("alpha-25", "with alpha 0.25", alpha=0.25),
@@ -108,7 +108,7 @@ def _variants() -> tuple[Variant, ...]:
         and_("alpha-100", "with alpha 1: no label", alpha=1.0),
         and_("temperature-2", "at temperature 2", temperature=2.0),
         and_("temperature-4", "at temperature 4", temperature=4.0),
-        and_("splices", "+ 1.5 spliced tweets for each", splices=1.5),
+        and_("splices", "+ 0.5 spliced tweets for each", splices=0.5),
         and_("stage1-soft", "after stage 1, soft targets alone", stage1="soft"),
         and_("stage1-mse", "after stage 1 with attention MSE", stage1="mse"),
         and_("stage1-kl", "after stage 1 with attention KL", stage1="kl"),
@@ -277,6 +277,7 @@ class Laboratory:
             set_seed(seed)
             student = build_student(self.config, "masked-lm")
             teacher = load_model(self.profile.teacher, "masked-lm")
+            initialise_embeddings(student, teacher)
             with quiet():
                 distil_task_agnostic(
                     student,
@@ -329,7 +330,7 @@ class Laboratory:
         student = build_student(self.config)
         if body is not None:
             same_body(student, body)
-        if variant.embeddings:
+        elif variant.embeddings:
             initialise_embeddings(student, self.teacher)
         objective: Any = TaskSpecific(stage.temperature, stage.alpha)
         matches = self.matches(variant.layers)
@@ -593,10 +594,11 @@ def table_text(rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> 
         f"Profile {settings['profile']}, {settings['source']}, {settings['training tweets']:,} "
         f"training tweets (at most {settings['train_limit'] or 'all'} a language), stage 2 of "
         f"{stage['epochs']} epochs, batch {stage['batch_size']}, alpha {stage['alpha']}, "
-        f"temperature {stage['temperature']}; no stage 1 and no spliced tweets but where a row "
-        f"says so. Seeds: {' to '.join(str(n) for n in sorted({seeds[0], seeds[-1]}))}. Mean "
-        "weighted F1 in percent, differences in points on the test split, paired. Brackets: 95 % "
-        "interval, bootstrap over tweets and seeds; p after Holm's correction over the column."
+        f"temperature {stage['temperature']}; every student starts from its teacher's embeddings, "
+        "no stage 1 and no spliced tweets but where a row says so. Seeds: "
+        f"{' to '.join(str(n) for n in sorted({seeds[0], seeds[-1]}))}. Mean weighted F1 in "
+        "percent, differences in points on the test split, paired. Brackets: 95 % interval, "
+        "bootstrap over tweets and seeds; p after Holm's correction over the column."
         + " One seed says nothing about others: its interval is over tweets alone."
         * (seeds[0] == 1),
         "",

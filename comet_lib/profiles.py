@@ -94,8 +94,8 @@ class Profile:
     train_limit: int | None = None  # tweets a language, None: all
     text_limit: dict[str, int] = field(default_factory=dict)  # sentences a language
     default_text_limit: int | None = None
-    splices: float = 1.5  # spliced tweets for each real one
-    folds: int = 5
+    splices: float = 0.5  # spliced tweets for each real one
+    folds: int = 3
     teacher_weight: float = 0.3  # of the sentiment teacher beside TF-IDF in the soft targets
     bootstrap: int = 1000
     seed: int = 0
@@ -104,22 +104,6 @@ class Profile:
     def with_(self, **changes: Any) -> Profile:
         """A copy with some fields changed; nested stages take a whole :class:`Stage`."""
         return replace(self, **changes)
-
-    def shorter(self, share: float = 1 / 3) -> Profile:
-        """The same run with a share of its training, for a first look in notebook 00."""
-
-        def cut(stage: Stage) -> Stage:
-            return replace(stage, epochs=max(1, round(stage.epochs * share)))
-
-        text = self.default_text_limit and max(40, round(self.default_text_limit * share))
-        return replace(
-            self,
-            stage1=cut(self.stage1),
-            stage2=cut(self.stage2),
-            default_text_limit=text,
-            splices=self.splices * share,
-            folds=min(3, self.folds),
-        )
 
     @property
     def budget(self) -> str:
@@ -164,20 +148,19 @@ TINY = Profile(
     train_limit=40,
     default_text_limit=40,
     bootstrap=200,
-    folds=3,
 )
 
 LAPTOP = Profile(
     name="laptop",
-    minutes="11 to 16 minutes",
+    minutes="5 minutes",
     ram_gb=2,
     download_gb=0.01,
     teacher=_BUNDLED,
     sentiment_teacher=_BUNDLED,
     student=_SMALL,
     stage1=Stage(1, 3e-3, 16, temperature=2.0, alpha=0.5, gradient_accumulation=4),
-    stage2=Stage(4, 3e-3, 64, temperature=1.0, alpha=0.75),
-    default_text_limit=4000,
+    stage2=Stage(2, 3e-3, 64, temperature=1.0, alpha=0.75),
+    default_text_limit=1000,
 )
 
 GPU = Profile(

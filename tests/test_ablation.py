@@ -97,7 +97,7 @@ def test_training_tables(laboratory):
         assert np.allclose(table["teacher_probs"][:], laboratory.targets(1.0)[who], atol=1e-6)
     guided = laboratory.train_table(BY_NAME["relations"])
     assert guided["row"][:] == list(range(n)) and guided["text"][:] == laboratory.texts
-    assert len(laboratory.train_table(BY_NAME["splices"])) > 2 * n
+    assert len(laboratory.train_table(BY_NAME["splices"])) > 1.4 * n
 
 
 def test_a_run_says_what_it_did_and_repeats(laboratory):
@@ -129,7 +129,7 @@ def test_settings_of_a_variant_reach_the_training(laboratory, monkeypatch):
     assert seen["objective"].matches == {0: 2, 1: 3} and seen["objective"].weight == 7.0
     assert seen["objective"].objective.alpha == TINY.stage2.alpha
     plain = seen["student"].get_input_embeddings().weight
-    laboratory.run(BY_NAME["embeddings"], 0)
+    laboratory.run(BY_NAME["random"], 0)
     assert not np.allclose(
         seen["student"].get_input_embeddings().weight.detach(), plain.detach(), atol=0.01
     )

@@ -47,9 +47,3 @@ def test_a_run_folder_belongs_to_its_settings(comet_home):
     folder = profile.run_folder("game")
     assert folder == get_profile("tiny").run_folder("game") and comet_home in folder.parents
     assert folder != profile.with_(seed=1).run_folder("game")
-
-
-def test_shorter_keeps_at_least_one_epoch():
-    short = PROFILES["laptop"].shorter()
-    assert 1 <= short.stage2.epochs < PROFILES["laptop"].stage2.epochs
-    assert short.stage1.epochs >= 1 and short.student == PROFILES["laptop"].student
