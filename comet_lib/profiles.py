@@ -99,11 +99,29 @@ class Profile:
     teacher_weight: float = 0.3  # of the sentiment teacher beside TF-IDF in the soft targets
     bootstrap: int = 1000
     seed: int = 0
+    first_look: float = 1.0  # share of the training that notebook 00 does
     cached: bool = False  # stage 1 asks the teacher once and reads its answers from disk
 
     def with_(self, **changes: Any) -> Profile:
         """A copy with some fields changed; nested stages take a whole :class:`Stage`."""
         return replace(self, **changes)
+
+    def shorter(self) -> Profile:
+        """The run of notebook 00: this one, or ``first_look`` of its text, and of its epochs."""
+        share = self.first_look
+        if share == 1:
+            return self
+
+        def cut(stage: Stage) -> Stage:
+            return replace(stage, epochs=max(1, round(stage.epochs * share)))
+
+        return replace(
+            self,
+            stage1=cut(self.stage1),
+            stage2=cut(self.stage2),
+            text_limit={code: round(n * share) for code, n in self.text_limit.items()},
+            default_text_limit=self.default_text_limit and round(self.default_text_limit * share),
+        )
 
     @property
     def budget(self) -> str:
@@ -181,6 +199,7 @@ GPU = Profile(
     max_length=128,
     text_limit={"kin": 226_466, "swa": 250_000, "hau": 173_485, "ibo": 54_410, "yor": 52_067},
     default_text_limit=50_000,
+    first_look=1 / 15,
 )
 
 PROFILES = {p.name: p for p in (TINY, LAPTOP, GPU)}

@@ -7,7 +7,7 @@ are spliced from pieces of two tweets of one fold and labelled by that fold's mo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,19 @@ def class_probabilities(classifier: Pipeline, texts: Sequence[str]) -> np.ndarra
     out = np.zeros((len(texts), len(LABELS)))
     out[:, classifier.classes_.astype(int)] = classifier.predict_proba(list(texts))
     return out
+
+
+#: Fewer texts than this are done before another process has started.
+FEW = 2000
+
+
+def in_processes(function: Callable, tasks: Sequence[tuple], texts: int, jobs: int) -> list:
+    """``function(*task)`` of every task in order; ``jobs`` at a time unless ``texts`` are few."""
+    if jobs == 1 or texts < FEW:
+        return [function(*task) for task in tasks]
+    results = Parallel(n_jobs=jobs)(delayed(function)(*task) for task in tasks)
+    get_reusable_executor().shutdown()  # idle workers keep half a gigabyte each
+    return results
 
 
 @dataclass(frozen=True)
@@ -100,8 +113,7 @@ def cross_fit(
     fold, so that no tweet is labelled by a model that saw its twin.
     """
     tasks = _tasks(texts, labels, languages, folds, seed)
-    fitted = Parallel(n_jobs=jobs)(delayed(_fit_fold)(*task) for task in tasks)
-    get_reusable_executor().shutdown()
+    fitted = in_processes(_fit_fold, tasks, len(texts), jobs)
     probabilities = np.zeros((len(texts), len(LABELS)))
     for fold in fitted:
         probabilities[fold.rows] = class_probabilities(fold.classifier, fold.texts)
@@ -130,10 +142,8 @@ def cross_fit_and_splice(
         (N, 3) out-of-fold probabilities; spliced texts, their (M, 3) probabilities, languages.
     """
     tasks = _tasks(texts, labels, languages, folds, seed)
-    answers = Parallel(n_jobs=jobs)(
-        delayed(_answers)(task, ratio, (seed, k)) for k, task in enumerate(tasks)
-    )
-    get_reusable_executor().shutdown()  # idle workers keep half a gigabyte each
+    asked = [(task, ratio, (seed, k)) for k, task in enumerate(tasks)]
+    answers = in_processes(_answers, asked, len(texts), jobs)
     probabilities = np.zeros((len(texts), len(LABELS)))
     made: list[str] = []
     made_languages: list[str] = []

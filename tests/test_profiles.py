@@ -47,3 +47,11 @@ def test_a_run_folder_belongs_to_its_settings(comet_home):
     folder = profile.run_folder("game")
     assert folder == get_profile("tiny").run_folder("game") and comet_home in folder.parents
     assert folder != profile.with_(seed=1).run_folder("game")
+
+
+def test_notebook_00_runs_the_whole_game_where_that_takes_minutes():
+    assert PROFILES["laptop"].shorter() == PROFILES["laptop"]
+    gpu, short = PROFILES["gpu"], PROFILES["gpu"].shorter()
+    assert short.stage1.epochs == short.stage2.epochs == 1
+    assert sum(short.text_limit.values()) < sum(gpu.text_limit.values()) / 10
+    assert short.student == gpu.student and short.splices == gpu.splices

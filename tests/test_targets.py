@@ -85,3 +85,13 @@ def test_one_pass_equals_the_two_steps():
         made = made[len(new) :]
         expected.append(answer)
     assert probabilities == pytest.approx(np.concatenate(expected))
+
+
+def test_processes_answer_as_one_does_and_in_order():
+    tasks = [(7, 2), (9, 4), (5, 3)]
+    alone = targets.in_processes(divmod, tasks, texts=10, jobs=2)
+    assert (
+        alone
+        == targets.in_processes(divmod, tasks, texts=10**6, jobs=2)
+        == [(3, 1), (2, 1), (1, 2)]
+    )
