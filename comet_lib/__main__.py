@@ -69,6 +69,13 @@ def distill(
     teacher: Annotated[
         str | None, typer.Option(help="folder or hub id; its sentiment head must be trained")
     ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="text for stage 1, read as it is needed: a folder or file of .txt (a sentence a "
+            "line), .jsonl or .parquet (text), or fineweb-2 (default: --data's text/)"
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option(help="folder to write to")] = Path("runs/distill"),
     seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1)] = None,
     cache: Annotated[
@@ -84,8 +91,7 @@ def distill(
     chosen = _profile(profile, data, languages, seed)
     if teacher is not None:
         chosen = chosen.with_(teacher=teacher, sentiment_teacher=teacher)
-    if cache:
-        chosen = chosen.with_(cached=True)
+    chosen = chosen.with_(cached=cache or chosen.cached, text=text)
     report = distil(chosen, output, say=lambda line: typer.echo(line, err=True))
     if not report:  # one of several processes, and not the one that reports
         return

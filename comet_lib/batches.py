@@ -6,6 +6,7 @@ batches and the same masks as one that was not.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
-from transformers import (
-    DataCollatorForLanguageModeling,
-    DataCollatorWithPadding,
-    PreTrainedTokenizerBase,
-)
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers.data.data_collator import DataCollatorMixin
 
 #: Texts tokenised at a time: a fast tokenizer keeps far more for each text than its ids.
 CHUNK = 1000
+MASKED = 0.15  # share of the tokens that are masked, as in BERT
 
 
 def tokenise(
@@ -92,20 +92,57 @@ class SentimentCollator(DataCollatorWithPadding):
         return batch
 
 
-@dataclass
-class MaskingCollator(DataCollatorForLanguageModeling):
-    """Masks 15 % of the tokens (BERT's 80/10/10) and drops the bookkeeping columns.
+def mask_row(
+    ids: Sequence[int] | np.ndarray, tokenizer: PreTrainedTokenizerBase, seed: int, row: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids (n) -> masked ids (n) and the masked positions (m), from ``seed`` and ``row``.
 
-    The masks follow from ``run_seed`` and the batch's tokens alone. The loader prepares a batch
-    ahead of the step, so masks from the shared random state would change when a run is resumed;
-    so drawn, they do not, and the held-out text gets the same masks after every epoch.
+    Each token but the special ones is chosen with probability 0.15; of the chosen, 80 % become the
+    mask, 10 % another piece, and 10 % stay. Devlin et al. 2019, arXiv 1810.04805.
+    """
+    source = np.random.default_rng([seed, row])
+    masked = np.array(ids, dtype=np.int32)
+    special = (masked[:, None] == tokenizer.all_special_ids).any(1)
+    chosen = (source.random(len(masked)) < MASKED) & ~special
+    fate = source.random(len(masked))
+    other = source.integers(len(tokenizer), size=len(masked))
+    masked = np.where(chosen & (fate < 0.8), tokenizer.mask_token_id, masked)
+    masked = np.where(chosen & (fate >= 0.9), other, masked)
+    return masked.astype(np.int32), np.flatnonzero(chosen).astype(np.int32)
+
+
+@dataclass
+class MaskingCollator(DataCollatorMixin):
+    """Masks rows of ``tokenise`` by :func:`mask_row` and pads them: input_ids, attention_mask and
+    labels (B, L), which are -100 but for the pieces that were chosen.
+
+    A row's mask follows from ``run_seed``, its own tokens and the epoch, which is the row's column
+    ``epoch`` if it has one (0 for held-out text: the same masks each time), else ``epoch()``. So it
+    is other words in each epoch, but neither a resumed run nor a batch's other rows change it.
     """
 
+    tokenizer: PreTrainedTokenizerBase
     run_seed: int = 0
+    epoch: Callable[[], int] = lambda: 0
+    return_tensors: str = "pt"
 
-    def torch_call(self, examples):
-        keys = ("input_ids", "attention_mask")
-        kept: list[Any] = [{k: e[k] for k in keys} for e in examples]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.run_seed + sum(sum(e["input_ids"]) for e in kept))
-            return super().torch_call(kept)
+    def torch_call(self, examples: Sequence[dict[str, Any] | None]) -> dict[str, torch.Tensor]:
+        rows = [row for row in examples if row is not None]
+        if not rows:  # trained on before the run was resumed: the Trainer throws this batch away
+            return {}
+        inputs, labels = [], []
+        for row in rows:
+            ids = np.array(row["input_ids"], dtype=np.int64)
+            epoch = row.get("epoch", self.epoch())
+            key = zlib.crc32(np.append(ids, epoch).tobytes())
+            masked, at = mask_row(ids, self.tokenizer, self.run_seed, key)
+            label = np.full_like(ids, -100)
+            label[at] = ids[at]
+            inputs.append(torch.from_numpy(masked).long())
+            labels.append(torch.from_numpy(label))
+        ones = [torch.ones_like(ids) for ids in inputs]
+        return {
+            "input_ids": pad_sequence(inputs, True, self.tokenizer.pad_token_id),
+            "attention_mask": pad_sequence(ones, True),
+            "labels": pad_sequence(labels, True, -100),
+        }

@@ -39,13 +39,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from comet_lib.attention import layer_map
-from comet_lib.batches import tokenise
+from comet_lib.batches import mask_row, tokenise
 from comet_lib.cache import (
     BATCH,
     CachedCollator,
     CacheSettings,
     cache_targets,
-    mask_row,
     shard_columns,
 )
 from comet_lib.losses import attention_loss, hybrid_loss, soft_target_loss

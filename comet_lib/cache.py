@@ -36,6 +36,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import comet_lib
 from comet_lib.attention import capture, valid_pairs
+from comet_lib.batches import MASKED, mask_row
 from comet_lib.errors import CometError
 from comet_lib.files import read_json, whole_file, write_json
 from comet_lib.losses import topk_of_logits
@@ -43,7 +44,6 @@ from comet_lib.models import only_positions
 from comet_lib.processes import processes
 
 BATCH = 32  # rows in one forward pass of the teacher
-MASKED = 0.15  # share of the tokens, as in BERT
 
 #: A row of a cache. The binary columns are arrays in C order: maps uint8 (layers, n, n),
 #: top_indices int32 (m, k), top_logprobs float16 (m, k), tail float32 (m,).
@@ -95,25 +95,6 @@ def decode_maps(codes: Tensor) -> Tensor:
     """The inverse: uint8 (..., L, L) -> float32, each row summing to one (padded rows zero)."""
     squares = codes.float().square()
     return squares / squares.sum(-1, keepdim=True).clamp_min(1.0)
-
-
-def mask_row(
-    ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, seed: int, row: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids (n) -> masked ids (n) and the masked positions (m), from ``seed`` and ``row``.
-
-    Each token but the special ones is chosen with probability 0.15; of the chosen, 80 % become the
-    mask, 10 % another piece, and 10 % stay. Devlin et al. 2019, arXiv 1810.04805.
-    """
-    source = np.random.default_rng([seed, row])
-    masked = np.array(ids, dtype=np.int32)
-    special = np.isin(masked, tokenizer.all_special_ids)
-    chosen = (source.random(len(masked)) < MASKED) & ~special
-    fate = source.random(len(masked))
-    other = source.integers(len(tokenizer), size=len(masked))
-    masked = np.where(chosen & (fate < 0.8), tokenizer.mask_token_id, masked)
-    masked = np.where(chosen & (fate >= 0.9), other, masked)
-    return masked.astype(np.int32), np.flatnonzero(chosen).astype(np.int32)
 
 
 def predicted_bytes(lengths: Sequence[int], layers: int, k: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -294,14 +294,17 @@ def _limit(profile: Profile, language: str) -> int | None:
     return profile.text_limit.get(language, profile.default_text_limit)
 
 
-def _text_lines(profile: Profile, source: Source, language: str) -> Iterable[str]:
+def fineweb_lines(language: str) -> Iterator[str]:
+    """Lines of FineWeb-2 in one of :data:`FINEWEB`, as they come over the network."""
+    stream = load_dataset(
+        "HuggingFaceFW/fineweb-2", name=FINEWEB[language], split="train", streaming=True
+    )
+    return (line for row in stream for line in row["text"].split("\n"))
+
+
+def _text_lines(source: Source, language: str) -> Iterable[str]:
     if source.kind == "hub":
-        if language not in FINEWEB:
-            return []
-        stream = load_dataset(
-            "HuggingFaceFW/fineweb-2", name=FINEWEB[language], split="train", streaming=True
-        )
-        return (line for row in stream for line in row["text"].split("\n"))
+        return fineweb_lines(language) if language in FINEWEB else []
     path = Path(source.root) / "text" / f"{language}.txt"
     return decode(path).split("\n") if path.is_file() else []
 
@@ -322,7 +325,7 @@ def load_text(
         for language in languages:
             limit = _limit(profile, check_language(language))
             count = 0
-            for line in _text_lines(profile, source, language):
+            for line in _text_lines(source, language):
                 if limit is not None and count >= limit:
                     break
                 if text := normalise(line):

@@ -101,6 +101,7 @@ class Profile:
     seed: int = 0
     first_look: float = 1.0  # share of the training that notebook 00 does
     cached: bool = False  # stage 1 asks the teacher once and reads its answers from disk
+    text: str | None = None  # stage 1 reads this file, folder or fineweb-2 as it goes (corpora)
 
     def with_(self, **changes: Any) -> Profile:
         """A copy with some fields changed; nested stages take a whole :class:`Stage`."""

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 import comet_lib
 from comet_lib import evaluation, plots
 from comet_lib.attention import capture_maps, entropy
+from comet_lib.corpora import Corpus, corpus_of
 from comet_lib.data import Source, find_source, leakage, load_sentiment, load_text, unseen
 from comet_lib.errors import CometError
 from comet_lib.files import locked, read_json, whole_folder, write_json, write_text
@@ -156,7 +157,7 @@ def train_student(
     clock: Clock,
     say: Say,
     data: DatasetDict,
-    texts: list[str],
+    texts: list[str] | Corpus,
     teachers: Sequence[tuple[PreTrainedModel, PreTrainedTokenizerBase]],
 ) -> dict[str, Any]:
     """Both stages, each resumed where a former run of the same settings stopped.
@@ -268,7 +269,7 @@ def distil(
     say(f"{profile.budget}; data from {source}")
     with clock.step("data"):
         data = load_sentiment(profile, source=source)
-        texts = load_text(profile, source=source)["text"][:]
+        texts = corpus_of(profile) or load_text(profile, source=source)["text"][:]
         leaks = leakage(data)
         say(
             f"data: {len(data['train']):,} tweets to train on; rows of dev seen in train: "
@@ -331,7 +332,8 @@ def _report(
         }
     report = {
         "profile": profile.name,
-        "source": str(source),
+        "source": str(source)
+        + (f"; stage-1 text {Path(profile.text).name}" if profile.text else ""),
         "benchmark": source.kind != "sample",
         "languages": list(profile.languages),
         "split": split,

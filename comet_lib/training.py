@@ -15,6 +15,7 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from transformers.utils.notebook import NotebookProgressCallback
 from comet_lib.attention import capture, layer_map
 from comet_lib.batches import LengthBatches, MaskingCollator, SentimentCollator, tokenise
 from comet_lib.cache import CachedCollator, CacheSettings, cache_targets, decode_maps
+from comet_lib.corpora import NO_CACHE, Corpus, CorpusRows
 from comet_lib.errors import CometError
 from comet_lib.evaluation import mean_weighted_f1
 from comet_lib.losses import (
@@ -267,9 +269,15 @@ def training_arguments(
         "dataloader_pin_memory": torch.cuda.is_available(),
         "disable_tqdm": False,
         **precision(),
+        # Each process picks its rows from a stream; else the first one would send batches around.
+        "accelerator_config": {"dispatch_batches": False},
         **more,
     }
-    return TrainingArguments(**settings)
+    made = TrainingArguments(**settings)
+    # One process is one device. With more of them, and no accelerate launch, the Trainer would
+    # take DataParallel, whose threads capture() and the objectives know nothing of.
+    made._n_gpu = min(made.n_gpu, 1)
+    return made
 
 
 def steps_per_epoch(rows: int, stage: Stage) -> int:
@@ -301,6 +309,11 @@ def last_checkpoint(output: Path) -> str | None:
 
 def _run(trainer: Trainer, output: Path, resume: bool) -> None:
     last = last_checkpoint(output) if resume else None
+    if last is not None and isinstance(trainer.train_dataset, CorpusRows):
+        step = json.loads((Path(last) / "trainer_state.json").read_text("utf-8"))["global_step"]
+        args = trainer.args
+        rows = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        trainer.train_dataset.resume(step % math.ceil(len(trainer.train_dataset) / rows) * rows)
     trainer.train(resume_from_checkpoint=last)
     # Give the model back as it came: accelerate leaves its forward inside autocast.
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -310,7 +323,7 @@ def distil_task_agnostic(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    texts: Sequence[str] | Corpus,
     profile: Profile,
     output: str | Path,
     *,
@@ -323,11 +336,13 @@ def distil_task_agnostic(
     """Stage 1. ``student`` and ``teacher`` are masked-LM models over ``tokenizer``'s vocabulary.
 
     The student is trained in place. Two hundredths of the text (at most 1,000 sentences) are held
-    out. With ``cache``, a folder, the teacher is asked once before the training, which then reads
-    its answers from there (:mod:`comet_lib.cache`; masks stay the same). Returns the log.
+    out; of a :class:`~comet_lib.corpora.Corpus`, which is read as it is needed, the first. With
+    ``cache``, a folder, the teacher is asked once before the training, which then reads its answers
+    from there (:mod:`comet_lib.cache`; masks stay the same). Returns the log.
 
     Raises:
-        CometError: teacher and student have different vocabularies, or the cache is another's.
+        CometError: teacher and student have different vocabularies, the cache is another's, or it
+            is asked for with a corpus.
     """
     stage, output = profile.stage1, Path(output)
     if student.config.vocab_size != teacher.config.vocab_size:
@@ -339,36 +354,50 @@ def distil_task_agnostic(
     matches = dict(
         zip(range(depth), layer_map(depth, teacher.config.num_hidden_layers), strict=True)
     )
-    table = tokenise(texts, tokenizer, profile.max_length).shuffle(seed=profile.seed)
-    held = min(1000, max(1, len(table) // 50))
-    steps = round(stage.epochs * steps_per_epoch(len(table) - held, stage))
-    collator: Any = MaskingCollator(tokenizer, run_seed=profile.seed)
+    held = min(1000, max(1, len(texts) // 50))
+    steps = round(stage.epochs * steps_per_epoch(len(texts) - held, stage))
+    args = training_arguments(
+        output,
+        stage,
+        profile.seed,
+        **{
+            "eval_strategy": "epoch",
+            "prediction_loss_only": True,
+            "per_device_eval_batch_size": stage.batch_size,  # logits are large here
+            "save_strategy": "steps",
+            "save_steps": max(1, steps // 10),  # one epoch on a laptop takes minutes
+            **arguments,
+        },
+    )
+    collator: Any = MaskingCollator(
+        tokenizer, profile.seed, epoch=lambda: int(trainer.state.epoch or 0)
+    )
     objective: Objective = TaskAgnostic(teacher, matches, stage.temperature, stage.alpha, kind)
-    if cache is not None:
-        layers = tuple(sorted(set(matches.values())))
-        settings = CacheSettings(layers, stage.temperature, profile.seed, profile.max_length)
-        bar = not arguments.get("disable_tqdm", False)
-        table = cache_targets(cache, table, teacher, tokenizer, settings, bar)
-        teacher.cpu()  # it is done: its room on the GPU is the student's
-        collator = CachedCollator(len(layers), tokenizer.pad_token_id)
-        objective = CachedTaskAgnostic(matches, stage.temperature, stage.alpha, kind)
+    rows: Dataset | CorpusRows
+    if isinstance(texts, Corpus):
+        if cache is not None:
+            raise CometError(NO_CACHE)
+        batch = args.train_batch_size * args.world_size  # over all processes
+        held_out = tokenise(list(islice(texts, held)), tokenizer, profile.max_length)
+        rows = CorpusRows(texts, tokenizer, profile.max_length, batch, profile.seed, held)
+    else:
+        table = tokenise(texts, tokenizer, profile.max_length).shuffle(seed=profile.seed)
+        if cache is not None:
+            layers = tuple(sorted(set(matches.values())))
+            settings = CacheSettings(layers, stage.temperature, profile.seed, profile.max_length)
+            bar = not arguments.get("disable_tqdm", False)
+            table = cache_targets(cache, table, teacher, tokenizer, settings, bar)
+            teacher.cpu()  # it is done: its room on the GPU is the student's
+            collator = CachedCollator(len(layers), tokenizer.pad_token_id)
+            objective = CachedTaskAgnostic(matches, stage.temperature, stage.alpha, kind)
+        held_out, rows = table.select(range(held)), table.select(range(held, len(table)))
+    if cache is None:  # the same masks after every epoch
+        held_out = held_out.add_column("epoch", [0] * held)
     trainer = DistillationTrainer(
         model=student,
-        args=training_arguments(
-            output,
-            stage,
-            profile.seed,
-            **{
-                "eval_strategy": "epoch",
-                "prediction_loss_only": True,
-                "per_device_eval_batch_size": stage.batch_size,  # logits are large here
-                "save_strategy": "steps",
-                "save_steps": max(1, steps // 10),  # one epoch on a laptop takes minutes
-                **arguments,
-            },
-        ),
-        train_dataset=table.select(range(held, len(table))),
-        eval_dataset=table.select(range(held)),
+        args=args,
+        train_dataset=rows,
+        eval_dataset=held_out,
         data_collator=collator,
         objective=objective,
         callbacks=list(callbacks),

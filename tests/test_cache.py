@@ -18,7 +18,7 @@ from transformers import set_seed
 import comet_lib
 from comet_lib import cache as cache_module
 from comet_lib.attention import capture_maps
-from comet_lib.batches import tokenise
+from comet_lib.batches import mask_row, tokenise
 from comet_lib.cache import (
     CachedCollator,
     CacheSettings,
@@ -26,7 +26,6 @@ from comet_lib.cache import (
     decode_maps,
     encode_maps,
     fingerprint,
-    mask_row,
     open_cache,
     predicted_bytes,
 )

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
 import comet_lib
+from comet_lib import corpora
+from comet_lib.corpora import open_corpus
 from comet_lib.miniteacher import train_tokenizer
 from comet_lib.models import build_student, load_tokenizer, xlmr_config
 from comet_lib.processes import processes, share_of_batch
@@ -36,9 +39,9 @@ STEPS = 20
 def run(folder: Path, tokenizer_folder: Path, batch: int) -> None:
     """Both stages from the same weights; the main process writes into ``folder``.
 
-    Stage 1 from a cache: without one, masks follow from a process's batch and would differ. In
-    float64: some gradients are zero but for rounding (a key's bias changes no attention), and
-    Adam makes full steps of what rounding leaves.
+    Stage 1 with the teacher asked as it goes, from a cache, and on text that is read as it goes. In
+    float64: some gradients are zero but for rounding (a key's bias changes no attention), and Adam
+    makes full steps of what rounding leaves.
     """
     tokenizer = load_tokenizer(tokenizer_folder)
     stage = Stage(50, 5e-3, batch, temperature=2.0, alpha=0.5, patience=99, max_steps=STEPS)
@@ -49,21 +52,28 @@ def run(folder: Path, tokenizer_folder: Path, batch: int) -> None:
     def finished(name, model):
         weights.update({f"{name}.{k}": v.clone() for k, v in model.state_dict().items()})
 
-    set_seed(0)
-    teacher, student = (build_student(config, "masked-lm").double() for _ in range(2))
-    distil_task_agnostic(
-        student,
-        teacher,
-        tokenizer,
-        TEXTS,
-        profile,
-        folder / "stage1",
-        cache=folder / "cache",
-        disable_tqdm=True,
-        eval_strategy="no",
-        save_strategy="no",
-    )
-    finished("stage1", student)
+    corpus = open_corpus(tokenizer_folder.parent / "text")
+    for name, texts, cache in (
+        ("live", TEXTS, None),
+        ("cached", TEXTS, folder / "cache"),
+        ("stream", corpus, None),
+    ):
+        set_seed(0)
+        teacher, student = (build_student(config, "masked-lm").double() for _ in range(2))
+        with patch.object(corpora, "SHUFFLED", 32):
+            distil_task_agnostic(
+                student,
+                teacher,
+                tokenizer,
+                texts,
+                profile,
+                folder / name,
+                cache=cache,
+                disable_tqdm=True,
+                eval_strategy="no",
+                save_strategy="no",
+            )
+        finished(name, student)
     set_seed(0)
     student = build_student(config).double()
     tweets = Dataset.from_dict(
@@ -97,6 +107,9 @@ def run(folder: Path, tokenizer_folder: Path, batch: int) -> None:
 @pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     train_tokenizer(TEXTS, vocab_size=60).save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "text").mkdir()
+    for name, lines in (("a", TEXTS[:61]), ("b", TEXTS[61:])):
+        (tmp_path / "text" / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()

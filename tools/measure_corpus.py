@@ -1,0 +1,121 @@
+"""What stage 1 holds in memory when its text is read as it goes, from few lines and from many.
+
+    python tools/measure_corpus.py [--kind txt|jsonl|parquet] [--few 10000] [--many 1000000]
+
+Each size is a process of its own: it counts the lines, trains a few steps with the bundled teacher,
+and then goes through a whole pass as the training would, tokenised and masked, without the models.
+The lines are random words in a temporary folder, in three files. Prints the peak of the resident
+memory after each part (MB, 10^6 bytes), the seconds, and by how much the larger peak is larger.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+
+
+def write(folder: Path, kind: str, count: int) -> None:
+    """``count`` lines of 3 to 20 of 50,000 made-up words."""
+    source = random.Random(0)
+    words = ["".join(source.choices("abdeghikmnorstuwyz", k=2 + i % 9)) for i in range(50_000)]
+    for part in range(3):
+        lines = [
+            " ".join(source.choices(words, k=source.randint(3, 20))) for _ in range(part, count, 3)
+        ]
+        path = folder / f"{part}.{kind}"
+        if kind == "parquet":
+            pq.write_table(pa.table({"text": lines}), path)
+        elif kind == "jsonl":
+            path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+        else:
+            path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def peak() -> float:
+    """MB; Linux counts in KiB, macOS in bytes."""
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / 1e6 if sys.platform == "darwin" else used * 1024 / 1e6
+
+
+def measure(folder: Path) -> None:
+    """One size: prints peaks and seconds as JSON."""
+    from torch.utils.data import DataLoader
+    from transformers import set_seed
+
+    from comet_lib.batches import MaskingCollator
+    from comet_lib.corpora import CorpusRows, open_corpus
+    from comet_lib.models import build_student, load_model, load_tokenizer
+    from comet_lib.profiles import get_profile
+    from comet_lib.recipe import student_config
+    from comet_lib.training import distil_task_agnostic
+
+    made = {"imports": (peak(), 0.0)}
+
+    def done(name: str, start: float) -> None:
+        made[name] = (peak(), time.perf_counter() - start)
+
+    profile = get_profile("tiny")
+    profile = profile.with_(stage1=replace(profile.stage1, max_steps=20))
+    teacher, tokenizer = load_model(profile.teacher, "masked-lm"), load_tokenizer(profile.teacher)
+    start = time.perf_counter()
+    corpus = open_corpus(folder)
+    done("count", start)
+    start = time.perf_counter()
+    set_seed(0)
+    student = build_student(student_config(profile, teacher), "masked-lm")
+    run = folder.parent / "run"
+    distil_task_agnostic(student, teacher, tokenizer, corpus, profile, run, disable_tqdm=True)
+    done("20 steps", start)
+    start = time.perf_counter()
+    rows = CorpusRows(corpus, tokenizer, profile.max_length, 16, seed=0)
+    batches = DataLoader(rows, 16, collate_fn=MaskingCollator(tokenizer))
+    assert sum(len(batch["labels"]) for batch in batches) == len(corpus)
+    done("a pass", start)
+    start = time.perf_counter()
+    rows.resume(len(corpus))
+    for _ in DataLoader(rows, 16, collate_fn=MaskingCollator(tokenizer)):
+        pass
+    done("a pass skipped", start)
+    print(json.dumps(made))
+
+
+def main(
+    kind: Annotated[str, typer.Option(help="txt, jsonl or parquet")] = "txt",
+    few: Annotated[int, typer.Option(min=2)] = 10_000,
+    many: Annotated[int, typer.Option(min=2)] = 1_000_000,
+    folder: Annotated[Path | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Print the two peaks."""
+    if folder is not None:
+        return measure(folder)
+    peaks = []
+    for count in (few, many):
+        with tempfile.TemporaryDirectory() as made:
+            text = Path(made) / "text"
+            text.mkdir()
+            write(text, kind, count)
+            size = sum(path.stat().st_size for path in text.iterdir()) / 1e6
+            child = [sys.executable, __file__, "--folder", str(text)]
+            done = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        peaks.append(max(memory for memory, _ in found.values()))
+        print(f"{count:,} lines, {kind}, {size:,.1f} MB on disk: peak {peaks[-1]:,.0f} MB")
+        for name, (memory, seconds) in found.items():
+            print(f"  after {name:16} {memory:8,.0f} MB {seconds:8.1f} s", flush=True)
+    print(f"difference: {peaks[1] - peaks[0]:+,.0f} MB")
+
+
+if __name__ == "__main__":
+    typer.run(main)
