@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import socket
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -293,6 +295,23 @@ def test_the_floors_that_are_tested_are_the_projects() -> None:
 def test_binder_installs_the_library_without_dependencies() -> None:
     installs = [line for line in read("binder/postBuild").splitlines() if "pip install" in line]
     assert installs and all("--no-deps" in line for line in installs)
+
+
+def test_binder_takes_what_the_folder_binder_asks_for() -> None:
+    """Binder's own tool plans the image (it builds none) from binder/, not from other files."""
+    program = shutil.which("repo2docker")
+    if program is None:
+        pytest.skip("needs repo2docker: pip install jupyter-repo2docker")
+    plan = subprocess.run(
+        [program, "--no-build", "--debug", str(ROOT)], capture_output=True, text=True, timeout=120
+    )
+    assert plan.returncode == 0, plan.stderr
+    said = plan.stdout + plan.stderr
+    pinned = re.search(r"- (python=[\d.]+)", read("binder/environment.yml"))
+    assert pinned and f"conda environment for {pinned[1]}" in said
+    assert re.search(r"env update .*binder/environment\.yml", said)
+    assert "RUN ./binder/postBuild" in said
+    assert "pip install" not in said
 
 
 def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch) -> None:
