@@ -339,6 +339,18 @@ def test_tests_reach_no_network() -> None:
         datagrams.sendto(b"", ("192.0.2.1", 80))
 
 
+@pytest.mark.parametrize("ask", ["create_connection(('192.0.2.1', 80))", "getaddrinfo('a.b', 1)"])
+def test_what_a_test_starts_reaches_no_network_either(ask: str) -> None:
+    code = f"import socket; socket.{ask}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "NetworkBlocked" in done.stderr
+
+
+def test_make_gives_the_notebooks_no_network() -> None:
+    kernels = [line for line in read("Makefile").splitlines() if 'COMET_HOME="$$home"' in line]
+    assert len(kernels) == 2 and all("$(OFFLINE)" in line for line in kernels)
+
+
 def test_tests_reach_this_machine() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         socket.create_connection(server.getsockname(), timeout=5).close()
