@@ -73,7 +73,10 @@ def test_every_lens_is_alive_and_has_its_picture_saved(seen: Seen, lab: Lab) -> 
     file = lab.folder / "notebooks" / NOTEBOOK
     kinds: list[set[str]] = []
     for _ in range(50):
-        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+        try:
+            cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+        except ValueError:  # it is being written
+            cells = []
         outputs = [o for c in cells if c["cell_type"] == "code" for o in c["outputs"]]
         kinds = [set(o["data"]) for o in outputs if o["output_type"] == "execute_result"]
         if sum("application/vnd.jupyter.widget-view+json" in k for k in kinds) == 3:
@@ -170,13 +173,16 @@ def test_first_paint_and_hover_are_quick(
 def test_light_and_dark(seen: Seen, lens: Any, shots: Path) -> None:
     page = seen.page
     size = lens.locator(".lens-word").count()
+    widths = set()
     for theme in ("Light", "Dark"):
         set_theme(page, theme)
         page.wait_for_timeout(1000)
+        widths.add(lens.locator("[data-map=teacher]").bounding_box()["width"])
         assert lens.get_attribute("data-theme") == theme.lower()
         lens.locator(".lens-finding").scroll_into_view_if_needed()
         point_at(page, lens, "teacher", 5, 8, size)
         page.screenshot(path=shots / f"lab_{theme.lower()}.png")
+    assert len(widths) == 1, "the maps of one theme are narrower"
 
 
 def test_the_console_has_no_error(seen: Seen) -> None:
