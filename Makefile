@@ -31,6 +31,8 @@ PIP := "$(PY)" -m pip --disable-pip-version-check install $(PIP_ARGS) -c constra
 # COMET_* settings of the reader's shell must not change what is tested.
 TEST_ENV := env -u COMET_DATA -u COMET_SEED -u COMET_STRICT COMET_PROFILE=tiny \
             HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# In PYTHONPATH: notebooks then reach no network, as the unit tests do not (tests/offline).
+OFFLINE := $(CURDIR)/tests/offline
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -62,8 +64,8 @@ unit: $(VENV)/.ready-test
 
 nbval: $(VENV)/.ready-test
 	home="$$(mktemp -d)" && trap 'rm -rf "$$home"' EXIT && \
-	$(TEST_ENV) COMET_HOME="$$home" "$(PY)" -m pytest -p no:cacheprovider \
-	    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	$(TEST_ENV) COMET_HOME="$$home" PYTHONPATH="$(OFFLINE)" "$(PY)" -m pytest \
+	    -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	    -n $(WORKERS) --dist loadscope notebooks/*.ipynb
 
 browser: $(VENV)/.ready-browser # what test-browser needs, and no more
@@ -80,7 +82,7 @@ COLAB := $(VENV)/colab
 test-colab: $(VENV)/.ready-colab ## set up, then unit tests and notebooks with Google Colab's versions
 	$(TEST_ENV) PYTHONPATH="$(CURDIR)" "$(COLAB)/bin/python" -m pytest -n $(WORKERS) tests
 	home="$$(mktemp -d)" && trap 'rm -rf "$$home"' EXIT && \
-	$(TEST_ENV) COMET_HOME="$$home" PYTHONPATH="$(CURDIR)" "$(COLAB)/bin/python" -m pytest \
+	$(TEST_ENV) COMET_HOME="$$home" PYTHONPATH="$(CURDIR):$(OFFLINE)" "$(COLAB)/bin/python" -m pytest \
 	    -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	    -n $(WORKERS) --dist loadscope notebooks/*.ipynb
 

@@ -7,7 +7,8 @@ In a notebook::
     check.kd_loss(kd_loss)                                   # TODO, PASS or NOT YET
     kd_loss = check.or_reference(kd_loss, "kd_loss")         # go on where it is open
 
-A check prints one line, returns whether the answer passed, and never raises for a learner. With
+A check prints one line, returns nothing (a notebook would show it below the line), and never
+raises for a learner; ``check.kd_loss.examine(kd_loss)`` returns the outcome instead. With
 ``COMET_STRICT=1`` an open or failing check raises ``CheckFailed`` (that is how the course tests
 its own solutions). A check draws random tensors from a fresh seed at each run and compares with
 the reference on them; nothing is compared with a stored number.
@@ -116,7 +117,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Exercise:
-    """One check. Calling it prints a line and returns whether the answer passed."""
+    """One check. Calling it prints a line; ``examine`` returns what that line says."""
 
     name: str
     notebook: str
@@ -126,14 +127,13 @@ class Exercise:
     is_function: bool
     seconds: float
 
-    def __call__(self, answer: Any = ...) -> bool:
+    def __call__(self, answer: Any = ...) -> None:
         outcome = self.examine(answer)
         print(outcome.line)
         if outcome.passed:
             _record(self.name)
         elif os.environ.get("COMET_STRICT", "") not in ("", "0"):
             raise CheckFailed(outcome.line)
-        return outcome.passed
 
     def examine(self, answer: Any) -> Outcome:
         """The outcome without printing, recording or raising."""

@@ -6,13 +6,10 @@ imports any test module, and not in a fixture alone.
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
+import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -34,70 +31,14 @@ settings.register_profile("comet", deadline=None, derandomize=True)
 settings.load_profile("comet")
 
 
-class NetworkBlocked(RuntimeError):
-    """A test tried to reach the network.
+# The network is blocked here, and in every Python that a test starts (tests/offline).
+OFFLINE = str(Path(__file__).parent / "offline")
+sys.path.insert(0, OFFLINE)
+from no_network import block  # noqa: E402
 
-    Not an OSError: code that falls back when it is offline would swallow that silently.
-    """
-
-
-def is_local(host: Any) -> bool:
-    """Whether `host` (a name, an address or None) is this machine itself."""
-    if isinstance(host, bytes):
-        host = host.decode("ascii", "replace")
-    if host in (None, "", "localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(str(host).split("%")[0]).is_loopback
-    except ValueError:
-        return False
-
-
-def _refuse(host: Any) -> None:
-    if not is_local(host):
-        raise NetworkBlocked(
-            f"a test tried to reach {host!r}: tests use no network, only this machine "
-            "(give the code a local folder, or replace the call in the test)"
-        )
-
-
-def _host_of(address: Any) -> Any:
-    """The host in a socket address; None for Unix sockets, whose address is a path."""
-    return address[0] if isinstance(address, tuple) else None
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_network() -> Iterator[None]:
-    """Let Python sockets reach loopback addresses and Unix sockets only."""
-    connect, connect_ex, sendto = (
-        socket.socket.connect,
-        socket.socket.connect_ex,
-        socket.socket.sendto,
-    )
-    getaddrinfo = socket.getaddrinfo
-
-    def guarded_connect(self: socket.socket, address: Any) -> None:
-        _refuse(_host_of(address))
-        connect(self, address)
-
-    def guarded_connect_ex(self: socket.socket, address: Any) -> int:
-        _refuse(_host_of(address))
-        return connect_ex(self, address)
-
-    def guarded_sendto(self: socket.socket, data: Any, *rest: Any) -> int:
-        _refuse(_host_of(rest[-1]))
-        return sendto(self, data, *rest)
-
-    def guarded_getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
-        _refuse(host)
-        return getaddrinfo(host, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", guarded_connect)
-        patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
-        patch.setattr(socket.socket, "sendto", guarded_sendto)
-        patch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
-        yield
+block()
+paths = (OFFLINE, os.environ.get("PYTHONPATH"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import socket
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -295,6 +297,23 @@ def test_binder_installs_the_library_without_dependencies() -> None:
     assert installs and all("--no-deps" in line for line in installs)
 
 
+def test_binder_takes_what_the_folder_binder_asks_for() -> None:
+    """Binder's own tool plans the image (it builds none) from binder/, not from other files."""
+    program = shutil.which("repo2docker")
+    if program is None:
+        pytest.skip("needs repo2docker: pip install jupyter-repo2docker")
+    plan = subprocess.run(
+        [program, "--no-build", "--debug", str(ROOT)], capture_output=True, text=True, timeout=120
+    )
+    assert plan.returncode == 0, plan.stderr
+    said = plan.stdout + plan.stderr
+    pinned = re.search(r"- (python=[\d.]+)", read("binder/environment.yml"))
+    assert pinned and f"conda environment for {pinned[1]}" in said
+    assert re.search(r"env update .*binder/environment\.yml", said)
+    assert "RUN ./binder/postBuild" in said
+    assert "pip install" not in said
+
+
 def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)
@@ -318,6 +337,18 @@ def test_tests_reach_no_network() -> None:
         pytest.raises(RuntimeError, match="no network"),
     ):
         datagrams.sendto(b"", ("192.0.2.1", 80))
+
+
+@pytest.mark.parametrize("ask", ["create_connection(('192.0.2.1', 80))", "getaddrinfo('a.b', 1)"])
+def test_what_a_test_starts_reaches_no_network_either(ask: str) -> None:
+    code = f"import socket; socket.{ask}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "NetworkBlocked" in done.stderr
+
+
+def test_make_gives_the_notebooks_no_network() -> None:
+    kernels = [line for line in read("Makefile").splitlines() if 'COMET_HOME="$$home"' in line]
+    assert len(kernels) == 2 and all("$(OFFLINE)" in line for line in kernels)
 
 
 def test_tests_reach_this_machine() -> None:

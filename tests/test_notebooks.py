@@ -111,6 +111,21 @@ def test_the_badges_are_up_to_date() -> None:
     assert badges.update(ROOT, check=True) == [], "run python tools/badges.py"
 
 
+@each_notebook
+def test_a_cell_run_first_says_which_name_is_missing(path: Path, comet_home: Path) -> None:
+    """A kernel that was restarted, and any cell but the set-up run first: a plain NameError, or no
+    error where the cell stands alone; nothing is trained and nothing is written."""
+    cells = [c for c in execute_notebooks.read(path).cells if c.cell_type == "code"]
+    missing = 0
+    for cell in cells[2:]:  # behind the set-up and the imports
+        try:
+            exec(compile(cell.source, cell.id, "exec"), {"__name__": "__main__"})
+        except NameError:
+            missing += 1
+    assert missing > len(cells) / 2
+    assert list(comet_home.iterdir()) == []
+
+
 @pytest.mark.slow
 @each_notebook
 def test_the_solutions_pass(path: Path, tmp_path: Path) -> None:

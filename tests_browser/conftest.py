@@ -1,4 +1,4 @@
-"""One headless Chromium for all browser tests. ``CHROMIUM`` names its file."""
+"""One headless Chromium and one JupyterLab for all browser tests. ``CHROMIUM`` names the file."""
 
 from __future__ import annotations
 
@@ -30,6 +30,17 @@ def browser() -> Iterator[Any]:
         running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield running
         running.close()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A JupyterLab over copies of the notebooks, each of which a test opens for itself."""
+    pytest.importorskip("jupyterlab")
+    from lab import ROOT, running_lab
+
+    names = [path.name for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    with running_lab(tmp_path_factory.mktemp("lab"), names) as running:
+        yield running
 
 
 @pytest.fixture

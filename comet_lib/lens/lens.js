@@ -142,7 +142,7 @@ function render({ model, el }) {
   const canvasFont = (size) => `${size}px system-ui, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif`;
 
   let theme = LIGHT, tables = null, metric = "js", pointer = null, pair = null;
-  let side = 0, gutter = 0, foot = 0, size = 12, every = 1;
+  let width = 0, side = 0, gutter = 0, foot = 0, size = 12, every = 1;
   const get = (name) => model.get(name);
   const set = (changes) => {
     for (const [name, value] of Object.entries(changes)) model.set(name, value);
@@ -511,7 +511,8 @@ function render({ model, el }) {
   // ---- drawing all
 
   function layout() {
-    const room = root.clientWidth || 900;
+    width = root.clientWidth;
+    const room = width || 900;
     const dense = Math.max(...tokens.map((token) => [...token].length));
     size = clamp((room / 3.6 / n) * 0.72, 10, 13);
     gutter = Math.min(clamp(8 + dense * size * 0.62, 36, 110), room * 0.16);
@@ -602,19 +603,15 @@ function render({ model, el }) {
   };
   chosen.forEach((name) => model.on(`change:${name}`, changed));
 
-  const themes = new MutationObserver(drawAll);
+  // In the next frame: a change of theme may swap style sheets, and in between the page is narrow.
+  const themes = new MutationObserver(() => requestAnimationFrame(drawAll));
   themes.observe(document.body, { attributes: true, attributeFilter: ["class", "data-jp-theme-light"] });
   themes.observe(document.documentElement, { attributes: true, attributeFilter: ["class", "theme"] });
   const scheme = window.matchMedia("(prefers-color-scheme: dark)");
   scheme.addEventListener("change", drawAll);
-  let width = 0;
   const sizes = new ResizeObserver(() => {
-    if (root.clientWidth && root.clientWidth !== width) {
-      width = root.clientWidth;
-      drawAll();
-    }
+    if (root.clientWidth && root.clientWidth !== width) drawAll();
   });
-  width = root.clientWidth;
   drawAll();
   sizes.observe(root);
   metricSelect.value = "0";

@@ -1,0 +1,107 @@
+"""Notebooks as a learner has them: JupyterLab, Run All, and every control moved once.
+
+    make test-browser
+
+Each notebook must end without an error, and each control must change the picture of its view. Views
+are measured at two widths in both themes; ``COMET_SHOTS`` keeps their screenshots.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("jupyterlab")
+pytest.importorskip("anywidget")
+from lab import CLICK, Lab, run_notebook, set_theme
+
+VIEWS = {  # a notebook, and how many views and lenses it has
+    "00_the_whole_game.ipynb": (1, 2),
+    "02_design_the_student.ipynb": (1, 0),
+    "03_see_attention.ipynb": (0, 3),
+    "04_the_hybrid_loss.ipynb": (2, 0),
+}
+VIEW = ".jp-OutputArea-output > .widget-vbox"
+LENS = ".comet-lens[data-painted]"
+CONTROLS = "[role=slider], select, button, input"
+IN_WORDS_ALONE = {"heads"}  # controls that change the sentence below the picture, and it alone
+PICTURE = """async (root) => {
+    const shown = [];
+    for (const image of root.querySelectorAll("img, canvas")) {
+        if (image.tagName === "CANVAS") { shown.push(image.toDataURL()); continue; }
+        await image.decode();
+        const canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+        canvas.getContext("2d").drawImage(image, 0, 0);
+        shown.push(canvas.toDataURL());
+    }
+    return shown.join();
+}"""
+SENTENCE = """(root) => [...root.querySelectorAll(".widget-label, .widget-html-content")]
+    .map((label) => label.textContent).join()"""
+# What is wider than its box: text that is cut off, or a picture that is.
+CUT_OFF = """(root) => [root, ...root.querySelectorAll("*")]
+    .filter((one) => one.scrollWidth > one.clientWidth + 1 && one.clientWidth
+        && getComputedStyle(one).overflowX !== "visible")
+    .map((one) => `${one.className}: ${one.textContent.slice(0, 80)}`)"""
+
+
+def name_of(control: Any) -> str:
+    """The words beside a control."""
+    return control.evaluate(
+        """(one) => (one.closest("label, .widget-inline-hbox, .jupyter-widgets") ?? one)
+            .querySelector(".widget-label, span")?.textContent ?? one.textContent"""
+    )
+
+
+def move(control: Any) -> None:
+    """Move a slider by one, choose another entry, or press a button."""
+    kind = control.evaluate("(one) => one.tagName")
+    if kind == "SELECT":
+        chosen = control.evaluate("(one) => one.selectedIndex")
+        control.select_option(index=0 if chosen else 1)
+    elif kind == "BUTTON":
+        control.click()
+    else:
+        control.focus()
+        at, most = control.evaluate(
+            """(one) => [one.value ?? one.getAttribute("aria-valuenow"),
+                         one.max ?? one.getAttribute("aria-valuemax")].map(Number)"""
+        )
+        control.press("ArrowRight" if at < most else "ArrowLeft")
+
+
+@pytest.mark.parametrize("notebook", VIEWS)
+def test_run_all_then_every_control(lab: Lab, browser: Any, shots: Path, notebook: str) -> None:
+    with run_notebook(lab, browser, notebook) as seen:
+        page = seen.page
+        views = [*page.locator(VIEW).all(), *page.locator(LENS).all()]
+        assert (page.locator(VIEW).count(), page.locator(LENS).count()) == VIEWS[notebook]
+        for view in views:
+            view.scroll_into_view_if_needed()
+            controls = view.locator(CONTROLS).all()
+            assert controls, "a view without controls"
+            for control in controls:
+                name = name_of(control)
+                what = SENTENCE if name in IN_WORDS_ALONE else PICTURE
+                before = view.evaluate(what)
+                move(control)
+                for _ in range(10 * CLICK):
+                    if view.evaluate(what) != before:
+                        break
+                    page.wait_for_timeout(100)
+                else:
+                    pytest.fail(f"{notebook}: {name!r} was moved, and the view is as it was")
+        for theme in ("Light", "Dark"):
+            set_theme(page, theme)
+            for width in (1280, 800):
+                page.set_viewport_size({"width": width, "height": 1000})
+                page.wait_for_timeout(500)
+                for number, view in enumerate(views):
+                    view.scroll_into_view_if_needed()
+                    assert view.evaluate(CUT_OFF) == [], (notebook, theme, width)
+                    name = f"{notebook[:2]}_view{number}_{width}_{theme.lower()}.png"
+                    view.screenshot(path=shots / name)
+        assert seen.troubles == []
