@@ -259,17 +259,24 @@ def test_each_pass_has_each_line_once_in_its_own_order(tokenizer, chunks_of_32: 
 
 @pytest.mark.parametrize("lines", [64, 69])
 def test_two_processes_take_each_line_once(lines: int, tokenizer, chunks_of_32: None) -> None:
-    def batches(size: int, **which: int) -> list[list[tuple[int, ...]]]:
+    def batches(size: int, done: int = 0, **which: int) -> list[list[tuple[int, ...] | None]]:
         rows = CorpusRows(of(LINES[:lines]), tokenizer, 32, batch_size=16, seed=0)
-        loader = DataLoader(rows, size, collate_fn=lambda b: [tuple(r["input_ids"]) for r in b])
+        rows.resume(done)
+        loader = DataLoader(
+            rows, size, collate_fn=lambda b: [r and tuple(r["input_ids"]) for r in b]
+        )
         return list(prepare_data_loader(loader, dispatch_batches=False, **which))
 
-    alone = batches(16)
-    both = zip(*(batches(8, num_processes=2, process_index=i) for i in (0, 1)), strict=True)
-    together = [first + second for first, second in both]
+    def of_both(done: int = 0) -> list[list[tuple[int, ...] | None]]:
+        both = [batches(8, done, num_processes=2, process_index=i) for i in (0, 1)]
+        return [first + second for first, second in zip(*both, strict=True)]
+
+    alone, together = batches(16), of_both()
     assert together[:4] == alone[:4]
     assert len(together) == len(alone)  # a short batch is filled from the first
-    assert set(map(tuple, together[-1])) >= set(map(tuple, alone[-1]))
+    assert set(together[-1]) >= set(alone[-1])
+    resumed = of_both(done=64)  # what is left is the same, its filling too
+    assert resumed == [*together[:2], [None] * 16, [None] * 16, *together[4:]]
 
 
 # --- Training -------------------------------------------------------------------------------
