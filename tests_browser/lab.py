@@ -25,7 +25,7 @@ from jupyter_client import BlockingKernelClient
 
 ROOT = Path(__file__).resolve().parent.parent
 LENS_NOTEBOOK = "03_see_attention.ipynb"
-SECONDS = 300  # for a whole run of a notebook, on a slow machine
+SECONDS = 600  # for a whole run of a notebook, on a slow machine
 CLICK = 60  # seconds for one thing to appear, on a slow machine
 HARMLESS = (  # what JupyterLab's console complains of without a network, and of itself
     "/lsp/status",

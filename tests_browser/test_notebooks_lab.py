@@ -20,7 +20,7 @@ from lab import CLICK, LENS_NOTEBOOK, Lab, run_notebook, set_theme
 
 VIEWS = {  # a notebook, and how many views and lenses it has
     "00_the_whole_game.ipynb": (1, 2),
-    "02_design_the_student.ipynb": (1, 0),
+    "02_design_the_student.ipynb": (3, 0),
     LENS_NOTEBOOK: (0, 3),
     "04_the_hybrid_loss.ipynb": (2, 0),
 }
