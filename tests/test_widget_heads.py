@@ -25,7 +25,7 @@ def test_the_choices_move_map_picture_and_sentence():
     assert view.entropy == pytest.approx(np.log(4)) and "4.0 of 4 tokens" in view.describe()
     before = view._image.value
     view.layer = 2
-    assert view._image.value != before and "looks most at '<s>'" in view._sentence.value
+    assert view._image.value != before and "looks most at '&lt;s&gt;'" in view._sentence.value
     view.head = 1
     assert np.array_equal(view.map, maps()[2][1])
     assert view.entropy == pytest.approx(0, abs=1e-9) and "looks most at 'b'" in view.describe()

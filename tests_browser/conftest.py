@@ -43,6 +43,15 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def seen(lab: Any, browser: Any) -> Iterator[Any]:
+    """Notebook 03, with the lens, in JupyterLab, run from top to bottom: once for all tests."""
+    from lab import LENS_NOTEBOOK, run_notebook
+
+    with run_notebook(lab, browser, LENS_NOTEBOOK, width=1600) as found:
+        yield found
+
+
 @pytest.fixture
 def shots(tmp_path: Path) -> Path:
     """Where screenshots go: ``COMET_SHOTS``, or a folder that pytest forgets."""

@@ -24,7 +24,8 @@ from typing import Any
 from jupyter_client import BlockingKernelClient
 
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS = 300  # for a whole run of a notebook, on a slow machine
+LENS_NOTEBOOK = "03_see_attention.ipynb"
+SECONDS = 600  # for a whole run of a notebook, on a slow machine
 CLICK = 60  # seconds for one thing to appear, on a slow machine
 HARMLESS = (  # what JupyterLab's console complains of without a network, and of itself
     "/lsp/status",
@@ -216,18 +217,18 @@ def wait_for_kernel(page: Any, lab: Lab, notebook: str) -> None:
 
 
 def wait_for_the_end(page: Any) -> None:
-    """Wait until every code cell with text in it has run, or one has failed, which is an error."""
+    """Wait until every code cell has run, or one has failed, which is an error."""
     page.wait_for_function(
         """() => {
-            const cells = [...document.querySelectorAll(".jp-Notebook .jp-CodeCell")];
-            const said = cells.map((cell) =>
-                cell.querySelector(".jp-InputPrompt").textContent.replace(/[\\[\\]:\\s]/g, ""));
-            const error = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']";
-            return document.querySelector(error) || said.every((text) => /^\\d+$/.test(text));
+            const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")];
+            const ended = (prompt) => /^\\[\\d+\\]:$/.test(prompt.textContent.trim());
+            const said = [...document.querySelectorAll(".jp-OutputArea-output")];
+            const failed = (output) => output.textContent.includes("Traceback (most recent");
+            return prompts.every(ended) || said.some(failed);
         }""",
         timeout=1000 * SECONDS,
     )
-    errors = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")
+    errors = page.locator(".jp-OutputArea-output", has_text="Traceback (most recent call last)")
     assert errors.count() == 0, errors.first.inner_text()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,7 @@ import pytest
 pytest.importorskip("jupyterlab")
 pytest.importorskip("anywidget")
 from conftest import hover_milliseconds
-from lab import Lab, Seen, run_notebook, set_theme
-
-NOTEBOOK = "03_see_attention.ipynb"
-
-
-@pytest.fixture(scope="module")
-def seen(lab: Lab, browser: Any) -> Iterator[Seen]:
-    """Notebook 03 in JupyterLab, run from top to bottom."""
-    with run_notebook(lab, browser, NOTEBOOK, width=1600) as found:
-        yield found
+from lab import LENS_NOTEBOOK, Lab, Seen, set_theme
 
 
 @pytest.fixture
@@ -70,7 +60,7 @@ def active_cell(page: Any) -> int:
 def test_every_lens_is_alive_and_has_its_picture_saved(seen: Seen, lab: Lab) -> None:
     assert seen.page.locator(".comet-lens[data-painted]").count() == 3
     seen.page.keyboard.press("Control+s")
-    file = lab.folder / "notebooks" / NOTEBOOK
+    file = lab.folder / "notebooks" / LENS_NOTEBOOK
     kinds: list[set[str]] = []
     for _ in range(50):
         try:
@@ -102,7 +92,7 @@ def test_a_row_pointed_at_lights_up_in_the_students_map(seen: Seen, lens: Any) -
 def test_the_table_of_layers_chooses_the_pair_in_python_too(
     seen: Seen, lens: Any, lab: Lab
 ) -> None:
-    shape = json.loads(lab.run(NOTEBOOK, "print(list(lens.data.js.shape))"))
+    shape = json.loads(lab.run(LENS_NOTEBOOK, "print(list(lens.data.js.shape))"))
     assert shape == [2, 2, 4]
     grid = lens.locator(".lens-grid")
     grid.scroll_into_view_if_needed()
@@ -118,7 +108,7 @@ def test_the_table_of_layers_chooses_the_pair_in_python_too(
     assert active_cell(seen.page) == at  # JupyterLab's own use of the arrow keys stays out
     seen.page.wait_for_timeout(500)
     pair = "print(lens.selection['teacher_layer'], lens.selection['student_layer'])"
-    assert lab.run(NOTEBOOK, pair) == "3 1\n"
+    assert lab.run(LENS_NOTEBOOK, pair) == "3 1\n"
 
 
 def test_the_slider_is_dragged_to_the_first_step(seen: Seen, lens: Any, lab: Lab) -> None:
@@ -138,14 +128,14 @@ def test_the_slider_is_dragged_to_the_first_step(seen: Seen, lens: Any, lab: Lab
     assert "at step 0" in lens.locator(".lens-finding").inner_text()
     assert row_colours(lens, "student", size) != before
     seen.page.wait_for_timeout(500)
-    assert lab.run(NOTEBOOK, "print(lens.selection['step'])") == "0\n"
+    assert lab.run(LENS_NOTEBOOK, "print(lens.selection['step'])") == "0\n"
 
 
 def test_what_is_exported_is_what_is_seen(
     seen: Seen, lens: Any, lab: Lab, browser: Any, tmp_path: Path
 ) -> None:
     file = tmp_path / "lens.html"
-    lab.run(NOTEBOOK, f"lens.export({str(file)!r})")
+    lab.run(LENS_NOTEBOOK, f"lens.export({str(file)!r})")
     page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
     page.goto(file.as_uri())
     page.wait_for_selector("[data-painted]")

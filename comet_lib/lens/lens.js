@@ -371,7 +371,8 @@ function render({ model, el }) {
     const signed = panel.name === "difference";
     const context = fit(panel.legend, side, 30);
     const table = signed ? tables.signed : tables.map;
-    const wide = Math.min(side - 60, 220), left = (side - wide) / 2;
+    const narrow = side < 170; // no room for a number in the middle
+    const wide = Math.min(side - (narrow ? 34 : 60), 220), left = (side - wide) / 2;
     for (let i = 0; i < wide; i++) {
       context.fillStyle = css(table, Math.round((i / (wide - 1)) * 255));
       context.fillRect(left + i, 2, 1.5, 8);
@@ -384,6 +385,7 @@ function render({ model, el }) {
     context.textBaseline = "top";
     const top = signed ? pair.limit : pair.top;
     const marks = signed ? [[0, -top], [0.5, 0], [1, top]] : [[0, 0], [0.5, top / 4], [1, top]];
+    if (narrow) marks.splice(1, 1);
     marks.forEach(([at, value]) => context.fillText((signed && value > 0 ? "+" : "") + number(value), left + at * wide, 14));
     panel.legend.setAttribute("aria-label", `colours from ${number(marks[0][1])} to ${number(top)}`);
   }
@@ -521,6 +523,7 @@ function render({ model, el }) {
     side = Math.floor(clamp((room - gutter - gaps) / 3, 80, 430));
     every = Math.max(1, Math.ceil((size * 1.02) / (side / n)));
     size = Math.max(9, Math.min(size, (side / n) * every));
+    root.classList.toggle("lens-narrow", side < 200); // captions then take two lines
     maps.style.gridTemplateColumns = `${gutter}px repeat(3, ${side}px)`;
   }
 

@@ -107,6 +107,7 @@ class BootstrapView(View):
         figure, axes = plt.subplots(figsize=(7.5, 3.4))
         figure.subplots_adjust(left=0.09, right=0.8, bottom=0.16, top=0.88)
         self._ends = {}
+        best = max(self.scores, key=lambda name: self.scores[name])
         for (name, band), spare in zip(self.bands.items(), (ORANGE, BLUE), strict=False):
             colour = COLOURS.get(name.partition(",")[0], spare)
             axes.fill_between(SIZES, band[:, 0], band[:, 1], color=colour, alpha=0.25)
@@ -114,7 +115,8 @@ class BootstrapView(View):
             (self._ends[name],) = axes.plot(
                 [self.tweets] * 2, [self.scores[name]] * 2, color=colour, linewidth=5, alpha=0.8
             )
-            axes.text(SIZES[-1] * 1.15, self.scores[name], name, color="black", va="center")
+            side = "bottom" if name == best else "top"  # scores may be almost the same
+            axes.text(SIZES[-1] * 1.15, self.scores[name], name, color="black", va=side)
         self._place = axes.axvline(self.tweets, color=GREY, linestyle=":", linewidth=1)
         axes.set_xscale("log")
         axes.minorticks_off()

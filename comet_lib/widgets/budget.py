@@ -145,7 +145,7 @@ class ParameterBudget(View):
                 step=step,
                 description=name,
                 style={"description_width": "7em"},
-                layout={"width": "34em"},
+                layout={"width": "auto", "max_width": "34em"},
             )
 
         super().__init__(

@@ -32,7 +32,12 @@ class TemperatureView(View):
     ) -> None:
         self.logits, self.labels = np.asarray(logits, dtype=float), list(labels)
         slider = ipywidgets.FloatSlider(
-            value=temperature, min=0.5, max=8.0, step=0.5, description="temperature"
+            value=temperature,
+            min=0.5,
+            max=8.0,
+            step=0.5,
+            description="temperature",
+            style={"description_width": "initial"},  # or the word is cut off
         )
         super().__init__(temperature=slider)
 

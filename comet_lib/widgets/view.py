@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -72,7 +73,7 @@ class View:
     def __init__(self, **controls: Any) -> None:
         self._controls = controls
         self._image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
-        self._sentence = ipywidgets.Label()
+        self._sentence = ipywidgets.HTML()  # a Label is one line, cut off where it is too long
         self.box = ipywidgets.VBox(
             [ipywidgets.VBox(list(controls.values())), self._image, self._sentence]
         )
@@ -104,7 +105,7 @@ class View:
         self.draw()
         assert self._painter is not None
         self._image.value = self._painter.png()
-        self._sentence.value = self.describe()
+        self._sentence.value = html.escape(self.describe(), quote=False)
 
     def __getattr__(self, name: str) -> Any:
         controls = self.__dict__.get("_controls", {})
