@@ -286,7 +286,7 @@ def benchmark(
         bool, typer.Option("--compile", help="also the students compiled by torch")
     ] = False,
 ) -> None:
-    """What each kind of step and answer costs at the paper's sizes (needs 12 GB of memory)."""
+    """What each kind of step and answer costs at the paper's sizes."""
     from comet_lib.benchmark import PAPER, QUICK, benchmark_text, write_benchmark
     from comet_lib.benchmark import benchmark as measure
     from comet_lib.files import write_json

@@ -48,7 +48,8 @@ def build_forms(
 
     def build(form: str) -> Answer:
         if form == "bf16":
-            return partial(torch_form, copy.deepcopy(model).to(torch.bfloat16))
+            half: Any = copy.deepcopy(model)
+            return partial(torch_form, half.to(torch.bfloat16))
         if form == "compiled":
             made = partial(torch_form, torch.compile(model, dynamic=True))
             ids = torch.full((2, 8), 5, device=model.device)
