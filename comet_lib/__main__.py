@@ -278,17 +278,31 @@ QuickOption = Annotated[
 JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the figures here")]
 
 
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", help="folder for the report (JSON, Markdown, figure)")
+]
+
+
 @app.command()
-def benchmark(quick: QuickOption = False, json_file: JsonOption = None) -> None:
+def benchmark(
+    quick: QuickOption = False,
+    json_file: JsonOption = None,
+    output: OutputOption = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="also the students compiled by torch")
+    ] = False,
+) -> None:
     """What each kind of step and answer costs at the paper's sizes."""
-    from comet_lib.benchmark import PAPER, QUICK, benchmark_text
+    from comet_lib.benchmark import PAPER, QUICK, benchmark_text, write_benchmark
     from comet_lib.benchmark import benchmark as measure
     from comet_lib.files import write_json
 
-    report = measure(QUICK if quick else PAPER)
+    report = measure(QUICK if quick else PAPER, compiled=compiled)
     typer.echo(benchmark_text(report))
     if json_file is not None:
         write_json(json_file, report)
+    if output is not None:
+        write_benchmark(report, output)
 
 
 @app.command()
@@ -296,18 +310,21 @@ def rehearse(
     profile: Annotated[str, typer.Option("--profile", help="whose run to rehearse")] = "gpu",
     quick: QuickOption = False,
     json_file: JsonOption = None,
+    output: OutputOption = None,
 ) -> None:
     """A few steps of the whole run at the paper's sizes: memory, and the hours it would take."""
     from comet_lib.benchmark import PAPER, QUICK
     from comet_lib.files import write_json
     from comet_lib.profiles import get_profile
-    from comet_lib.rehearsal import rehearsal_text
+    from comet_lib.rehearsal import rehearsal_text, write_rehearsal
     from comet_lib.rehearsal import rehearse as measure
 
     report = measure(get_profile(profile), QUICK if quick else PAPER)
     typer.echo(rehearsal_text(report))
     if json_file is not None:
         write_json(json_file, report)
+    if output is not None:
+        write_rehearsal(report, output)
 
 
 def main() -> None:

@@ -9,17 +9,23 @@ Four steps on the same rows, with random weights of the paper's sizes, in one pr
 - cached: :class:`~comet_lib.training.CachedTaskAgnostic`, rows read from a cache on disk;
 - cached + trimmed: the same with the student's vocabulary cut to the pieces that the languages use.
 
-All take the same losses and the same optimiser in the same dtype with as many threads. With tied
-weights and a softmax over the vocabulary every embedding row has a gradient, so sparse or lazy
-updates of the rows in a batch would not be the same training; fewer rows are.
+All take the same losses and the same optimiser in the same dtype with as many threads. Three more
+rows ask what the paper's 64M embedding weights cost a cached step:
+
+- sparse input gradient: the gradient of the rows that were looked up is added to that of the
+  masked-LM head in place, where torch first makes a second table of zeros for it. The sum is the
+  same, so the training is;
+- embeddings frozen: no gradient for the table. Another training: a thaw later is needed;
+- trimmed, above.
+
+Updates of a batch's rows alone are no row here, as they would not be the same training: with tied
+weights and a softmax over the vocabulary (the tail of the top-k targets is one) every row of the
+table has a gradient, and a softmax over sampled pieces is another loss.
 """
 
 from __future__ import annotations
 
-import contextlib
-import platform
-import re
-import resource
+import itertools
 import statistics
 import tempfile
 import time
@@ -28,8 +34,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import transformers
 from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -38,7 +44,8 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
-from comet_lib.attention import layer_map
+from comet_lib import plots
+from comet_lib.attention import capture, layer_map
 from comet_lib.batches import mask_row, tokenise
 from comet_lib.cache import (
     BATCH,
@@ -47,6 +54,9 @@ from comet_lib.cache import (
     cache_targets,
     shard_columns,
 )
+from comet_lib.files import write_json, write_text
+from comet_lib.forms import measure_answers
+from comet_lib.instruments import Memory, allocated, machine, side_by_side
 from comet_lib.losses import attention_loss, hybrid_loss, soft_target_loss
 from comet_lib.models import (
     PAPER_STUDENT,
@@ -57,7 +67,7 @@ from comet_lib.models import (
     only_positions,
     xlmr_config,
 )
-from comet_lib.processes import give_back_memory, processes
+from comet_lib.processes import processes
 from comet_lib.profiles import LAPTOP
 from comet_lib.training import CachedTaskAgnostic, Objective, TaskAgnostic
 
@@ -68,8 +78,10 @@ TEMPERATURE, ALPHA = 2.0, 0.5
 class Sizes:
     """Shapes (as in :data:`PAPER_STUDENT`), numbers of pieces, and how much to measure.
 
-    ``batch`` rows of ``length`` tokens make a step; ``rows`` rows are cached; an answer is to one
-    row of ``answer_length`` tokens. Every figure is the median of ``repeats``.
+    ``batch`` rows of ``length`` tokens make a step; ``rows`` rows are cached. An answer is to a
+    batch of the ``answer_shapes`` (batch, length). Every figure is the median of ``repeats``
+    (answers: ``answer_repeats``, fewer where they would take over ``patience`` seconds).
+    ``captured`` (batch, length) is the batch whose attention is captured to see what that takes.
     """
 
     teacher: Mapping[str, Any]
@@ -80,9 +92,13 @@ class Sizes:
     laptop_vocabulary: int
     batch: int = 8
     length: int = 64
-    answer_length: int = 128
-    rows: int = 2 * BATCH
-    repeats: int = 5
+    answer_shapes: tuple[tuple[int, int], ...] = ((1, 32), (1, 128), (32, 32), (32, 128))
+    captured: tuple[int, int] = (16, 128)
+    rows: int = BATCH
+    repeats: int = 3
+    answer_repeats: int = 25
+    patience: float = 8.0
+    student_forms: tuple[str, ...] = ("fp32", "bf16", "ONNX", "ONNX int8")
 
 
 PAPER = Sizes(
@@ -93,92 +109,20 @@ PAPER = Sizes(
     trimmed=28_779,  # the pieces that AfriSenti and the texts of five languages use
     laptop_vocabulary=24_000,
 )
-_SMALL = {"num_attention_heads": 2, "num_hidden_layers": 2}
+_SMALL = {"num_attention_heads": 4, "num_hidden_layers": 2}
 QUICK = Sizes(
-    teacher={**_SMALL, "num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 128},
-    student={**_SMALL, "hidden_size": 32, "intermediate_size": 64},
-    laptop={**_SMALL, "hidden_size": 16, "intermediate_size": 32},
-    vocabulary=2000,
-    trimmed=300,
-    laptop_vocabulary=200,
-    length=16,
-    answer_length=32,
-    rows=BATCH,
-    repeats=3,
+    teacher={**_SMALL, "num_hidden_layers": 8, "hidden_size": 192, "intermediate_size": 768},
+    student={**_SMALL, "hidden_size": 48, "intermediate_size": 192},
+    laptop={**_SMALL, "hidden_size": 16, "intermediate_size": 64},
+    vocabulary=20_000,
+    trimmed=2_000,
+    laptop_vocabulary=1_000,
+    length=32,
+    answer_shapes=((1, 8), (1, 32), (4, 32)),
+    captured=(4, 32),
+    answer_repeats=5,
+    student_forms=("fp32", "bf16"),  # a graph takes seconds to make
 )
-
-
-# --------------------------------------------------------------------------- instruments
-
-
-class Memory:
-    """The most memory in use since :meth:`start`, in megabytes (10^6 bytes).
-
-    On a GPU what torch allocated there; else this process's resident memory, for which Linux keeps
-    a mark that can be reset. Elsewhere the mark is that of the whole process.
-    """
-
-    def __init__(self) -> None:
-        self.cuda = torch.cuda.is_available()
-
-    def start(self) -> None:
-        give_back_memory()
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")
-
-    def peak(self) -> float:
-        if self.cuda:
-            return torch.cuda.max_memory_allocated() / 1e6
-        with contextlib.suppress(OSError, AttributeError):
-            status = Path("/proc/self/status").read_text()
-            found = re.search(r"VmHWM:\s+(\d+) kB", status)
-            if found:
-                return int(found[1]) * 1024 / 1e6
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most * (1 if platform.system() == "Darwin" else 1024) / 1e6
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """How long one call takes, the GPU's work included."""
-    start = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def side_by_side(
-    runs: Mapping[str, Callable[[], object]], repeats: int
-) -> dict[str, dict[str, float]]:
-    """Median ``seconds`` and ``peak_mb`` of each, one warm-up before, taking turns after."""
-    memory, peaks = Memory(), {}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for name, run in runs.items():
-        memory.start()
-        run()
-        peaks[name] = memory.peak()
-    for _ in range(repeats):
-        for name, run in runs.items():
-            times[name].append(seconds(run))
-    return {
-        name: {"seconds": statistics.median(times[name]), "peak_mb": peaks[name]} for name in runs
-    }
-
-
-def machine() -> dict[str, Any]:
-    """What the figures belong to."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "device": gpu or "CPU",
-        "threads": torch.get_num_threads(),
-        "dtype": "float32",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 # --------------------------------------------------------------------------- made-up text
@@ -242,21 +186,71 @@ class NaiveTaskAgnostic(TaskAgnostic):
         return {"loss": hybrid_loss(soft, attention, self.alpha)}
 
 
-def stepper(
-    student: PreTrainedModel, objective: Objective, batch: Callable[[], dict[str, Tensor]]
-) -> Callable[[], None]:
-    """A function that takes one optimiser step, the making of its batch included."""
-    optimiser = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
-    device = processes().device
+PARTS = ("forward", "backward", "optimiser")
 
-    def step() -> None:
-        student.train()
-        on_device = {name: value.to(device) for name, value in batch().items()}
-        objective(student, on_device)["loss"].backward()
-        optimiser.step()
-        optimiser.zero_grad()
 
-    return step
+class Stepper:
+    """Calling it takes one optimiser step, the making of its batch included.
+
+    ``parts`` has the seconds of each call's forward pass (batch and loss too), backward pass and
+    optimiser. Without ``optimiser``, it makes its own for all that ``student`` trains.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        objective: Objective,
+        batch: Callable[[], dict[str, Tensor]],
+        optimiser: torch.optim.Optimizer | None = None,
+    ) -> None:
+        self.student, self.objective, self.batch = student, objective, batch
+        self.optimiser = optimiser or adamw(student)
+        self.parts: list[tuple[float, ...]] = []
+
+    def __call__(self) -> None:
+        device = processes().device
+        clock = [self._now()]
+        self.student.train()
+        loss = self.objective(self.student, {k: v.to(device) for k, v in self.batch().items()})
+        clock.append(self._now())
+        loss["loss"].backward()
+        clock.append(self._now())
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        clock.append(self._now())
+        self.parts.append(tuple(b - a for a, b in itertools.pairwise(clock)))
+
+    def _now(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def medians(self) -> dict[str, float]:
+        """Of each part, without the first call, which warms up."""
+        columns = zip(*(self.parts[1:] or self.parts), strict=True)
+        return dict(zip(PARTS, map(statistics.median, columns), strict=True))
+
+
+def adamw(student: PreTrainedModel) -> torch.optim.Optimizer:
+    trained = [weight for weight in student.parameters() if weight.requires_grad]
+    return torch.optim.AdamW(trained, lr=1e-5, fused=True)
+
+
+def _cut(row: Mapping[str, Any], tokens: int) -> dict[str, Any]:
+    """A cached row's first ``tokens`` tokens: shapes as if the text had been so short."""
+    n, count = row["length"], len(row["positions"])
+    kept = sum(position < tokens for position in row["positions"])
+    maps = np.frombuffer(row["maps"], np.uint8).reshape(-1, n, n)[:, :tokens, :tokens]
+    each = {
+        name: len(row[name]) // max(count, 1) for name in ("top_indices", "top_logprobs", "tail")
+    }
+    return {
+        "input_ids": row["input_ids"][:tokens],
+        "length": tokens,
+        "positions": row["positions"][:kept],
+        "maps": maps.tobytes(),
+        **{name: row[name][: kept * size] for name, size in each.items()},
+    }
 
 
 def _trimmed_rows(rows: Sequence[Mapping[str, Any]], pieces: int) -> list[dict[str, Any]]:
@@ -288,32 +282,110 @@ def measure_steps(sizes: Sizes, teacher: PreTrainedModel, folder: Path) -> dict[
     cached: Dataset = cache_targets(folder, table, teacher, tokenizer, settings, bar=False)
     first = time.perf_counter() - start
     caching = {"peak_mb": memory.peak(), "first_seconds": first}
-    caching |= measure_caching(table, teacher, tokenizer, settings, sizes.repeats)
+    caching |= measure_caching(table, teacher, tokenizer, settings, sizes)
 
     collator = CachedCollator(len(settings.layers), int(tokenizer.pad_token_id))
     rows = [cached[i] for i in range(sizes.batch)]
-    trimmed = _trimmed_rows(rows, sizes.trimmed)
-    live = {
-        name: value
-        for name, value in collator(rows).items()
-        if name in ("input_ids", "attention_mask", "labels")
+    students = {
+        name: random_model(sizes.student, pieces, sizes.length, "masked-lm")
+        for name, pieces in (
+            ("full", sizes.vocabulary),
+            ("sparse", sizes.vocabulary),
+            ("frozen", sizes.vocabulary),
+            ("trimmed", sizes.trimmed),
+        )
     }
-    student = random_model(sizes.student, sizes.vocabulary, sizes.length, "masked-lm")
-    small = random_model(sizes.student, sizes.trimmed, sizes.length, "masked-lm")
+    embeddings: Any = students["sparse"].get_input_embeddings()
+    embeddings.sparse = True
+    students["frozen"].get_input_embeddings().weight.requires_grad_(False)
+    optimisers = {name: adamw(student) for name, student in students.items()}
     shared = (matches, TEMPERATURE, ALPHA)
     of_cache = CachedTaskAgnostic(*shared)
-    steps = side_by_side(
-        {
-            "naive": stepper(student, NaiveTaskAgnostic(teacher, *shared), lambda: live),
-            "lean": stepper(student, TaskAgnostic(teacher, *shared), lambda: live),
-            "cached": stepper(
-                student, of_cache, lambda: collator([cached[i] for i in range(sizes.batch)])
-            ),
-            "cached + trimmed": stepper(small, of_cache, lambda: collator(trimmed)),
-        },
-        sizes.repeats,
-    )
-    return {"steps": steps, "caching": caching, "student_parameters": count_parameters(student)}
+    of_teacher = {
+        "naive": NaiveTaskAgnostic(teacher, *shared),
+        "lean": TaskAgnostic(teacher, *shared),
+    }
+
+    def steppers(rows: list[dict[str, Any]], disk: bool = False) -> dict[str, Stepper]:
+        """The four steps on these rows; with ``disk``, the cached one reads them there."""
+        batch = collator(rows)
+        live = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        small = _trimmed_rows(rows, sizes.trimmed)
+        made = {
+            name: Stepper(students["full"], objective, lambda: live, optimisers["full"])
+            for name, objective in of_teacher.items()
+        }
+
+        def read() -> dict[str, Tensor]:
+            return collator([cached[i] for i in range(sizes.batch)] if disk else rows)
+
+        made["cached"] = Stepper(students["full"], of_cache, read, optimisers["full"])
+        made["cached + trimmed"] = Stepper(
+            students["trimmed"], of_cache, lambda: collator(small), optimisers["trimmed"]
+        )
+        return made
+
+    runs = steppers(rows, disk=True)
+    for name in ("sparse", "frozen"):
+        long = {"sparse": "cached, sparse input gradient", "frozen": "cached, embeddings frozen"}
+        runs[long[name]] = Stepper(students[name], of_cache, runs["cached"].batch, optimisers[name])
+    steps = side_by_side(runs, sizes.repeats)
+    for name, row in steps.items():
+        row |= runs[name].medians()
+    growth = []
+    for batch, length in growth_shapes(sizes):
+        if (batch, length) == (sizes.batch, sizes.length):
+            timed = {name: steps[name] for name in KINDS}
+        else:
+            timed = side_by_side(steppers([_cut(row, length) for row in rows[:batch]]), 1)
+        growth += [
+            {"step": name, "batch": batch, "length": length, **row} for name, row in timed.items()
+        ]
+    return {
+        "steps": steps,
+        "caching": caching,
+        "growth": growth,
+        "student_parameters": count_parameters(students["full"]),
+    }
+
+
+KINDS = ("naive", "lean", "cached", "cached + trimmed")
+
+
+def growth_shapes(sizes: Sizes) -> list[tuple[int, int]]:
+    """(batch, length) of the steps that show how cost grows: to the full ones by doubling."""
+    lengths = [(sizes.batch, sizes.length // n) for n in (4, 2)]
+    batches = [(sizes.batch // n, sizes.length) for n in (4, 2)]
+    return [*lengths, *batches, (sizes.batch, sizes.length)]
+
+
+def measure_capture(teacher: PreTrainedModel, sizes: Sizes) -> dict[str, float]:
+    """Megabytes that attention takes in a forward pass of the teacher, above a pass without it:
+    the matched layers' head means by ``capture``, and all heads of all layers by eager."""
+    ids = torch.randint(4, sizes.vocabulary, sizes.captured, device=teacher.device)
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    layers = layer_map(sizes.student["num_hidden_layers"], sizes.teacher["num_hidden_layers"])
+    body = teacher.base_model
+
+    @torch.no_grad()
+    def captured() -> None:
+        with capture(teacher, layers) as maps:
+            body(**text)
+            assert len(maps) == len(layers)
+
+    @torch.no_grad()
+    def eager() -> None:
+        teacher.set_attn_implementation("eager")
+        body(**text, output_attentions=True)
+        teacher.set_attn_implementation("sdpa")
+
+    with torch.no_grad():
+        plain = allocated(lambda: body(**text))
+    return {
+        "plain_mb": plain,
+        "capture_mb": allocated(captured) - plain,
+        "eager_mb": allocated(eager) - plain,
+    }
 
 
 def measure_caching(
@@ -321,7 +393,7 @@ def measure_caching(
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     settings: CacheSettings,
-    repeats: int,
+    sizes: Sizes,
 ) -> dict[str, float]:
     """Seconds a row: of caching (without the checks before and after), and of the same batches
     through the teacher's body and masked-LM head at the masked positions alone."""
@@ -342,112 +414,180 @@ def measure_caching(
     def caching() -> None:
         shard_columns(table, 0, teacher, tokenizer, settings, device)
 
-    timed = side_by_side({"forward": forward, "caching": caching}, repeats)
+    timed = side_by_side(
+        {"forward": forward, "caching": caching}, sizes.repeats, 2.5 * sizes.patience
+    )
     return {f"{name}_seconds_a_row": timed[name]["seconds"] / len(made) for name in timed}
-
-
-def measure_answers(sizes: Sizes, teacher: PreTrainedModel) -> dict[str, dict[str, float]]:
-    """Seconds and peak memory of one answer (three logits to one row): teacher and students."""
-    models = {
-        "teacher": teacher,
-        "student": random_model(sizes.student, sizes.vocabulary, sizes.answer_length, "sentiment"),
-        "laptop student": random_model(
-            sizes.laptop, sizes.laptop_vocabulary, sizes.answer_length, "sentiment"
-        ),
-    }
-
-    def answer(model: PreTrainedModel) -> Callable[[], object]:
-        ids = torch.randint(4, model.config.vocab_size, (1, sizes.answer_length)).to(model.device)
-        mask = torch.ones_like(ids)
-
-        @torch.inference_mode()
-        def run() -> object:
-            return model(input_ids=ids, attention_mask=mask).logits.cpu()
-
-        return run
-
-    return side_by_side({name: answer(model) for name, model in models.items()}, sizes.repeats)
 
 
 # --------------------------------------------------------------------------- the report
 
 
-def benchmark(sizes: Sizes = PAPER, epochs: int = 15) -> dict[str, Any]:
+def benchmark(sizes: Sizes = PAPER, epochs: int = 15, compiled: bool = False) -> dict[str, Any]:
     """Everything: ``machine``, ``sizes``, ``ratios`` (dimensionless), ``steps``, ``caching``,
-    ``answers``. Deterministic but for the clock."""
+    ``capture``, ``growth``, ``answers`` and what was ``left_out``.
+
+    ``compiled`` adds the students compiled by torch. Deterministic but for the clock.
+    """
     set_seed(0)
-    longest = max(sizes.length, sizes.answer_length)
+    began = time.perf_counter()
+    longest = max(sizes.length, sizes.captured[1], *(length for _, length in sizes.answer_shapes))
     teacher = random_model(sizes.teacher, sizes.vocabulary, longest, "masked-lm")
     with tempfile.TemporaryDirectory() as folder:
         made = measure_steps(sizes, teacher, Path(folder) / "cache")
-    del teacher
-    sentiment = random_model(sizes.teacher, sizes.vocabulary, longest, "sentiment")
-    answers = measure_answers(sizes, sentiment)
-    steps, caching = made["steps"], made["caching"]
-    naive = steps["naive"]["seconds"]
-    once = caching["caching_seconds_a_row"] * sizes.batch  # the caching of a step's rows
-
-    def run_of(name: str) -> float:
-        """A step's rows through all epochs, their caching included."""
-        return epochs * steps[name]["seconds"] + once
-
-    teacher_seconds = answers["teacher"]["seconds"]
+        attention = measure_capture(teacher, sizes)
+        del teacher
+        models = {
+            "teacher": random_model(sizes.teacher, sizes.vocabulary, longest, "sentiment"),
+            "student": random_model(sizes.student, sizes.vocabulary, longest, "sentiment"),
+            "laptop student": random_model(
+                sizes.laptop, sizes.laptop_vocabulary, longest, "sentiment"
+            ),
+        }
+        forms = (*sizes.student_forms, *(["compiled"] if compiled else []))
+        answers, left_out = measure_answers(
+            models,
+            {"teacher": ("fp32", "bf16"), "student": forms, "laptop student": forms},
+            sizes.answer_shapes,
+            Path(folder),
+            sizes.answer_repeats,
+            sizes.patience,
+        )
+    if not compiled:
+        left_out.append("students, compiled: --compile adds them (about a minute each)")
     return {
         "machine": machine(),
+        "minutes": (time.perf_counter() - began) / 60,
         "sizes": asdict(sizes),
         "parameters": {
-            "teacher": count_parameters(sentiment),
+            "teacher": count_parameters(models["teacher"]),
             "student": made["student_parameters"],
         },
-        "ratios": {
-            "lean step, times faster than naive": naive / steps["lean"]["seconds"],
-            "cached step, times faster than naive": naive / steps["cached"]["seconds"],
-            "cached + trimmed step, times faster than naive": naive
-            / steps["cached + trimmed"]["seconds"],
-            f"{epochs} epochs with a cache, its making included, times faster": epochs
-            * naive
-            / run_of("cached"),
-            f"{epochs} epochs with cache and trimming, times faster": epochs
-            * naive
-            / run_of("cached + trimmed"),
-            "caching a row, in teacher forward passes": caching["caching_seconds_a_row"]
-            / caching["forward_seconds_a_row"],
-            "student's answer, times faster than the teacher's": teacher_seconds
-            / answers["student"]["seconds"],
-            "laptop student's answer, times faster": teacher_seconds
-            / answers["laptop student"]["seconds"],
-        },
-        "steps": steps,
-        "caching": caching,
+        "ratios": ratios(sizes, epochs, made, attention, answers),
+        **{name: made[name] for name in ("steps", "caching", "growth")},
+        "capture": attention,
         "answers": answers,
+        "left_out": left_out,
     }
 
 
+def ratios(
+    sizes: Sizes,
+    epochs: int,
+    made: Mapping[str, Any],
+    attention: Mapping[str, float],
+    answers: Sequence[Mapping[str, Any]],
+) -> dict[str, float]:
+    """The figures that may travel to another machine, in the order in which they are told."""
+    steps, caching = made["steps"], made["caching"]
+    naive = steps["naive"]["seconds"]
+    once = caching["caching_seconds_a_row"] * sizes.batch  # the caching of a step's rows
+    found = {
+        f"{name} step, times faster than naive": naive / row["seconds"]
+        for name, row in steps.items()
+        if name != "naive"
+    }
+    for name, text in (("cached", "a cache"), ("cached + trimmed", "cache and trimming")):
+        whole = epochs * steps[name]["seconds"] + once
+        found[f"{epochs} epochs with {text}, its making included, times faster"] = (
+            epochs * naive / whole
+        )
+    found["caching a row, in teacher forward passes"] = (
+        caching["caching_seconds_a_row"] / caching["forward_seconds_a_row"]
+    )
+    found["memory for captured attention, percent of eager's"] = (
+        100 * attention["capture_mb"] / attention["eager_mb"]
+    )
+    batch, length = max(shape for shape in sizes.answer_shapes if shape[0] == 1)
+    here = [row for row in answers if (row["batch"], row["length"]) == (batch, length)]
+    seconds = {(row["model"], row["form"]): row["seconds"] for row in here}
+    for name in ("student", "laptop student"):
+        best = min(
+            (form for model, form in seconds if model == name), key=lambda f: seconds[name, f]
+        )
+        for form in dict.fromkeys(("fp32", best)):
+            found[f"{name}'s answer ({form}), times faster than the teacher's (fp32)"] = (
+                seconds["teacher", "fp32"] / seconds[name, form]
+            )
+    return found
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """A Markdown table; the first column is text, the others are numbers."""
+
+    def cell(value: object) -> str:
+        if not isinstance(value, float):
+            return str(value)
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+    head = ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
+    return [*head, *("| " + " | ".join(map(cell, row)) + " |" for row in rows)]
+
+
 def benchmark_text(report: Mapping[str, Any]) -> str:
-    """The report as text: ratios first, then the seconds and megabytes they come from."""
-    sizes, on = report["sizes"], report["machine"]
-    count = report["parameters"]
-    lines = [f"{value:8.2f}  {name}" for name, value in report["ratios"].items()]
-    lines += [
-        "",
-        f"{on['device']}, {on['threads']} threads, {on['dtype']}, torch {on['torch']}; median of "
-        f"{sizes['repeats']}; random weights, teacher {count['teacher'] / 1e6:.1f}M, student "
-        f"{count['student'] / 1e6:.1f}M",
-        "",
-        f"one step of {sizes['batch']} rows of {sizes['length']} tokens   seconds   peak MB",
+    """The report as Markdown: ratios first, then the seconds and megabytes they come from."""
+    sizes, on, caching = report["sizes"], report["machine"], report["caching"]
+    count, attention = report["parameters"], report["capture"]
+    batch, length = sizes["captured"]
+    steps = [
+        (name, row["seconds"], *(row[part] for part in PARTS), row["peak_mb"], row["extra_mb"])
+        for name, row in report["steps"].items()
     ]
-    for part in ("steps", "answers"):
-        if part == "answers":
-            lines.append(f"one answer to 1 row of {sizes['answer_length']} tokens")
-        lines += [
-            f"  {name:32} {row['seconds']:10.4f} {row['peak_mb']:9.0f}"
-            for name, row in report[part].items()
-        ]
-    caching = report["caching"]
-    lines += [
-        "one row",
-        f"  {'a plain pass of the teacher':32} {caching['forward_seconds_a_row']:10.4f}",
-        f"  {'its targets made':32} {caching['caching_seconds_a_row']:10.4f} "
-        f"{caching['peak_mb']:9.0f}",
+    answers = [
+        (
+            f"{row['model']}, {row['form']}",
+            f"{row['batch']} x {row['length']}",
+            1000 * row["seconds"],
+            row["extra_mb"],
+            row["calls"],
+        )
+        for row in report["answers"]
+    ]
+    growth: dict[tuple[int, int], list[float]] = {}
+    for row in report["growth"]:
+        growth.setdefault((row["batch"], row["length"]), []).append(row["seconds"])
+    lines = [
+        *_table(("ratio", "figure"), [(k, f"{v:.2f}") for k, v in report["ratios"].items()]),
+        "",
+        f"{on['device']}, threads: {on['threads']}, {on['dtype']} but where a row says otherwise, "
+        f"torch {on['torch']}; medians, every row on the same texts; random weights, teacher "
+        f"{count['teacher'] / 1e6:.1f}M, student {count['student'] / 1e6:.1f}M; "
+        f"{report['minutes']:.1f} minutes in all.",
+        "",
+        f"One step of {sizes['batch']} rows of {sizes['length']} tokens, median of "
+        f"{sizes['repeats']}. *Peak* is the whole process, with all models and optimisers of this "
+        "table in it; *extra* what the first step added.",
+        "",
+        *_table(("step", "seconds", *PARTS, "peak MB", "extra MB"), steps),
+        "",
+        f"Caching: {caching['caching_seconds_a_row']:.4f} seconds a row, a plain pass of the "
+        f"teacher {caching['forward_seconds_a_row']:.4f}.",
+        "",
+        f"Attention of {batch} x {length} tokens takes {attention['capture_mb']:.1f} MB by "
+        f"capture, {attention['eager_mb']:.1f} MB by eager, above the {attention['plain_mb']:.1f} "
+        "MB of a teacher's pass without.",
+        "",
+        "Seconds of a step as batch and length grow (one call):",
+        "",
+        *_table(
+            ("batch x length", *KINDS), [(f"{b} x {n}", *row) for (b, n), row in growth.items()]
+        ),
+        "",
+        "One answer (three logits a row), *extra* what the first call added to the memory:",
+        "",
+        *_table(("model, form", "batch x length", "ms", "extra MB", "calls"), answers),
+        *([""] if report["left_out"] else []),
+        *(f"- left out: {line}" for line in report["left_out"]),
     ]
     return "\n".join(lines)
+
+
+def write_benchmark(report: Mapping[str, Any], output: str | Path) -> None:
+    """``report.json``, ``report.md`` and ``cost.png`` in the folder ``output``."""
+    output = Path(output)
+    write_json(output / "report.json", report)
+    head = "# What a step and an answer cost\n\n"
+    head += "`python -m comet_lib benchmark --output DIR` printed:\n\n"
+    picture = "\n\n![Seconds of a step by length and by batch](cost.png)\n"
+    write_text(output / "report.md", head + benchmark_text(report) + picture)
+    plots.save(plots.cost_growth(report["growth"]), output / "cost.png")

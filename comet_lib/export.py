@@ -119,6 +119,23 @@ def write_int8(source: str | Path, path: str | Path) -> None:
         )
 
 
+def session(path: Path) -> Any:
+    """A graph of :func:`write_onnx` in onnxruntime, on the CPU, with as many threads as torch.
+
+    Raises:
+        CometError: the file is no graph, or onnxruntime is not installed.
+    """
+    runtime = _needs("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise CometError(
+            f"{path}: onnxruntime cannot read it ({type(error).__name__}); export the model again"
+        ) from error
+
+
 class Exported(nn.Module):
     """An exported model in a model's place: ``model(input_ids=..., attention_mask=...).logits``.
 
@@ -128,19 +145,8 @@ class Exported(nn.Module):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
-        runtime = _needs("onnxruntime")
         folder = user_path(folder)
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        try:
-            self.session = runtime.InferenceSession(
-                str(folder / GRAPH), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            raise CometError(
-                f"{folder / GRAPH}: onnxruntime cannot read it ({type(error).__name__}); export "
-                "the model again"
-            ) from error
+        self.session = session(folder / GRAPH)
         self.config = checked_config(folder)
         self.device = torch.device("cpu")
         self.size = (folder / GRAPH).stat().st_size

@@ -235,3 +235,41 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
         fontsize=9,
     )
     return figure
+
+
+def cost_growth(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Seconds of each kind of step (``step``, ``batch``, ``length``, ``seconds``): over the length
+    at the largest batch, and over the batch at the largest length. Both axes are logarithmic."""
+    largest = {name: max(row[name] for row in rows) for name in ("batch", "length")}
+    kinds = list(dict.fromkeys(row["step"] for row in rows))
+    styles = dict(zip(kinds, zip((BLUE, GREY, ORANGE, GREEN), "os^D", strict=True), strict=False))
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
+    for axes, name, other in zip(panels, ("length", "batch"), ("batch", "length"), strict=True):
+        times = {
+            kind: sorted(
+                (row[name], row["seconds"])
+                for row in rows
+                if row["step"] == kind and row[other] == largest[other]
+            )
+            for kind in kinds
+        }
+        for kind, points in times.items():
+            colour, marker = styles[kind]
+            axes.plot(*zip(*points, strict=True), marker=marker, color=colour, label=kind)
+        ticks = [x for x, _ in times[kinds[0]]]
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(ticks, [str(x) for x in ticks])
+        unit = {"length": "tokens a row", "batch": "rows"}
+        axes.set_xlabel(f"{unit[name]} ({largest[other]} {unit[other]})")
+        grew = [times[kind][-1][1] / times[kind][0][1] for kind in (kinds[0], kinds[-1])]
+        axes.set_title(
+            f"{ticks[-1] // ticks[0]} times the {name}: {kinds[0]} x {grew[0]:.1f}, "
+            f"{kinds[-1]} x {grew[1]:.1f}",
+            loc="left",
+            fontsize=9,
+        )
+        _bare(axes)
+    panels[0].set_ylabel("seconds of a step")
+    panels[0].legend(frameon=False, fontsize=8)
+    return figure

@@ -21,15 +21,15 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from comet_lib.benchmark import (
     PAPER,
-    Memory,
     Sizes,
-    machine,
     number_texts,
     number_tokenizer,
     random_model,
 )
 from comet_lib.cache import predicted_bytes
 from comet_lib.data import LABELS
+from comet_lib.files import write_json, write_text
+from comet_lib.instruments import Memory, machine
 from comet_lib.models import count_parameters, quiet, same_body
 from comet_lib.profiles import Profile
 from comet_lib.training import distil_task_agnostic, fine_tune, steps_per_epoch
@@ -228,3 +228,12 @@ def rehearsal_text(report: Mapping[str, Any]) -> str:
         f"  memory: {peak:.1f} GB at most; the cache on disk: {report['cache_gb']:.1f} GB",
     ]
     return "\n".join(lines)
+
+
+def write_rehearsal(report: Mapping[str, Any], output: str | Path) -> None:
+    """``rehearsal.json`` and ``rehearsal.md`` in the folder ``output``."""
+    output = Path(output)
+    write_json(output / "rehearsal.json", report)
+    command = f"python -m comet_lib rehearse --profile {report['profile']} --output DIR"
+    head = f"# The whole run, a few steps of it\n\n`{command}` printed:\n\n"
+    write_text(output / "rehearsal.md", f"{head}```\n{rehearsal_text(report)}\n```\n")

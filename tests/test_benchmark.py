@@ -2,27 +2,52 @@
 
 import json
 import sys
+import time
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 from comet_lib import __main__ as cli
 from comet_lib.benchmark import (
+    KINDS,
     QUICK,
-    Memory,
     NaiveTaskAgnostic,
+    Stepper,
+    _cut,
     benchmark,
     benchmark_text,
     number_texts,
     number_tokenizer,
     random_model,
+    write_benchmark,
 )
+from comet_lib.cache import CachedCollator
+from comet_lib.forms import build_forms, measure_answers
+from comet_lib.instruments import Memory, allocated, side_by_side
 from comet_lib.profiles import get_profile
 from comet_lib.rehearsal import rehearsal_text, rehearse
 from comet_lib.training import TaskAgnostic
 
-TINY = replace(QUICK, repeats=1)
+SMALL = {
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+}
+TINY = replace(
+    QUICK,
+    teacher={**SMALL, "num_hidden_layers": 4},
+    student=SMALL,
+    laptop={**SMALL, "hidden_size": 16},
+    vocabulary=2000,
+    trimmed=300,
+    length=16,
+    repeats=1,
+    answer_repeats=2,
+)
 
 
 def test_the_text_has_the_length_asked_for():
@@ -36,7 +61,7 @@ def test_the_text_has_the_length_asked_for():
 def test_the_naive_step_has_the_lean_steps_loss():
     torch.manual_seed(0)
     teacher, student = (
-        random_model(sizes, 100, 16, "masked-lm") for sizes in (QUICK.teacher, QUICK.student)
+        random_model(sizes, 100, 16, "masked-lm") for sizes in (TINY.teacher, TINY.student)
     )
     ids = torch.randint(4, 99, (3, 10))
     labels = torch.full_like(ids, -100)
@@ -58,10 +83,117 @@ def test_memory_sees_an_allocation():
     del block
 
 
-def test_benchmark_reports_ratios_of_its_own_seconds():
+def test_allocated_counts_what_lives_at_once():
+    weight = torch.ones(500, 500)  # 1 MB, there before
+
+    def run() -> None:
+        one = weight.t() @ weight  # 1 MB, and a view that is none
+        two = one + 1  # 2 MB
+        del one
+        three = two.exp()  # 2 MB
+        del two, three
+        torch.ones(100)
+
+    assert allocated(run) == 2.0
+
+
+def test_a_slow_run_gets_fewer_calls_but_the_same_turns():
+    order, naps = [], {"quick": 0.0, "slow": 0.03, "slower": 0.2}
+
+    def run(name: str) -> None:
+        order.append(name)
+        time.sleep(naps[name])
+
+    found = side_by_side({name: partial(run, name) for name in naps}, 4, patience=0.1)
+    assert [found[name]["calls"] for name in naps] == [4, order.count("slow") - 1, 1]
+    assert 1 <= order.count("slow") - 1 <= 3 and order.count("slower") == 1
+    assert order[:5] == ["quick", "slow", "slower", "quick", "slow"]
+    assert found["slower"]["seconds"] >= 0.2
+
+
+def test_a_sparse_input_gradient_is_the_same_training():
+    torch.manual_seed(0)
+    ids = torch.randint(4, 99, (3, 10))
+    labels = torch.where(torch.arange(10) < 3, ids, -100)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    students = []
+    for sparse in (False, True):
+        torch.manual_seed(1)
+        teacher, student = (
+            random_model(sizes, 100, 16, "masked-lm") for sizes in (TINY.teacher, TINY.student)
+        )
+        student.get_input_embeddings().sparse = sparse
+        step = Stepper(student, TaskAgnostic(teacher, {0: 1, 1: 3}), lambda: batch)
+        torch.manual_seed(2)  # dropout
+        step()
+        step()
+        students.append(student)
+        assert set(step.medians()) == {"forward", "backward", "optimiser"}
+    for one, other in zip(*(s.parameters() for s in students), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-8)
+
+
+def test_a_row_cut_short_fits_a_batch():
+    n, layers, k = 6, 2, 3
+    maps = np.arange(layers * n * n, dtype=np.uint8).reshape(layers, n, n)
+    top = np.arange(3 * k, dtype=np.int32).reshape(3, k)
+    row = {
+        "input_ids": [0, 5, 6, 7, 8, 2],
+        "length": n,
+        "positions": [1, 3, 4],
+        "maps": maps.tobytes(),
+        "top_indices": top.tobytes(),
+        "top_logprobs": top.astype(np.float16).tobytes(),
+        "tail": np.array([1, 2, 3], dtype=np.float32).tobytes(),
+    }
+    batch = CachedCollator(layers, 1)([_cut(row, 4)])
+    assert batch["input_ids"].tolist() == [[0, 5, 6, 7]]
+    assert batch["labels"].tolist() == [[-100, 0, -100, 0]]
+    assert torch.equal(batch["teacher_maps"][0], torch.from_numpy(maps[:, :4, :4].copy()))
+    assert batch["top_indices"].tolist() == top[:2].tolist()
+    assert batch["tail"].tolist() == [1, 2]
+
+
+def test_the_forms_of_a_model_answer_alike(tmp_path):
+    torch.manual_seed(0)
+    model = random_model(TINY.student, 100, 16, "sentiment")
+    wanted = ("fp32", "bf16", "ONNX", "ONNX int8")
+    built, missing = build_forms(model, tmp_path, wanted)
+    assert tuple(built) == wanted and not missing
+    ids = torch.randint(4, 99, (2, 10))
+    logits = {n: torch.as_tensor(form(ids, torch.ones_like(ids))) for n, form in built.items()}
+    torch.testing.assert_close(logits["ONNX"], logits["fp32"], atol=1e-5, rtol=0)
+    for name in ("bf16", "ONNX int8"):
+        assert 0 < float((logits[name] - logits["fp32"]).abs().max()) < 0.05
+
+
+def test_a_form_that_cannot_be_built_is_left_out_with_the_reason(tmp_path, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler\nand more")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    model = random_model(TINY.student, 100, 16, "sentiment")
+    rows, left_out = measure_answers(
+        {"m": model}, {"m": ("fp32", "compiled")}, [(1, 4)], tmp_path, 1, 9.0
+    )
+    assert [row["form"] for row in rows] == ["fp32"]
+    assert left_out == ["m, compiled: RuntimeError: no compiler"]
+
+
+def test_a_form_that_would_take_too_long_is_left_out(tmp_path):
+    model = random_model(TINY.student, 100, 16, "sentiment")
+    rows, left_out = measure_answers(
+        {"m": model}, {"m": ("fp32", "bf16")}, [(1, 4), (1, 8)], tmp_path, 1, patience=1e-9
+    )
+    found = [(row["form"], row["length"]) for row in rows]
+    assert found == [("fp32", 4), ("bf16", 4), ("fp32", 8)]
+    assert len(left_out) == 1 and left_out[0].startswith("m, bf16 at 1 x 8: about")
+
+
+def test_benchmark_reports_ratios_of_its_own_seconds(tmp_path):
     report = benchmark(TINY, epochs=3)
     steps, caching = report["steps"], report["caching"]
-    assert list(steps) == ["naive", "lean", "cached", "cached + trimmed"]
+    assert list(steps)[:4] == list(KINDS) and len(steps) == 6
     assert all(row["seconds"] > 0 and row["peak_mb"] > 0 for row in steps.values())
     ratios = report["ratios"]
     naive = steps["naive"]["seconds"]
@@ -72,9 +204,22 @@ def test_benchmark_reports_ratios_of_its_own_seconds():
     assert ratios["3 epochs with a cache, its making included, times faster"] == pytest.approx(
         3 * naive / whole
     )
+    attention = report["capture"]
+    maps = 4 * 32 * 32 * 4 / 1e6  # a float32 map of each row of the batch
+    assert attention["eager_mb"] >= 0.9 * 4 * 2 * maps  # 4 layers, 2 heads
+    answers = {(r["model"], r["form"], r["length"]): r for r in report["answers"] if r["batch"] < 2}
+    ratio = "student's answer (fp32), times faster than the teacher's (fp32)"
+    assert ratios[ratio] == pytest.approx(
+        answers["teacher", "fp32", 32]["seconds"] / answers["student", "fp32", 32]["seconds"]
+    )
+    shapes = {(row["batch"], row["length"]) for row in report["growth"]}
+    assert shapes == {(8, 4), (8, 8), (2, 16), (4, 16), (8, 16)}
     text = benchmark_text(report)
-    assert text.splitlines()[0].endswith("lean step, times faster than naive")
-    json.dumps(report)
+    assert text.splitlines()[2].startswith("| lean step, times faster than naive |")
+    write_benchmark(report, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["ratios"] == ratios
+    assert text in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "cost.png").stat().st_size > 10_000
 
 
 def test_rehearsal_predicts_the_whole_run():
@@ -97,8 +242,10 @@ def test_rehearsal_predicts_the_whole_run():
 def test_the_command_line_writes_json(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("comet_lib.benchmark.QUICK", TINY)
     arguments = ["comet_lib", command, "--quick", "--json", str(tmp_path / "figures.json")]
+    arguments += ["--output", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert not stopped.value.code and "seconds" in capsys.readouterr().out
     assert json.loads((tmp_path / "figures.json").read_text())["machine"]["threads"] >= 1
+    assert len(list((tmp_path / "out").iterdir())) >= 2

@@ -1,0 +1,144 @@
+"""A clock and a memory gauge that are fair to what they compare."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import platform
+import re
+import resource
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from comet_lib.processes import give_back_memory
+
+
+class Memory:
+    """The most memory in use since :meth:`start`, in megabytes (10^6 bytes).
+
+    On a GPU what torch allocated there; else this process's resident memory, for which Linux keeps
+    a mark that can be reset. Elsewhere the mark is that of the whole process.
+    """
+
+    def __init__(self) -> None:
+        self.cuda = torch.cuda.is_available()
+
+    def start(self) -> None:
+        give_back_memory()
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
+
+    def peak(self) -> float:
+        if self.cuda:
+            return torch.cuda.max_memory_allocated() / 1e6
+        with contextlib.suppress(OSError, AttributeError):
+            status = Path("/proc/self/status").read_text()
+            found = re.search(r"VmHWM:\s+(\d+) kB", status)
+            if found:
+                return int(found[1]) * 1024 / 1e6
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most * (1 if platform.system() == "Darwin" else 1024) / 1e6
+
+
+class _Alive(TorchDispatchMode):
+    """Bytes of the tensors that were made inside and still live, and the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}  # storage -> bytes; 0 where it was there before
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in self._tensors((args, kwargs)):
+            self.sizes.setdefault(tensor.untyped_storage()._cdata, 0)
+        made = func(*args, **(kwargs or {}))
+        for tensor in self._tensors(made):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.sizes:
+                self.sizes[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage._cdata)
+        self.most = max(self.most, self.now)
+        return made
+
+    def _freed(self, storage: int) -> None:
+        self.now -= self.sizes.pop(storage, 0)
+
+    @staticmethod
+    def _tensors(tree: Any) -> list[Tensor]:
+        return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def allocated(run: Callable[[], object]) -> float:
+    """The most megabytes of tensors that lived at once of those that one call makes.
+
+    To the byte, where resident memory is too coarse; what an operator allocates and frees within
+    itself is not seen.
+    """
+    with _Alive() as alive:
+        run()
+    return alive.most / 1e6
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """How long one call takes, the GPU's work included."""
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def side_by_side(
+    runs: Mapping[Any, Callable[[], object]], repeats: int, patience: float = math.inf
+) -> dict[Any, dict[str, float]]:
+    """Each run's median ``seconds`` over ``calls``, taking turns after one warm-up of each.
+
+    ``peak_mb`` and ``extra_mb`` (the peak less what was in use before) are the warm-up's. A run
+    that would take more than ``patience`` seconds gets fewer calls; one whose first call does,
+    none: then that call is its figure.
+    """
+    memory, found = Memory(), {}
+    times: dict[Any, list[float]] = {name: [] for name in runs}
+    for name, run in runs.items():
+        memory.start()
+        before = memory.peak()
+        first = seconds(run)
+        peak = memory.peak()
+        calls = repeats if repeats * first <= patience else int(patience // first)
+        times[name] = [] if calls else [first]
+        found[name] = {"peak_mb": peak, "extra_mb": peak - before, "calls": calls}
+    for turn in range(repeats):
+        for name, run in runs.items():
+            if turn < found[name]["calls"]:
+                times[name].append(seconds(run))
+    return {
+        name: {"seconds": statistics.median(times[name]), **row, "calls": max(1, row["calls"])}
+        for name, row in found.items()
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the figures belong to."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "device": gpu or "CPU",
+        "threads": torch.get_num_threads(),
+        "dtype": "float32",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
