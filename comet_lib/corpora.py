@@ -35,7 +35,7 @@ from comet_lib.profiles import Profile, user_path
 
 #: What ``--text`` says for FineWeb-2 from the hub, in place of a path.
 HUB = "fineweb-2"
-#: Files that are read side by side, at most: each holds a few MB.
+#: Files that are read side by side, at most (each holds a few MB); more follow one another.
 LANES = 16
 #: Rows that are shuffled together, and sorted into batches of like length.
 SHUFFLED = 10_000

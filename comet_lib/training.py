@@ -221,6 +221,14 @@ class DistillationTrainer(Trainer):
         """In the table's order: scores by language need it."""
         return SequentialSampler(eval_dataset)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """With saves by steps, one may come right before the evaluation at an epoch's end, which a
+        run resumed from there leaves out: so the evaluation's loader must not draw from the shared
+        random state, on which dropout depends."""
+        apart = self.args.save_strategy == "steps"
+        with torch.random.fork_rng(devices=[], enabled=apart):
+            return super().evaluate(*args, **kwargs)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             for name, values in self._terms.items():

@@ -50,7 +50,7 @@ def peak() -> float:
 
 
 def measure(folder: Path) -> None:
-    """One size: prints peaks and seconds as JSON."""
+    """One size: prints a line for each part."""
     from torch.utils.data import DataLoader
     from transformers import set_seed
 
@@ -61,10 +61,8 @@ def measure(folder: Path) -> None:
     from comet_lib.recipe import student_config
     from comet_lib.training import distil_task_agnostic
 
-    made = {"imports": (peak(), 0.0)}
-
     def done(name: str, start: float) -> None:
-        made[name] = (peak(), time.perf_counter() - start)
+        print(f"{name:15} {peak():8,.0f} MB {time.perf_counter() - start:8.1f} s", flush=True)
 
     profile = get_profile("tiny")
     profile = profile.with_(stage1=replace(profile.stage1, max_steps=20))
@@ -88,7 +86,6 @@ def measure(folder: Path) -> None:
     for _ in DataLoader(rows, 16, collate_fn=MaskingCollator(tokenizer)):
         pass
     done("a pass skipped", start)
-    print(json.dumps(made))
 
 
 def main(
@@ -101,19 +98,22 @@ def main(
     if folder is not None:
         return measure(folder)
     peaks = []
+    memory = 0.0
     for count in (few, many):
         with tempfile.TemporaryDirectory() as made:
             text = Path(made) / "text"
             text.mkdir()
             write(text, kind, count)
             size = sum(path.stat().st_size for path in text.iterdir()) / 1e6
-            child = [sys.executable, __file__, "--folder", str(text)]
-            done = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        peaks.append(max(memory for memory, _ in found.values()))
-        print(f"{count:,} lines, {kind}, {size:,.1f} MB on disk: peak {peaks[-1]:,.0f} MB")
-        for name, (memory, seconds) in found.items():
-            print(f"  after {name:16} {memory:8,.0f} MB {seconds:8.1f} s", flush=True)
+            print(f"{count:,} lines, {kind}, {size:,.1f} MB on disk", flush=True)
+            command = [sys.executable, __file__, "--folder", str(text)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+                for line in child.stdout or ():
+                    print(f"  after {line}", end="", flush=True)
+                    memory = float(line.split(" MB")[0].split()[-1].replace(",", ""))
+            if child.returncode:
+                raise typer.Exit(child.returncode)
+        peaks.append(memory)
     print(f"difference: {peaks[1] - peaks[0]:+,.0f} MB")
 
 
