@@ -108,7 +108,7 @@ def measure_answers(
             model = models[key[0]]
             ids = torch.randint(4, model.config.vocab_size, (batch, length), device=model.device)
             runs[key] = partial(answer, ids, torch.ones_like(ids))
-        for key, row in side_by_side(runs, repeats, patience).items():
+        for key, row in side_by_side(runs, repeats, patience, block=5).items():
             a_token[key] = row["seconds"] / (batch * length)
             name, form = key
             rows.append({"model": name, "form": form, "batch": batch, "length": length, **row})

@@ -103,9 +103,15 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def side_by_side(
-    runs: Mapping[Any, Callable[[], object]], repeats: int, patience: float = math.inf
+    runs: Mapping[Any, Callable[[], object]],
+    repeats: int,
+    patience: float = math.inf,
+    block: int = 1,
 ) -> dict[Any, dict[str, float]]:
     """Each run's median ``seconds`` over ``calls``, taking turns after one warm-up of each.
+
+    A turn is ``block`` calls. With more than one, another goes before that is not timed: threads
+    of the run before, which wait for work a while with their core busy, would make it slow.
 
     ``peak_mb`` and ``extra_mb`` (the peak less what was in use before) are the warm-up's. A run
     that would take more than ``patience`` seconds gets fewer calls; one whose first call does,
@@ -121,10 +127,12 @@ def side_by_side(
         calls = repeats if repeats * first <= patience else int(patience // first)
         times[name] = [] if calls else [first]
         found[name] = {"peak_mb": peak, "extra_mb": peak - before, "calls": calls}
-    for turn in range(repeats):
+    for turn in range(0, repeats, block):
         for name, run in runs.items():
-            if turn < found[name]["calls"]:
-                times[name].append(seconds(run))
+            left = int(found[name]["calls"]) - turn
+            if block > 1 and left >= block:
+                run()
+            times[name] += [seconds(run) for _ in range(min(block, left))]
     return {
         name: {"seconds": statistics.median(times[name]), **row, "calls": max(1, row["calls"])}
         for name, row in found.items()

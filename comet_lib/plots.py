@@ -271,5 +271,12 @@ def cost_growth(rows: Sequence[Mapping[str, Any]]) -> Figure:
         )
         _bare(axes)
     panels[0].set_ylabel("seconds of a step")
-    panels[0].legend(frameon=False, fontsize=8)
+    panels[0].yaxis.set_major_formatter("{x:g}")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=len(kinds),
+        frameon=False,
+        fontsize=8,
+    )
     return figure
