@@ -227,7 +227,6 @@ class Laboratory:
                 self.labels[at].tolist(),
                 [self.languages[i] for i in at],
                 self.profile.folds,
-                jobs=1,
             )
             for language in self.profile.languages if len(rest) else ():
                 own, others = (

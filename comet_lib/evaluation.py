@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
 from sklearn.metrics import accuracy_score, f1_score
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from comet_lib.errors import CometError
 from comet_lib.labels import LABELS
 from comet_lib.models import check_pair, label_order
-from comet_lib.targets import class_probabilities, in_processes, tfidf_classifier
+from comet_lib.targets import class_probabilities, tfidf_classifier
 
 #: Weighted F1 on AfriSenti's test split as the paper has it, in the order kin swa hau ibo yor.
 PAPER_PROVENANCE = (
@@ -80,28 +79,20 @@ def predict_probabilities(
     return out
 
 
-def tfidf_baseline(data: DatasetDict, split: str = "test", jobs: int = 2) -> tuple[np.ndarray, int]:
-    """The TF-IDF baseline, fitted per language on train, ``jobs`` languages at a time.
+def tfidf_baseline(data: DatasetDict, split: str = "test") -> tuple[np.ndarray, int]:
+    """The TF-IDF baseline, fitted per language on train.
 
     Returns:
         (N, 3) probabilities for ``split``, and the number of weights over all languages.
     """
+    out, weights = np.zeros((len(data[split]), len(LABELS))), 0
     train, target = data["train"].to_pandas(), data[split].to_pandas()
-    here = target.groupby("language", sort=False).indices
-    tasks = [
-        (train[train["language"] == code], target["text"].iloc[rows]) for code, rows in here.items()
-    ]
-    answers = in_processes(_fit_and_ask, tasks, len(train), jobs)
-    out = np.zeros((len(target), len(LABELS)))
-    for rows, (probabilities, _) in zip(here.values(), answers, strict=True):
-        out[rows] = probabilities
-    return out, sum(count for _, count in answers)
-
-
-def _fit_and_ask(train: pd.DataFrame, texts: pd.Series) -> tuple[np.ndarray, int]:
-    classifier = tfidf_classifier().fit(train["text"].tolist(), train["label"].to_numpy())
-    weights = classifier[-1].coef_.size + classifier[-1].intercept_.size
-    return class_probabilities(classifier, texts.tolist()), weights
+    for language, rows in target.groupby("language", sort=False).indices.items():
+        here = train[train["language"] == language]
+        classifier = tfidf_classifier().fit(here["text"].tolist(), here["label"].to_numpy())
+        out[rows] = class_probabilities(classifier, target["text"].iloc[rows].tolist())
+        weights += classifier[-1].coef_.size + classifier[-1].intercept_.size
+    return out, weights
 
 
 def weighted_f1(labels: Sequence[int], predictions: Sequence[int]) -> float:

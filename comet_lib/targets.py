@@ -7,12 +7,10 @@ are spliced from pieces of two tweets of one fold and labelled by that fold's mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from joblib import Parallel, delayed
-from joblib.externals.loky import get_reusable_executor
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline, make_union
@@ -41,19 +39,6 @@ def class_probabilities(classifier: Pipeline, texts: Sequence[str]) -> np.ndarra
     out = np.zeros((len(texts), len(LABELS)))
     out[:, classifier.classes_.astype(int)] = classifier.predict_proba(list(texts))
     return out
-
-
-#: Fewer texts than this are done before another process has started.
-FEW = 2000
-
-
-def in_processes(function: Callable, tasks: Sequence[tuple], texts: int, jobs: int) -> list:
-    """``function(*task)`` of every task in order; ``jobs`` at a time unless ``texts`` are few."""
-    if jobs == 1 or texts < FEW:
-        return [function(*task) for task in tasks]
-    results = Parallel(n_jobs=jobs)(delayed(function)(*task) for task in tasks)
-    get_reusable_executor().shutdown()  # idle workers keep half a gigabyte each
-    return results
 
 
 @dataclass(frozen=True)
@@ -105,7 +90,6 @@ def cross_fit(
     languages: Sequence[str],
     folds: int = 5,
     seed: int = 0,
-    jobs: int = 2,
 ) -> tuple[np.ndarray, list[Fold]]:
     """Out-of-fold TF-IDF soft targets: (N, 3) probabilities, and the folds with their classifiers.
 
@@ -113,7 +97,7 @@ def cross_fit(
     fold, so that no tweet is labelled by a model that saw its twin.
     """
     tasks = _tasks(texts, labels, languages, folds, seed)
-    fitted = in_processes(_fit_fold, tasks, len(texts), jobs)
+    fitted = [_fit_fold(*task) for task in tasks]
     probabilities = np.zeros((len(texts), len(LABELS)))
     for fold in fitted:
         probabilities[fold.rows] = class_probabilities(fold.classifier, fold.texts)
@@ -134,7 +118,6 @@ def cross_fit_and_splice(
     ratio: float,
     folds: int = 5,
     seed: int = 0,
-    jobs: int = 2,
 ) -> tuple[np.ndarray, list[str], np.ndarray, list[str]]:
     """:func:`cross_fit` and :func:`splice` in one pass that keeps one classifier at a time.
 
@@ -142,8 +125,7 @@ def cross_fit_and_splice(
         (N, 3) out-of-fold probabilities; spliced texts, their (M, 3) probabilities, languages.
     """
     tasks = _tasks(texts, labels, languages, folds, seed)
-    asked = [(task, ratio, (seed, k)) for k, task in enumerate(tasks)]
-    answers = in_processes(_answers, asked, len(texts), jobs)
+    answers = [_answers(task, ratio, (seed, k)) for k, task in enumerate(tasks)]
     probabilities = np.zeros((len(texts), len(LABELS)))
     made: list[str] = []
     made_languages: list[str] = []

@@ -25,7 +25,7 @@ def test_out_of_fold_never_sees_its_own_row(monkeypatch):
         return fit(language, rows, here, y, inside, outside)
 
     monkeypatch.setattr(targets, "_fit_fold", spy)
-    probabilities, folds = targets.cross_fit(texts, labels, languages, folds=3, jobs=1)
+    probabilities, folds = targets.cross_fit(texts, labels, languages, folds=3)
     assert len(folds) == 6 and all(not (a & b) for a, b in seen)
     assert sorted(np.concatenate([f.rows for f in folds])) == list(range(len(texts)))
     assert probabilities.shape == (60, 3)
@@ -35,7 +35,7 @@ def test_out_of_fold_never_sees_its_own_row(monkeypatch):
 
 def test_too_few_labels_are_refused():
     with pytest.raises(CometError, match="kin: too few"):
-        targets.cross_fit(["a b", "c d"], [0, 0], ["kin", "kin"], jobs=1)
+        targets.cross_fit(["a b", "c d"], [0, 0], ["kin", "kin"])
 
 
 def test_probabilities_keep_label_order_with_a_label_missing():
@@ -46,7 +46,7 @@ def test_probabilities_keep_label_order_with_a_label_missing():
 
 def test_splices_are_made_of_pieces_and_labelled_by_their_own_fold():
     texts, labels, languages = tweets()
-    _, folds = targets.cross_fit(texts, labels, languages, folds=3, jobs=1)
+    _, folds = targets.cross_fit(texts, labels, languages, folds=3)
     made, probabilities, codes = targets.splice(folds, 2.0, np.random.default_rng(0))
     assert len(made) == len(codes) == len(probabilities) == 120
     start = 0
@@ -63,7 +63,7 @@ def test_splices_are_made_of_pieces_and_labelled_by_their_own_fold():
 
 def test_splice_ratio_zero_and_reproducibility():
     texts, labels, languages = tweets()
-    _, folds = targets.cross_fit(texts, labels, languages, folds=2, jobs=1)
+    _, folds = targets.cross_fit(texts, labels, languages, folds=2)
     none, probabilities, _ = targets.splice(folds, 0.0, np.random.default_rng(0))
     assert none == [] and probabilities.shape == (0, 3)
     first, again = (targets.splice(folds, 1.0, np.random.default_rng(5))[0] for _ in range(2))
@@ -72,9 +72,9 @@ def test_splice_ratio_zero_and_reproducibility():
 
 def test_one_pass_equals_the_two_steps():
     texts, labels, languages = tweets()
-    slow, folds = targets.cross_fit(texts, labels, languages, folds=3, jobs=1)
+    slow, folds = targets.cross_fit(texts, labels, languages, folds=3)
     fast, made, probabilities, codes = targets.cross_fit_and_splice(
-        texts, labels, languages, 1.5, folds=3, jobs=1
+        texts, labels, languages, 1.5, folds=3
     )
     assert fast == pytest.approx(slow)
     assert len(made) == len(codes) == len(probabilities) == 90
@@ -85,13 +85,3 @@ def test_one_pass_equals_the_two_steps():
         made = made[len(new) :]
         expected.append(answer)
     assert probabilities == pytest.approx(np.concatenate(expected))
-
-
-def test_processes_answer_as_one_does_and_in_order():
-    tasks = [(7, 2), (9, 4), (5, 3)]
-    alone = targets.in_processes(divmod, tasks, texts=10, jobs=2)
-    assert (
-        alone
-        == targets.in_processes(divmod, tasks, texts=10**6, jobs=2)
-        == [(3, 1), (2, 1), (1, 2)]
-    )
