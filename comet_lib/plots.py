@@ -192,8 +192,8 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
     panels = [
         panel
         for panel in (
-            ("difference", "against", "none", "distillation"),
-            ("added", "base", "both", "the one change"),
+            ("difference", "against", "none", "Distillation"),
+            ("added", "base", "both", "The one change"),
         )
         if any(panel[0] in row[split] for row in rows)
     ]
@@ -223,7 +223,9 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
                 va="center",
             )
         found = sum(row[split][kind]["holm"] < 0.05 for _, row in tests)
-        axis.set_title(f"What {title} adds: p < 0.05 in {found} of {len(tests)}", loc="left")
+        axis.set_title(
+            f"{title} adds: p < 0.05 in {found} of {len(tests)}", loc="left", fontsize=10
+        )
         axis.set_xlabel(f"points of mean weighted F1 on {split}")
         _bare(axis)
     axes[0].set_yticks(range(len(shown)), [row["about"] for row in shown])
