@@ -634,9 +634,9 @@ ANSWERS: dict[str, Any] = {
 @pytest.mark.parametrize("name", check.EXERCISES)
 def test_no_answer_breaks_a_check(name: str, capsys: Any) -> None:
     for kind, answer in ANSWERS.items():
-        assert check.EXERCISES[name](answer) is False, kind
+        check.EXERCISES[name](answer)
         line = capsys.readouterr().out
-        assert line.startswith("NOT YET") and line.count("\n") == 1, line
+        assert line.startswith("NOT YET") and line.count("\n") == 1, (kind, line)
 
 
 @pytest.mark.parametrize("answer", [endless, swallowing])
