@@ -400,7 +400,7 @@ def distil_task_agnostic(
             objective = CachedTaskAgnostic(matches, stage.temperature, stage.alpha, kind)
         held_out, rows = table.select(range(held)), table.select(range(held, len(table)))
     if cache is None:  # the same masks after every epoch
-        held_out = held_out.add_column("epoch", [0] * held)
+        held_out = Dataset.from_list([{**row, "epoch": 0} for row in held_out])
     trainer = DistillationTrainer(
         model=student,
         args=args,
