@@ -171,7 +171,7 @@ TINY = Profile(
 
 LAPTOP = Profile(
     name="laptop",
-    minutes="5 minutes",
+    minutes="6 to 10 minutes",
     ram_gb=2,
     download_gb=0.01,
     teacher=_BUNDLED,
