@@ -326,9 +326,11 @@ def measure_steps(sizes: Sizes, teacher: PreTrainedModel, folder: Path) -> dict[
         return made
 
     runs = steppers(rows, disk=True)
-    for name in ("sparse", "frozen"):
-        long = {"sparse": "cached, sparse input gradient", "frozen": "cached, embeddings frozen"}
-        runs[long[name]] = Stepper(students[name], of_cache, runs["cached"].batch, optimisers[name])
+    for title, name in (
+        ("cached, sparse input gradient", "sparse"),
+        ("cached, embeddings frozen", "frozen"),
+    ):
+        runs[title] = Stepper(students[name], of_cache, runs["cached"].batch, optimisers[name])
     steps = side_by_side(runs, sizes.repeats)
     for name, row in steps.items():
         row |= runs[name].medians()

@@ -374,6 +374,7 @@ def distil_task_agnostic(
             "per_device_eval_batch_size": stage.batch_size,  # logits are large here
             "save_strategy": "steps",
             "save_steps": max(1, steps // 10),  # one epoch on a laptop takes minutes
+            "logging_steps": max(1, min(20, steps // 20)),  # a short run has a curve too
             **arguments,
         },
     )
