@@ -73,12 +73,15 @@ def write_onnx(model: PreTrainedModel, path: str | Path) -> None:
     """``model`` as an ONNX graph: input_ids and attention_mask (B, L) int64 -> logits (B, C).
 
     B and L are free. The exporter's traces are taken out; they outweigh a small student's layers.
+    Attention is written in its eager form: that of PyTorch's fused operator comes with a guard
+    against NaN: with it an answer of 128 tokens took 1.4 times as long.
     """
     onnx = _needs("onnx")
     _needs("onnxscript")
     example = torch.tensor([[0, 5, 5, 2], [0, 5, 2, 1]]), torch.tensor([[1] * 4, [1, 1, 1, 0]])
     axes = {0: "batch", 1: "length"}
-    was_training = model.training
+    was_training, attention = model.training, model.config._attn_implementation
+    model.set_attn_implementation("eager")
     try:
         with _silence():
             program: Any = torch.onnx.export(
@@ -91,6 +94,7 @@ def write_onnx(model: PreTrainedModel, path: str | Path) -> None:
                 dynamic_shapes=dict.fromkeys(INPUTS, axes),
             )
     finally:
+        model.set_attn_implementation(attention)
         model.train(was_training)
     made = program.model_proto
     graph = made.graph

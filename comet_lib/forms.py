@@ -52,8 +52,9 @@ def build_forms(
             return partial(torch_form, half.to(torch.bfloat16))
         if form == "compiled":
             made = partial(torch_form, torch.compile(model, dynamic=True))
-            ids = torch.full((2, 8), 5, device=model.device)
-            made(ids, torch.ones_like(ids))  # compiles now, or says why it cannot
+            for batch in (2, 1):  # compiles now, one row apart from many, or says why it cannot
+                ids = torch.full((batch, 8), 5, device=model.device)
+                made(ids, torch.ones_like(ids))
             return made
         if form in graphs:
             if not graphs["ONNX"].is_file():

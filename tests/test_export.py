@@ -106,6 +106,12 @@ def test_no_traces_and_no_paths_in_the_graph(fp32):
     assert len(raw) < 4 * fp32[1]["parameters"] + 60_000
 
 
+def test_the_graph_has_no_guard_against_nan_and_the_model_keeps_its_attention(fp32, model):
+    graph = onnx.load(fp32[0] / ship.GRAPH).graph
+    assert not [node for node in graph.node if node.op_type == "IsNaN"]
+    assert model.config._attn_implementation == "sdpa" != "eager"
+
+
 def test_int8_is_small_embeddings_too_and_says_nearly_the_same(int8, tokenizer):
     folder, report, teacher = int8
     assert sorted(p.name for p in folder.glob("*.onnx*")) == ["model.onnx"]
