@@ -2,7 +2,8 @@
 
 The parts are those of the real run (``cache_targets``, ``distil_task_agnostic``, ``fine_tune``),
 with random weights and made-up text, so nothing is downloaded. What is measured here times the
-numbers of steps of a profile is the prediction; texts of other lengths take other times.
+numbers of steps of a profile is the prediction; texts of other lengths take other times. For a T4,
+which may not be at hand, the arithmetic of a step is counted and divided by what the card can do.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from comet_lib.benchmark import (
@@ -37,28 +39,39 @@ from comet_lib.training import distil_task_agnostic, fine_tune, steps_per_epoch
 STEPS = 3  # measured, after one to warm up
 #: Tweets of AfriSenti's train split in the paper's five languages (lines of the files, less heads).
 TWEETS = 37_998
+#: Operations a second of NVIDIA's T4 in fp16 (its data sheet), and the share that training reaches.
+T4, T4_SHARE = 65e12, 0.3
 
 
 class StepTimes(TrainerCallback):
-    """Seconds of each optimiser step, and the moment when the first began."""
+    """Seconds of each optimiser step, the moment when the first began, and the first's operations.
+
+    Those are the additions and multiplications of its matrix products, forward and back.
+    """
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.began: float | None = None
         self._start = 0.0
+        self._counter = FlopCounterMode(display=False)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._start = time.perf_counter()
-        self.began = self.began or self._start
+        if self.began is None:
+            self.began = self._start
+            self._counter.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.seconds:
+            self._counter.__exit__(None, None, None)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self._start)
 
-    def median(self) -> float:
-        """Without the first step, which also warms up."""
-        return sorted(self.seconds[1:])[len(self.seconds[1:]) // 2]
+    def cost(self) -> tuple[float, int]:
+        """Of a step: the median seconds, without the first, which also warms up; operations."""
+        after = sorted(self.seconds[1:])
+        return after[len(after) // 2], self._counter.get_total_flops()
 
 
 def _few(profile: Profile) -> Profile:
@@ -72,7 +85,8 @@ def rehearse(profile: Profile, sizes: Sizes = PAPER) -> dict[str, Any]:
     """Measure every part of ``profile``'s run at ``sizes``.
 
     Rows have ``sizes.length`` tokens. Returns ``parts`` (name -> seconds of one unit, unit,
-    peak_mb), ``hours`` (part -> hours of the whole run), ``machine`` and what they come from.
+    peak_mb, operations), ``hours`` (part -> hours of the whole run), ``t4_hours`` (the same on a
+    T4, estimated), ``machine`` and what they come from.
     """
     set_seed(profile.seed)
     few = _few(profile).with_(max_length=sizes.length)
@@ -80,26 +94,31 @@ def rehearse(profile: Profile, sizes: Sizes = PAPER) -> dict[str, Any]:
     batch = profile.stage1.batch_size * profile.stage1.gradient_accumulation
     rows = max(sizes.rows, batch * (STEPS + 1) + 16)
     texts = number_texts(rows, sizes.length, sizes.vocabulary)
-    memory, parts = Memory(), {}
+    memory, parts = Memory(), dict[str, dict[str, Any]]()
 
-    def part(name: str, unit: str, run: Callable[[], float]) -> None:
+    def part(name: str, unit: str, run: Callable[[], tuple[float, int]]) -> None:
         memory.start()
-        seconds = run()
-        parts[name] = {"seconds": seconds, "unit": unit, "peak_mb": memory.peak()}
+        seconds, operations = run()
+        peak = memory.peak()
+        parts[name] = {"seconds": seconds, "unit": unit, "peak_mb": peak, "operations": operations}
 
     models: dict[str, PreTrainedModel] = {}
 
-    def build() -> float:
+    def build() -> tuple[float, int]:
         start = time.perf_counter()
         models["teacher"] = random_model(sizes.teacher, sizes.vocabulary, sizes.length, "masked-lm")
         models["student"] = random_model(sizes.student, sizes.vocabulary, sizes.length, "masked-lm")
-        return time.perf_counter() - start
+        return time.perf_counter() - start, 0
 
-    def stage_one(
-        folder: Path, cache: Path | None, steps: int = STEPS + 1
-    ) -> tuple[StepTimes, float]:
-        """Step times, and the seconds before the first step."""
-        times, start = StepTimes(), time.perf_counter()
+    def ask(folder: Path, cache: Path) -> tuple[float, int]:
+        """A row: the seconds before the first step; the arithmetic follows from the other parts."""
+        start = time.perf_counter()
+        times = stage_one(folder, cache, steps=1)
+        assert times.began is not None
+        return (times.began - start) / rows, 0
+
+    def stage_one(folder: Path, cache: Path | None, steps: int = STEPS + 1) -> StepTimes:
+        times = StepTimes()
         distil_task_agnostic(
             models["student"],
             models["teacher"],
@@ -114,10 +133,9 @@ def rehearse(profile: Profile, sizes: Sizes = PAPER) -> dict[str, Any]:
             save_strategy="no",
             disable_tqdm=True,
         )
-        assert times.began is not None
-        return times, times.began - start
+        return times
 
-    def stage_two(folder: Path) -> float:
+    def stage_two(folder: Path) -> tuple[float, int]:
         count = profile.stage2.batch_size * (STEPS + 1)
         student = random_model(sizes.student, sizes.vocabulary, sizes.length, "sentiment")
         models["student"] = same_body(student, models["student"])
@@ -143,24 +161,19 @@ def rehearse(profile: Profile, sizes: Sizes = PAPER) -> dict[str, Any]:
                 load_best_model_at_end=False,
                 disable_tqdm=True,
             )
-        return times.median()
+        return times.cost()
 
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         part("building both models", "once", build)
+        part("asking the teacher", "row", lambda: ask(work / "1", work / "cache"))
         part(
-            "asking the teacher",
-            "row",
-            lambda: stage_one(work / "1", work / "cache", steps=1)[1] / rows,
+            "stage 1, from the cache", "step", lambda: stage_one(work / "2", work / "cache").cost()
         )
-        part(
-            "stage 1, from the cache",
-            "step",
-            lambda: stage_one(work / "2", work / "cache")[0].median(),
-        )
-        part(
-            "stage 1, teacher in the loop", "step", lambda: stage_one(work / "3", None)[0].median()
-        )
+        part("stage 1, teacher in the loop", "step", lambda: stage_one(work / "3", None).cost())
+        cached = parts["stage 1, from the cache"]["operations"]
+        in_loop = parts["stage 1, teacher in the loop"]["operations"]
+        parts["asking the teacher"]["operations"] = (in_loop - cached) // batch
         teacher, student = (count_parameters(models[n]) for n in ("teacher", "student"))
         del models["teacher"]
         part("stage 2", "step", lambda: stage_two(work / "4"))
@@ -188,15 +201,22 @@ def _prediction(profile: Profile, sizes: Sizes, parts: Mapping[str, Any]) -> dic
         "stage 1, teacher in the loop": steps1,
         "stage 2": steps2,
     }
-    hours = {name: count * parts[name]["seconds"] / 3600 for name, count in units.items()}
-    hours["whole run, with a cache"] = (
-        hours["asking the teacher"] + hours["stage 1, from the cache"] + hours["stage 2"]
-    )
-    hours["whole run, teacher in the loop"] = (
-        hours["stage 1, teacher in the loop"] + hours["stage 2"]
-    )
+
+    def whole(seconds: Mapping[str, float]) -> dict[str, float]:
+        """Hours of each part and of the run, from the seconds of one unit."""
+        hours = {name: count * seconds[name] / 3600 for name, count in units.items()}
+        hours["whole run, with a cache"] = (
+            hours["asking the teacher"] + hours["stage 1, from the cache"] + hours["stage 2"]
+        )
+        hours["whole run, teacher in the loop"] = (
+            hours["stage 1, teacher in the loop"] + hours["stage 2"]
+        )
+        return hours
+
+    hours = whole({name: parts[name]["seconds"] for name in units})
+    t4_hours = whole({name: parts[name]["operations"] / (T4 * T4_SHARE) for name in units})
     row = predicted_bytes([sizes.length], sizes.student["num_hidden_layers"], 64)
-    return {"units": units, "hours": hours, "cache_gb": lines * row / 1e9}
+    return {"units": units, "hours": hours, "t4_hours": t4_hours, "cache_gb": lines * row / 1e9}
 
 
 def rehearsal_text(report: Mapping[str, Any]) -> str:
@@ -226,6 +246,14 @@ def rehearsal_text(report: Mapping[str, Any]) -> str:
             if name.startswith("whole")
         ),
         f"  memory: {peak:.1f} GB at most; the cache on disk: {report['cache_gb']:.1f} GB",
+        "",
+        "Estimated for a 16 GB T4, not measured, from the operations of a step at "
+        f"{T4_SHARE:.0%} of its {T4 / 1e12:.0f} TFLOPS in fp16:",
+        *(
+            f"  {name}: {hours:,.1f} hours"
+            for name, hours in report["t4_hours"].items()
+            if name.startswith("whole")
+        ),
     ]
     return "\n".join(lines)
 

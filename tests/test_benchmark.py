@@ -236,6 +236,21 @@ def test_rehearsal_predicts_the_whole_run():
         )
     )
     assert "whole run, with a cache" in rehearsal_text(report)
+    # a T4's hours are arithmetic: a cached step does what the student does, in the loop both
+    cached, in_loop, teacher = (
+        parts[name]["operations"]
+        for name in (
+            "stage 1, from the cache",
+            "stage 1, teacher in the loop",
+            "asking the teacher",
+        )
+    )
+    assert 0 < cached < in_loop == pytest.approx(cached + 16 * teacher, abs=16)
+    seconds = parts["stage 2"]["operations"] / (0.3 * 65e12)
+    assert report["t4_hours"]["stage 2"] * 3600 == pytest.approx(
+        report["units"]["stage 2"] * seconds
+    )
+    assert "Estimated for a 16 GB T4, not measured" in rehearsal_text(report)
 
 
 @pytest.mark.parametrize("command", ["benchmark", "rehearse"])
