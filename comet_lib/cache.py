@@ -179,7 +179,7 @@ def _compare(folder: Path, mark: Mapping[str, Any]) -> None:
     ]
     if differ:
         raise CometError(
-            f"{folder}: cached with another {', another '.join(differ)}; choose another cache "
+            f"{folder}: the cache there differs in {', '.join(differ)}; choose another cache "
             "folder, or delete this one"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -30,9 +31,15 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary folder beside ``path``; on success it takes the place of ``path``."""
+    """Yields a temporary folder beside ``path``; on success it takes the place of ``path``.
+
+    There is no way to swap two folders at once: a kill between the two renames leaves the old one
+    beside its place, and the next call puts it back first.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
+        shutil.rmtree(old) if path.exists() else os.replace(old, path)
     made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield made

@@ -112,6 +112,12 @@ def test_the_graph_has_no_guard_against_nan_and_the_model_keeps_its_attention(fp
     assert model.config._attn_implementation == "sdpa" != "eager"
 
 
+def test_the_tokenizer_is_the_same_in_half_the_bytes(int8):
+    ours, theirs = (path / "tokenizer.json" for path in (int8[0], ASSETS / "teacher"))
+    assert json.loads(ours.read_text("utf-8")) == json.loads(theirs.read_text("utf-8"))
+    assert ours.stat().st_size < 0.55 * theirs.stat().st_size
+
+
 def test_int8_is_small_embeddings_too_and_says_nearly_the_same(int8, tokenizer):
     folder, report, teacher = int8
     assert sorted(p.name for p in folder.glob("*.onnx*")) == ["model.onnx"]

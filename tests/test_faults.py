@@ -149,6 +149,22 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_kill_between_two_renames_loses_no_folder(tmp_path: Path) -> None:
+    """The old folder is then beside its place; the next call, even one that fails, puts it back."""
+    folder = tmp_path / "model [1]"
+    with whole_folder(folder) as made:
+        (made / "a").write_text("old")
+    folder.rename(tmp_path / f".{folder.name}.abc.old")
+    with pytest.raises(OSError, match="No space"), whole_folder(folder) as made:
+        full()
+    assert (folder / "a").read_text() == "old"
+    (tmp_path / f".{folder.name}.abc.old").mkdir()  # one that was to be removed
+    with whole_folder(folder) as made:
+        (made / "a").write_text("new")
+    assert (folder / "a").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+
+
 @pytest.mark.parametrize(
     "error",
     [
