@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from comet_lib.files import whole_file
 
@@ -266,14 +267,16 @@ def cost_growth(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_xlabel(f"{unit[name]} ({largest[other]} {unit[other]})")
         grew = [times[kind][-1][1] / times[kind][0][1] for kind in (kinds[0], kinds[-1])]
         axes.set_title(
-            f"{ticks[-1] // ticks[0]} times the {name}: {kinds[0]} x {grew[0]:.1f}, "
-            f"{kinds[-1]} x {grew[1]:.1f}",
+            f"{ticks[-1] // ticks[0]} times the {name}: {kinds[0]} takes {grew[0]:.1f} times as "
+            f"long,\n{kinds[-1]} {grew[1]:.1f} times",
             loc="left",
             fontsize=9,
         )
         _bare(axes)
     panels[0].set_ylabel("seconds of a step")
+    panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panels[0].yaxis.set_major_formatter("{x:g}")
+    panels[0].yaxis.set_minor_formatter(NullFormatter())
     figure.legend(
         *panels[0].get_legend_handles_labels(),
         loc="outside upper center",
