@@ -8,11 +8,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from jupyter_client.manager import start_new_kernel
 from safetensors.torch import save_file
 
 from comet_lib import __main__ as cli
@@ -279,3 +283,54 @@ def test_a_kill_leaves_what_was_there(kind: str, tmp_path: Path) -> None:
         (temporary if kind == "file" else temporary / "part").write_text("new")
     assert old.read_text() == "new"
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["thing"]
+
+
+# --- A kernel that dies --------------------------------------------------------------------
+
+IMPORTS = "from comet_lib.profiles import get_profile\nfrom comet_lib.recipe import distil\n"
+
+
+def cell_with(name: str, words: str) -> str:
+    """The code cell of a notebook with these words."""
+    book = json.loads((Path(__file__).parent.parent / "notebooks" / name).read_text("utf-8"))
+    (source,) = [
+        text
+        for cell in book["cells"]
+        if cell["cell_type"] == "code" and words in (text := "".join(cell["source"]))
+    ]
+    return source
+
+
+@contextmanager
+def kernel(place: Path, monkeypatch: Any) -> Iterator[tuple[Any, Any]]:
+    """A kernel as notebooks have it, and its client; results go below ``place``."""
+    monkeypatch.setenv("COMET_HOME", str(place))
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        yield manager, client
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+@pytest.mark.slow
+def test_a_kernel_that_dies_in_the_middle_loses_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    """Notebook 00's own cell, killed in stage 2; a new kernel ends with the same student."""
+    cell = cell_with("00_the_whole_game.ipynb", "distil(short, folder)")
+    code = "profile = get_profile()\n" + cell
+    found = {}
+    for place in (tmp_path / "whole", tmp_path / "killed"):
+        if place.name == "killed":
+            with kernel(place, monkeypatch) as (manager, client):
+                client.execute(IMPORTS + code)
+                while not list(place.glob("**/work/stage2/checkpoint-*/trainer_state.json")):
+                    assert manager.is_alive()
+                    time.sleep(0.01)
+                manager.signal_kernel(signal.SIGKILL)
+            assert not list(place.glob("**/student/model.safetensors"))
+        with kernel(place, monkeypatch) as (_, client):
+            reply = client.execute_interactive(IMPORTS + code, timeout=300, output_hook=str)
+        assert reply["content"]["status"] == "ok", reply["content"]
+        (student,) = place.glob("**/student/model.safetensors")
+        found[place.name] = student.read_bytes()
+    assert found["killed"] == found["whole"]
