@@ -15,6 +15,7 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ class TaskAgnostic:
         kind: ``mse`` (the paper) or ``kl`` (row-wise, scale-free).
     """
 
+    captures: ExitStack | None = None  # what keeps captures of the student open for the trainer
+
     def __init__(
         self,
         teacher: PreTrainedModel,
@@ -89,7 +92,7 @@ class TaskAgnostic:
         ):
             text = {"input_ids": batch["input_ids"], "attention_mask": mask}
             teacher_logits = self.teacher(**text).logits  # (M, V)
-        logits, maps = _answers(student, batch, masked, list(self.matches))
+        logits, maps = _answers(student, batch, masked, list(self.matches), self.captures)
         soft = soft_target_loss(logits, teacher_logits, self.temperature)
         attention = attention_loss(
             maps, [teacher_maps[j] for j in self.matches.values()], mask, kind=self.kind
@@ -104,6 +107,8 @@ class CachedTaskAgnostic:
     eq. (10) of the losses, on the k likeliest pieces and the tail.
     """
 
+    captures: ExitStack | None = None  # as in TaskAgnostic
+
     def __init__(
         self,
         matches: Mapping[int, int],
@@ -116,7 +121,7 @@ class CachedTaskAgnostic:
 
     def __call__(self, student: nn.Module, batch: dict[str, Tensor]) -> dict[str, Any]:
         mask, masked = batch["attention_mask"], batch["labels"] != -100
-        logits, maps = _answers(student, batch, masked, list(self.matches))
+        logits, maps = _answers(student, batch, masked, list(self.matches), self.captures)
         soft = soft_target_loss_topk(
             logits, batch["top_indices"], batch["top_logprobs"], batch["tail"], self.temperature
         )
@@ -129,11 +134,16 @@ class CachedTaskAgnostic:
 
 
 def _answers(
-    student: nn.Module, batch: Mapping[str, Tensor], masked: Tensor, layers: Sequence[int]
+    student: nn.Module,
+    batch: Mapping[str, Tensor],
+    masked: Tensor,
+    layers: Sequence[int],
+    captures: ExitStack | None,
 ) -> tuple[Tensor, list[Tensor]]:
     """The student's logits (M, V) at the masked positions, and the maps of its ``layers``."""
     core: Any = getattr(student, "module", student)  # without DistributedDataParallel
-    with capture(core, layers) as maps, only_positions(student, masked):
+    with ExitStack() as here, only_positions(student, masked):
+        maps = (captures or here).enter_context(capture(core, layers))
         logits = student(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
         ).logits
@@ -196,6 +206,18 @@ class DistillationTrainer(Trainer):
         if not self.args.disable_tqdm:
             self.add_callback(Progress)
         self._terms: dict[str, list[Tensor]] = {}
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Captures stay open for the backward pass: with gradient checkpointing it runs the layers
+        again, which must then do what they did."""
+        objective: Any = self.objective
+        if not hasattr(objective, "captures"):
+            return super().training_step(*args, **kwargs)
+        with ExitStack() as objective.captures:
+            try:
+                return super().training_step(*args, **kwargs)
+            finally:
+                objective.captures = None
 
     def compute_loss(
         self, model, inputs, return_outputs=False, num_items_in_batch=None, **kwargs: Any

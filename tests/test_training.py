@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaSelfAttention
 
 from comet_lib.attention import capture_maps
 from comet_lib.data import FEATURES
@@ -30,6 +31,12 @@ from comet_lib.training import (
     training_arguments,
 )
 
+#: As newer versions of transformers call it, or older ones.
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__dataclass_fields__
+)
 SMALL = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -247,6 +254,30 @@ def test_an_interrupted_run_resumes_to_the_same_weights(run, tokenizer, tmp_path
     again = run(tokenizer, tmp_path / "cut", disable_tqdm=True, resume=True)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("run", [run_stage_one, run_stage_one_cached, run_stage_two])
+def test_gradient_checkpointing_changes_memory_alone(run, tokenizer, tmp_path):
+    """The layers run again in the backward pass, with their captures, and with their dropout."""
+    counts = {True: 0, False: 0}
+    forward = XLMRobertaSelfAttention.forward
+    weights = []
+    for checkpointed in (False, True):
+
+        def counted(*args, checkpointed=checkpointed, **kwargs):
+            counts[checkpointed] += 1
+            return forward(*args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(XLMRobertaSelfAttention, "forward", counted)
+            folder = tmp_path / str(checkpointed)
+            more = {CHECKPOINTING: checkpointed, "disable_tqdm": True, "max_steps": 4}
+            trained = run(tokenizer, folder / "run", **more)
+            weights.append(trained.state_dict())
+            assert trained.config._attn_implementation == "sdpa"
+    assert counts[True] == counts[False] + 4 * SMALL["num_hidden_layers"]  # once more a step
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
 
 
 class Slowly(TrainerCallback):
