@@ -261,7 +261,8 @@ def ablate(
 ) -> None:
     """Which part of the recipe pays: variants, several seeds each. Called again, it resumes."""
     from comet_lib.ablation import ablate as run
-    from comet_lib.ablation import chosen_variants, write_summary
+    from comet_lib.comparison import write_summary
+    from comet_lib.variants import chosen_variants
 
     variants = chosen_variants(only)
     if not summary:

@@ -6,18 +6,20 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from comet_lib import ablation, plots
-from comet_lib.ablation import VARIANTS, Laboratory, chosen_variants, pack, unpack
+from comet_lib import ablation, comparison, plots
+from comet_lib.ablation import Laboratory
+from comet_lib.comparison import pack, unpack
 from comet_lib.errors import CometError
 from comet_lib.evaluation import paired_bootstrap
 from comet_lib.profiles import get_profile
+from comet_lib.variants import VARIANTS, chosen_variants
 
 BY_NAME = {v.name: v for v in VARIANTS}
 TINY = get_profile("tiny")
@@ -159,7 +161,7 @@ def test_stage_one_is_shared_by_the_variants_of_a_seed(laboratory, monkeypatch):
 def quick_line(self, variant, seed):
     """Stands in for a run: predictions that depend on variant and seed alone."""
     rng = np.random.default_rng([seed, len(variant.name)])
-    line = {"variant": variant.name, "seed": seed, "settings": ablation.asdict(variant)}
+    line = {"variant": variant.name, "seed": seed, "settings": asdict(variant)}
     for split, table in self.splits.items():
         labels = np.asarray(table["label"][:])
         wrong = rng.random(len(labels)) < 0.4
@@ -169,7 +171,7 @@ def quick_line(self, variant, seed):
 
 
 def run_names(path):
-    return [(r["variant"], r["seed"]) for r in ablation.read_runs(path)[1]]
+    return [(r["variant"], r["seed"]) for r in comparison.read_runs(path)[1]]
 
 
 def test_important_variants_come_first_and_finished_runs_are_kept(tmp_path, monkeypatch):
@@ -269,10 +271,10 @@ def test_pack_is_undone_by_unpack_and_small():
 
 def test_holm_by_hand():
     # sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1 and never falling
-    assert ablation.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert ablation.holm([0.6, 0.9]) == [1.0, 1.0]
-    assert ablation.holm([0.02, 0.02]) == [0.04, 0.04]
-    assert ablation.holm([]) == []
+    assert comparison.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert comparison.holm([0.6, 0.9]) == [1.0, 1.0]
+    assert comparison.holm([0.02, 0.02]) == [0.04, 0.04]
+    assert comparison.holm([]) == []
 
 
 def made_up(rng, n=400, languages=2, accuracies=(0.6, 0.7)):
@@ -286,7 +288,7 @@ def made_up(rng, n=400, languages=2, accuracies=(0.6, 0.7)):
 
 def test_f1_draws_equal_the_reference():
     labels, codes, guesses = made_up(np.random.default_rng(0), n=60)
-    drawn = ablation.f1_draws(labels, codes, guesses, 5, np.random.default_rng(1))
+    drawn = comparison.f1_draws(labels, codes, guesses, 5, np.random.default_rng(1))
     rng, expected = np.random.default_rng(1), np.zeros((5, 2))
     for code in (0, 1):
         here = np.flatnonzero(codes == code)
@@ -327,7 +329,7 @@ def write_runs(path, labels, codes, runs, **names):
 def test_one_seed_is_the_paired_bootstrap(tmp_path):
     labels, codes, (worse, better) = made_up(np.random.default_rng(0))
     path = write_runs(tmp_path / "r", labels, codes, {("none", 0): worse, ("both", 0): better})
-    none, both = ablation.summarise(path, draws=4000)
+    none, both = comparison.summarise(path, draws=4000)
     assert "difference" not in none["test"] and both["seeds"] == 1
     made = both["test"]["difference"]
     expected = paired_bootstrap(labels, better, worse, codes, draws=4000)
@@ -339,7 +341,7 @@ def test_one_seed_is_the_paired_bootstrap(tmp_path):
 def test_equal_predictions_differ_by_nothing_and_are_not_sure(tmp_path):
     labels, codes, (one, two) = made_up(np.random.default_rng(0))
     runs = {("none", 0): one, ("none", 1): two, ("both", 0): one, ("both", 1): two}
-    _, both = ablation.summarise(write_runs(tmp_path / "r", labels, codes, runs), draws=200)
+    _, both = comparison.summarise(write_runs(tmp_path / "r", labels, codes, runs), draws=200)
     difference = both["test"]["difference"]
     # Paired by tweet and by seed: drawn apart, either would give the interval a width.
     assert difference["ci95"] == [0.0, 0.0] and difference["p"] == difference["holm"] == 1.0
@@ -352,7 +354,7 @@ def test_seeds_that_disagree_widen_the_interval(tmp_path):
     runs = {
         (name, s): guesses[3 * i + s] for i, name in enumerate(("none", "both")) for s in range(3)
     }
-    _, both = ablation.summarise(write_runs(tmp_path / "r", labels, codes, runs))
+    _, both = comparison.summarise(write_runs(tmp_path / "r", labels, codes, runs))
     low, high = both["test"]["difference"]["ci95"]
     assert low < -4 and high > 4 and both["test"]["difference"]["p"] > 0.3
     assert both["test"]["difference"]["each"] == pytest.approx([-10, 0, 10], abs=4)
@@ -363,7 +365,7 @@ def test_only_seeds_that_both_have_are_compared_and_unknown_names_come_last(tmp_
     runs = {("mine", 0): guesses[3], ("both", 1): guesses[2], ("none", 0): guesses[0],
             ("none", 1): guesses[1], ("relations", 1): guesses[1]}  # fmt: skip
     names = {"mine": {"about": "my own", "base": "both"}}
-    rows = ablation.summarise(write_runs(tmp_path / "r", labels, codes, runs, **names))
+    rows = comparison.summarise(write_runs(tmp_path / "r", labels, codes, runs, **names))
     assert [row["variant"] for row in rows] == ["none", "both", "relations", "mine"]
     none, both, relations, mine = (row["test"] for row in rows)
     assert both["difference"]["each"] == pytest.approx(
@@ -387,11 +389,11 @@ def test_table_and_figure(tmp_path):
     labels, codes, guesses = made_up(np.random.default_rng(0), accuracies=(0.5, 0.7, 0.7))
     runs = {("none", 0): guesses[0], ("both", 0): guesses[1], ("relations", 0): guesses[2]}
     write_runs(tmp_path / "runs.jsonl", labels, codes, runs)
-    text = ablation.write_summary(tmp_path)
+    text = comparison.write_summary(tmp_path)
     assert text == (tmp_path / "ablation.md").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
-    rows = ablation.summarise(tmp_path / "runs.jsonl")
+    rows = comparison.summarise(tmp_path / "runs.jsonl")
     assert f"{rows[1]['test']['difference']['mean']:+z.1f} (" in lines[3]
     figure = plots.forest(rows)
     left, right = figure.axes

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from comet_lib import ablation
+from comet_lib import comparison
 
 Answer = Callable[..., Any]
 
@@ -45,7 +45,7 @@ SOLUTIONS: dict[str, list[Answer]] = {
         lambda a, b: sum(a[s] - b[s] for s in a.keys() & b.keys()) / len(a.keys() & b.keys()),
         lambda a, b: torch.tensor(by_seed(a, b), dtype=torch.float64).mean(),
     ],
-    "holm": [slow_holm, lambda p: np.array(slow_holm(p)), ablation.holm],
+    "holm": [slow_holm, lambda p: np.array(slow_holm(p)), comparison.holm],
     "report": [slow_report, lambda d, t: [d.mean(1).argmax(), t[d.mean(1).argmax()].mean()]],
     "verdict": [words],
 }
