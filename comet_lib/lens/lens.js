@@ -93,7 +93,15 @@ function choices(parent, label, options, onChange) {
     option.value = String(value);
   });
   select.addEventListener("change", () => onChange(Number(select.value)));
+  keepKeys(select);
   return select;
+}
+
+/** Keys pressed in a control stay with it: a notebook goes to another cell at an arrow, or adds one at "b". */
+function keepKeys(control) {
+  control.addEventListener("keydown", (event) => {
+    if (!event.shiftKey && !event.ctrlKey && !event.altKey && !event.metaKey) event.stopPropagation();
+  });
 }
 
 /** A canvas of w x h page pixels, sharp on this screen. */
@@ -152,6 +160,7 @@ function render({ model, el }) {
   // ---- the page
 
   const root = make("div", el, "comet-lens");
+  root.classList.toggle("lens-heads", Boolean(blocks.teacherHeads)); // longer captions
   const title = make("p", root, "lens-finding");
   title.setAttribute("aria-live", "polite");
   const bar = make("div", root, "lens-bar");
@@ -164,6 +173,7 @@ function render({ model, el }) {
     slider.min = "0";
     slider.max = String(steps.length - 1);
     slider.addEventListener("input", () => set({ step: Number(slider.value) }));
+    keepKeys(slider);
     stepText = make("output", wrap);
   }
   const headChoice = (who, block) => {
@@ -521,9 +531,10 @@ function render({ model, el }) {
     foot = gutter;
     const gaps = 3 * 14;
     side = Math.floor(clamp((room - gutter - gaps) / 3, 80, 430));
-    every = Math.max(1, Math.ceil((size * 1.02) / (side / n)));
-    size = Math.max(9, Math.min(size, (side / n) * every));
-    root.classList.toggle("lens-narrow", side < 200); // captions then take two lines
+    const line = 1.2; // nearer, one label's "_" is a macron on the next, and dots below meet accents
+    every = Math.max(1, Math.ceil((9 * line) / (side / n)));
+    size = clamp(((side / n) * every) / line, 9, size);
+    root.classList.toggle("lens-narrow", side < 200); // captions then take two lines, or three with a head
     maps.style.gridTemplateColumns = `${gutter}px repeat(3, ${side}px)`;
   }
 
