@@ -213,7 +213,8 @@ def wait_for_kernel(page: Any, lab: Lab, notebook: str) -> None:
             break
         assert time.monotonic() - begun < SECONDS, f"{notebook} has no kernel"
         page.wait_for_timeout(300)
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for()
+    # In the page, though perhaps hidden: JupyterLab has several of these signs and shows one.
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
 
 
 def wait_for_the_end(page: Any) -> None:
