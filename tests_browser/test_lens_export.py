@@ -213,6 +213,10 @@ def test_captions_and_labels_have_room(look: Any, width: int) -> None:
     at, font = np.array(page.evaluate("window.labels")).T
     inner = np.diff(at)[1:-1]  # the first and the last label are pushed inside the axis
     assert inner.min() >= 1.15 * font.max() and font.min() >= 9
+    page.evaluate("window.labels.length = 0")
+    point_at(page, "teacher", 4, 4, size)  # its label is written last
+    *others, lit = page.evaluate("window.labels")
+    assert min(abs(y - lit[0]) for y, _ in others) >= font.max()
     for caption in page.locator(".lens-caption").all():
         assert caption.evaluate(
             "(one) => one.scrollHeight <= one.clientHeight && one.scrollWidth <= one.clientWidth"

@@ -329,15 +329,17 @@ function render({ model, el }) {
       if (strong) {
         const wide = context.measureText(names[i]).width;
         context.fillStyle = theme.paper;
-        context.fillRect(-wide - 3, -size * 0.75, wide + 6, size * 1.5);
+        context.fillRect(-wide - 3, -size * 0.6, wide + 6, size * 1.2);
         context.font = `600 ${canvasFont(size)}`;
       }
       context.fillStyle = strong ? theme.mark : mask[i] ? theme.ink : theme.faint;
       context.fillText(names[i], 0, 0, (vertical ? gutter : foot) - 4);
       context.restore();
     };
-    for (let i = 0; i < n; i += every) if (i !== lit) one(i, false);
-    if (lit !== null && lit >= 0) one(lit, true);
+    for (let i = 0; i < n; i += every) {
+      if (lit === null || Math.abs(i - lit) * cell >= 1.1 * size) one(i, false); // room for the lit one
+    }
+    if (lit !== null) one(lit, true);
   }
 
   function drawPanel(panel) {
@@ -501,7 +503,7 @@ function render({ model, el }) {
     context.stroke();
 
     context.fillStyle = theme.faint;
-    const skip = w < 15 ? 2 : 1;
+    const skip = w < 18 ? 2 : 1;
     for (let t = 0; t < T; t += skip) context.fillText(String(t), left + (t + 0.5) * w, top + S * h + 9);
     for (let s = 0; s < S; s++) context.fillText(String(s), left - 10, top + (s + 0.5) * h);
     context.textAlign = "left";
@@ -531,9 +533,9 @@ function render({ model, el }) {
     foot = gutter;
     const gaps = 3 * 14;
     side = Math.floor(clamp((room - gutter - gaps) / 3, 80, 430));
-    const line = 1.2; // nearer, one label's "_" is a macron on the next, and dots below meet accents
-    every = Math.max(1, Math.ceil((9 * line) / (side / n)));
-    size = clamp(((side / n) * every) / line, 9, size);
+    // Labels nearer than this: one's "_" is a macron on the next, and dots below meet accents.
+    every = Math.max(1, Math.ceil((1.2 * 9) / (side / n)));
+    size = clamp(((side / n) * every) / 1.3, 9, size);
     root.classList.toggle("lens-narrow", side < 200); // captions then take two lines, or three with a head
     maps.style.gridTemplateColumns = `${gutter}px repeat(3, ${side}px)`;
   }
