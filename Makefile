@@ -15,9 +15,7 @@ NOTEBOOK    ?= notebooks/00_the_whole_game.ipynb
 # make test-browser
 CHROMIUM    ?= /usr/bin/chromium
 SHOTS       ?=
-# test_notebooks_lab.py, which moves every control of four notebooks, is not green yet: it waits for a
-# sign of the kernel that JupyterLab hides. BROWSER_TESTS=tests_browser runs it too.
-BROWSER_TESTS ?= $(wildcard tests_browser/test_lens_*.py) tests_browser/test_site.py
+BROWSER_TESTS ?= tests_browser
 # make test-floors: the oldest that pyproject.toml allows, and what they alone still need
 FLOORS      := ipywidgets==7.7.1 anywidget==0.9.0 ipython_genutils==0.2.0
 
@@ -73,7 +71,7 @@ nbval: $(VENV)/.ready-test
 
 browser: $(VENV)/.ready-browser # what test-browser needs, and no more
 
-test-browser: browser ## set up, then look at the lens in Chromium and JupyterLab (SHOTS=dir keeps pictures)
+test-browser: browser ## set up, then try lens and widgets in Chromium and JupyterLab (SHOTS=dir keeps pictures)
 	$(TEST_ENV) CHROMIUM="$(CHROMIUM)" $(if $(SHOTS),COMET_SHOTS="$(SHOTS)") \
 	    "$(PY)" -m pytest $(BROWSER_TESTS)
 

@@ -171,7 +171,9 @@ def run_notebook(lab: Lab, browser: Any, notebook: str, width: int = 1280) -> It
 
     page.on("console", said)
     page.on("pageerror", lambda error: seen.troubles.append(str(error)))
-    page.goto(f"{lab.address}/lab/tree/{notebook}?token={lab.token}")
+    # A workspace of its own, or the page would also open what another page has open.
+    own = Path(notebook).stem
+    page.goto(f"{lab.address}/lab/workspaces/{own}/tree/{notebook}?token={lab.token}")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     wait_for_kernel(page, lab, notebook)
     begun = time.monotonic()
@@ -213,7 +215,8 @@ def wait_for_kernel(page: Any, lab: Lab, notebook: str) -> None:
             break
         assert time.monotonic() - begun < SECONDS, f"{notebook} has no kernel"
         page.wait_for_timeout(300)
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for()
+    # In the page, though perhaps hidden: JupyterLab has several of these signs and shows one.
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
 
 
 def wait_for_the_end(page: Any) -> None:

@@ -168,6 +168,61 @@ def test_steps_heads_and_the_metric_change_the_picture(look: Any) -> None:
     assert page.locator(".lens-grid").screenshot() != before
 
 
+def test_keys_of_a_control_do_not_reach_the_notebook_around_it(look: Any) -> None:
+    page = look(small())
+    page.evaluate(
+        """() => {
+            window.heard = [];
+            document.addEventListener("keydown", (event) => window.heard.push(event.key));
+        }"""
+    )
+    slider = page.locator("input[type=range]")
+    slider.press("ArrowLeft")
+    assert slider.input_value() == "1" and page.locator("output").inner_text() == "50"
+    for one in page.locator("select").all():
+        one.press("ArrowDown")
+        one.press("b")
+    assert page.evaluate("window.heard") == []
+    slider.press("Shift+Enter")  # runs the cell, as everywhere in a notebook
+    assert "Enter" in page.evaluate("window.heard")
+
+
+@pytest.mark.parametrize("width", [400, 900])
+def test_captions_and_labels_have_room(look: Any, width: int) -> None:
+    """A caption is whole with a head in it too; between labels there is room for marks."""
+    size = 23
+    tokens = [WORDS[i % len(WORDS)] for i in range(size)]
+    page = look(from_arrays(tokens, maps(12, 12, size), maps(12, 12, size, seed=1)))
+    page.locator("select").nth(0).select_option("11")
+    page.locator("select").nth(1).select_option("11")
+    page.evaluate(
+        """() => {
+            window.labels = [];
+            const write = CanvasRenderingContext2D.prototype.fillText;
+            CanvasRenderingContext2D.prototype.fillText = function (...words) {
+                if (this.canvas.className === "lens-axis") {
+                    window.labels.push([this.getTransform().f, parseFloat(this.font)]);
+                }
+                return write.apply(this, words);
+            };
+        }"""
+    )
+    page.set_viewport_size({"width": width, "height": 900})
+    while page.evaluate("window.labels.length") < 2:  # the page's policy forbids wait_for_function
+        page.wait_for_timeout(50)
+    at, font = np.array(page.evaluate("window.labels")).T
+    inner = np.diff(at)[1:-1]  # the first and the last label are pushed inside the axis
+    assert inner.min() >= 1.15 * font.max() and font.min() >= 9
+    page.evaluate("window.labels.length = 0")
+    point_at(page, "teacher", 4, 4, size)  # its label is written last
+    *others, lit = page.evaluate("window.labels")
+    assert min(abs(y - lit[0]) for y, _ in others) >= font.max()
+    for caption in page.locator(".lens-caption").all():
+        assert caption.evaluate(
+            "(one) => one.scrollHeight <= one.clientHeight && one.scrollWidth <= one.clientWidth"
+        )
+
+
 def test_the_finding_is_that_of_python(look: Any) -> None:
     data = full_size()
     page = look(data)

@@ -26,6 +26,7 @@ VIEWS = {  # a notebook, and how many views and lenses it has
 }
 VIEW = ".jp-OutputArea-output > .widget-vbox"
 LENS = ".comet-lens[data-painted]"
+TALL = 1400  # the page's height when it is photographed: a narrow lens is then seen whole
 CONTROLS = "[role=slider], select, button, input"
 # Controls that change the sentence below the picture alone, and not at each step: a number of heads
 # that does not divide the width.
@@ -44,10 +45,10 @@ PICTURE = """async (root) => {
 }"""
 SENTENCE = """(root) => [...root.querySelectorAll(".widget-label, .widget-html-content")]
     .map((label) => label.textContent).join()"""
-# What is wider than its box: text that is cut off, or a picture that is.
+# What is wider or taller than its box: text that is cut off, or a picture that is.
 CUT_OFF = """(root) => [root, ...root.querySelectorAll("*")]
-    .filter((one) => one.scrollWidth > one.clientWidth + 1 && one.clientWidth
-        && getComputedStyle(one).overflowX !== "visible")
+    .filter((one) => one.clientWidth && getComputedStyle(one).overflowX !== "visible"
+        && (one.scrollWidth > one.clientWidth + 1 || one.scrollHeight > one.clientHeight + 1))
     .map((one) => `${one.className}: ${one.textContent.slice(0, 80)}`)"""
 
 
@@ -108,10 +109,12 @@ def test_run_all_then_every_control(
         for theme in ("Light", "Dark"):
             set_theme(page, theme)
             for width in (1280, 800):
-                page.set_viewport_size({"width": width, "height": 1000})
+                page.set_viewport_size({"width": width, "height": TALL})
                 page.wait_for_timeout(500)
                 for number, view in enumerate(views):
-                    view.scroll_into_view_if_needed()
+                    view.evaluate("(root) => root.scrollIntoView({ block: 'center' })")
+                    page.wait_for_timeout(200)  # cells that come into view push others about
+                    view.evaluate("(root) => root.scrollIntoView({ block: 'center' })")
                     assert view.evaluate(CUT_OFF) == [], (notebook, theme, width)
                     name = f"{notebook[:2]}_view{number}_{width}_{theme.lower()}.png"
                     view.screenshot(path=shots / name)

@@ -93,7 +93,15 @@ function choices(parent, label, options, onChange) {
     option.value = String(value);
   });
   select.addEventListener("change", () => onChange(Number(select.value)));
+  keepKeys(select);
   return select;
+}
+
+/** Keys pressed in a control stay with it: a notebook goes to another cell at an arrow, or adds one at "b". */
+function keepKeys(control) {
+  control.addEventListener("keydown", (event) => {
+    if (!event.shiftKey && !event.ctrlKey && !event.altKey && !event.metaKey) event.stopPropagation();
+  });
 }
 
 /** A canvas of w x h page pixels, sharp on this screen. */
@@ -152,6 +160,7 @@ function render({ model, el }) {
   // ---- the page
 
   const root = make("div", el, "comet-lens");
+  root.classList.toggle("lens-heads", Boolean(blocks.teacherHeads)); // longer captions
   const title = make("p", root, "lens-finding");
   title.setAttribute("aria-live", "polite");
   const bar = make("div", root, "lens-bar");
@@ -164,6 +173,7 @@ function render({ model, el }) {
     slider.min = "0";
     slider.max = String(steps.length - 1);
     slider.addEventListener("input", () => set({ step: Number(slider.value) }));
+    keepKeys(slider);
     stepText = make("output", wrap);
   }
   const headChoice = (who, block) => {
@@ -319,15 +329,17 @@ function render({ model, el }) {
       if (strong) {
         const wide = context.measureText(names[i]).width;
         context.fillStyle = theme.paper;
-        context.fillRect(-wide - 3, -size * 0.75, wide + 6, size * 1.5);
+        context.fillRect(-wide - 3, -size * 0.6, wide + 6, size * 1.2);
         context.font = `600 ${canvasFont(size)}`;
       }
       context.fillStyle = strong ? theme.mark : mask[i] ? theme.ink : theme.faint;
       context.fillText(names[i], 0, 0, (vertical ? gutter : foot) - 4);
       context.restore();
     };
-    for (let i = 0; i < n; i += every) if (i !== lit) one(i, false);
-    if (lit !== null && lit >= 0) one(lit, true);
+    for (let i = 0; i < n; i += every) {
+      if (lit === null || Math.abs(i - lit) * cell >= 1.1 * size) one(i, false); // room for the lit one
+    }
+    if (lit !== null) one(lit, true);
   }
 
   function drawPanel(panel) {
@@ -491,7 +503,7 @@ function render({ model, el }) {
     context.stroke();
 
     context.fillStyle = theme.faint;
-    const skip = w < 15 ? 2 : 1;
+    const skip = w < 18 ? 2 : 1;
     for (let t = 0; t < T; t += skip) context.fillText(String(t), left + (t + 0.5) * w, top + S * h + 9);
     for (let s = 0; s < S; s++) context.fillText(String(s), left - 10, top + (s + 0.5) * h);
     context.textAlign = "left";
@@ -521,9 +533,10 @@ function render({ model, el }) {
     foot = gutter;
     const gaps = 3 * 14;
     side = Math.floor(clamp((room - gutter - gaps) / 3, 80, 430));
-    every = Math.max(1, Math.ceil((size * 1.02) / (side / n)));
-    size = Math.max(9, Math.min(size, (side / n) * every));
-    root.classList.toggle("lens-narrow", side < 200); // captions then take two lines
+    // Labels nearer than this: one's "_" is a macron on the next, and dots below meet accents.
+    every = Math.max(1, Math.ceil((1.2 * 9) / (side / n)));
+    size = clamp(((side / n) * every) / 1.3, 9, size);
+    root.classList.toggle("lens-narrow", side < 200); // captions then take two lines, or three with a head
     maps.style.gridTemplateColumns = `${gutter}px repeat(3, ${side}px)`;
   }
 
