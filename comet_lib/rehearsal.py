@@ -86,7 +86,7 @@ def rehearse(profile: Profile, sizes: Sizes = PAPER) -> dict[str, Any]:
 
     Rows have ``sizes.length`` tokens. Returns ``parts`` (name -> seconds of one unit, unit,
     peak_mb, operations), ``hours`` (part -> hours of the whole run), ``t4_hours`` (the same on a
-    T4, estimated), ``machine`` and what they come from.
+    T4 at least, estimated), ``machine`` and what they come from.
     """
     set_seed(profile.seed)
     few = _few(profile).with_(max_length=sizes.length)
@@ -247,8 +247,9 @@ def rehearsal_text(report: Mapping[str, Any]) -> str:
         ),
         f"  memory: {peak:.1f} GB at most; the cache on disk: {report['cache_gb']:.1f} GB",
         "",
-        "Estimated for a 16 GB T4, not measured, from the operations of a step at "
-        f"{T4_SHARE:.0%} of its {T4 / 1e12:.0f} TFLOPS in fp16:",
+        "On a 16 GB T4 at least, not measured: the operations of a step at "
+        f"{T4_SHARE:.0%} of its {T4 / 1e12:.0f} TFLOPS in fp16",
+        "(a small student's steps wait for memory too, which is not counted):",
         *(
             f"  {name}: {hours:,.1f} hours"
             for name, hours in report["t4_hours"].items()

@@ -250,7 +250,7 @@ def test_rehearsal_predicts_the_whole_run():
     assert report["t4_hours"]["stage 2"] * 3600 == pytest.approx(
         report["units"]["stage 2"] * seconds
     )
-    assert "Estimated for a 16 GB T4, not measured" in rehearsal_text(report)
+    assert "On a 16 GB T4 at least, not measured" in rehearsal_text(report)
 
 
 @pytest.mark.parametrize("command", ["benchmark", "rehearse"])
