@@ -4,9 +4,9 @@ A run trains one student and keeps its predictions, not its weights: one line of
 ``runs.jsonl`` (the first line holds settings and the right labels, no text). So every comparison
 can be made afterwards, and a stopped ablation goes on with the runs that are missing.
 
-A *variant* differs from another in one thing. Unless its name says otherwise, a student starts from
-its teacher's embeddings made narrower. To be quick, it has no spliced tweets and no stage 1, and at
-most ``tweets`` tweets a language: a result here is one about that shortened recipe.
+The variants are those of :mod:`comet_lib.variants`. To be quick, a student has no spliced tweets
+and no stage 1 where a variant does not name them, and at most ``tweets`` tweets a language: a
+result is one about that shortened recipe. :mod:`comet_lib.comparison` reads the runs.
 """
 
 from __future__ import annotations
