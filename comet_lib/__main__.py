@@ -67,7 +67,11 @@ def distill(
     data: DataOption = None,
     languages: LanguagesOption = None,
     teacher: Annotated[
-        str | None, typer.Option(help="folder or hub id; its sentiment head must be trained")
+        str | None,
+        typer.Option(
+            help="folder or hub id (owner/name, or owner/name@commit); its sentiment head must be "
+            "trained"
+        ),
     ] = None,
     text: Annotated[
         str | None,

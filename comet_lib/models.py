@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
@@ -86,10 +87,19 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_model(
-    name: str | Path, head: str = "sentiment", revision: str | None = None
-) -> PreTrainedModel:
-    """An encoder by directory or hub id, in eval mode, as fp32; safetensors only, no remote code.
+def hub_revision(name: str | Path) -> tuple[str, str]:
+    """``owner/name@revision`` as (``owner/name``, ``revision``); without one, the newest, ``main``.
+
+    A revision is a commit, a tag or a branch of the hub. A commit alone stays what it is.
+    """
+    source, _, revision = str(name).partition("@")
+    return source, revision or "main"
+
+
+def load_model(name: str | Path, head: str = "sentiment") -> PreTrainedModel:
+    """An encoder by directory or hub id (``owner/name``, or ``owner/name@commit`` to pin it).
+
+    In eval mode, as fp32; safetensors only, no remote code.
 
     Raises:
         CometError: nothing loadable under ``name``, or weights for the asked head are missing (an
@@ -97,16 +107,16 @@ def load_model(
     """
     auto = _auto(head)
     folder = user_path(name)
-    source = str(folder) if folder.is_dir() else str(name)
+    source, revision = (str(folder), "main") if folder.is_dir() else hub_revision(name)
     if folder.is_dir():
         _check_folder(folder)
-    if not folder.is_dir() and (folder.is_absolute() or str(name).count("/") != 1):
+    elif folder.is_absolute() or source.count("/") != 1:
         raise CometError(f"{name}: no such folder, and not a hub id of the form owner/name")
     try:
         with quiet():
             model, report = auto.from_pretrained(
                 source,
-                revision=revision or "main",
+                revision=revision,
                 use_safetensors=True,
                 trust_remote_code=False,
                 dtype=torch.float32,
@@ -126,6 +136,19 @@ def load_model(
             "trained with that head"
         )
     return model.eval()
+
+
+def model_origin(name: str | Path) -> str:
+    """What a report calls a model that was loaded: the folder's own name, or ``owner/name@commit``.
+
+    The commit is the one that the hub's cache holds under the name, so the same words read the
+    same files again.
+    """
+    if user_path(name).is_dir():
+        return user_path(name).resolve().name
+    source, revision = hub_revision(name)
+    config = try_to_load_from_cache(source, "config.json", revision=revision)
+    return f"{source}@{Path(config).parent.name if isinstance(config, str) else revision}"
 
 
 def _check_folder(folder: Path) -> None:
@@ -174,19 +197,20 @@ def check_pair(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer by directory or hub id.
+    """The tokenizer by directory or hub id, with or without ``@commit``.
 
     Raises:
         CometError: nothing loadable under ``name``. A folder must hold the pieces themselves:
             without them transformers makes an empty tokenizer, and every word would be unknown.
     """
     folder = user_path(name)
+    source, revision = (str(folder), "main") if folder.is_dir() else hub_revision(name)
     if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise CometError(
             f"{folder}: has no {TOKENIZER_FILES[0]} or the like; save its tokenizer beside it"
         )
     try:
-        return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception as error:
         raise CometError(
             f"no tokenizer could be loaded from {str(name)!r} ({type(error).__name__}); give a "

@@ -37,6 +37,7 @@ from comet_lib.models import (
     label_order,
     load_model,
     load_tokenizer,
+    model_origin,
     quiet,
     same_body,
     xlmr_config,
@@ -163,8 +164,8 @@ def train_student(
     """Both stages, each resumed where a former run of the same settings stopped.
 
     Returns ``student``, ``tokenizer``, ``baseline`` (the same student without distillation),
-    ``sentiment_teacher`` with its tokenizer, and the logs of the stages. Of several processes each
-    trains on its share of every batch, and the main one writes.
+    ``sentiment_teacher`` with its tokenizer, the teachers' origins, and the logs of the stages. Of
+    several processes each trains on its share of every batch, and the main one writes.
     """
     work, here = output / "work", processes()
     logs: dict[str, Any] = {}
@@ -241,6 +242,10 @@ def train_student(
         "baseline": baseline,
         "sentiment_teacher": sentiment_teacher,
         "sentiment_tokenizer": sentiment_tokenizer,
+        "origins": {
+            "masked-lm": model_origin(profile.teacher),
+            "sentiment": model_origin(profile.sentiment_teacher),
+        },
         "logs": logs,
     }
 
@@ -335,6 +340,7 @@ def _report(
         "source": str(source)
         + (f"; stage-1 text {Path(profile.text).name}" if profile.text else ""),
         "benchmark": source.kind != "sample",
+        "teachers": made["origins"],
         "languages": list(profile.languages),
         "split": split,
         "seed": profile.seed,
@@ -462,6 +468,7 @@ def model_card(report: dict[str, Any]) -> str:
         for code in [*report["languages"], "mean"]
     )
     what = "AfriSenti" if report["benchmark"] else "a bundled sample, which is no benchmark"
+    teachers = " and ".join(f"`{name}`" for name in dict.fromkeys(report["teachers"].values()))
     return f"""---
 license: cc-by-4.0
 pipeline_tag: text-classification
@@ -472,7 +479,8 @@ tags: [distillation, sentiment-analysis, afrisenti]
 # A distilled sentiment model
 
 A student of {row["parameters"]:,} parameters, distilled in two stages with the comet course
-(profile {report["profile"]}, seed {report["seed"]}). Labels: negative, neutral, positive.
+(profile {report["profile"]}, seed {report["seed"]}) from {teachers}. Labels: negative, neutral,
+positive.
 
 Weighted F1 on {what}, split {report["split"]}:
 

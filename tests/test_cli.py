@@ -47,6 +47,7 @@ def test_distill_writes_an_honest_report(run):
         assert 0 <= low <= row["weighted_f1"]["mean"] <= high <= 100
         assert row["parameters"] > 0 and row["size_mb"] > 0
     assert not report["benchmark"] and "NOT a benchmark" in done.stdout
+    assert report["teachers"] == {"masked-lm": "teacher", "sentiment": "teacher"}
     assert len(report["paper"]) == 4 and report["split"] == "test"
     assert set(report["seconds"]) >= {"stage1", "stage2", "evaluation"}
     assert done.stdout.strip() == (output / "report.md").read_text().strip()
@@ -58,7 +59,8 @@ def test_student_is_a_stock_checkpoint(run):
     classify = pipeline("text-classification", model=str(run[0] / "student"))
     answer = classify(["Habari njema sana"])[0]
     assert answer["label"] in ("negative", "neutral", "positive")
-    assert "license" in (run[0] / "student" / "README.md").read_text()
+    card = (run[0] / "student" / "README.md").read_text()
+    assert "license" in card and "from `teacher`" in card  # the bundled one's folder
 
 
 def test_a_second_call_resumes_and_changes_nothing(run):

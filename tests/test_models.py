@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from comet_lib.data import LABELS
 from comet_lib.errors import CometError
@@ -15,6 +17,7 @@ from comet_lib.models import (
     label_order,
     load_model,
     load_tokenizer,
+    model_origin,
     paper_model,
     parameter_table,
     same_body,
@@ -97,6 +100,36 @@ def test_bad_folders_are_refused(tmp_path):
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")  # pickle
     with pytest.raises(CometError, match="no model could be loaded"):
         load_model(tmp_path)
+
+
+def test_a_hub_id_may_pin_a_commit(tmp_path, monkeypatch):
+    """A hub cache as the hub client lays it out: two commits, of which main is the second."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commits = ["1" * 40, "2" * 40]
+    for commit in commits:
+        folder = tmp_path / "models--owner--name" / "snapshots" / commit
+        model = build_student(xlmr_config(SMALL, 50))
+        torch.nn.init.constant_(model.classifier.out_proj.bias, float(commit[0]))
+        model.save_pretrained(folder)
+        pieces = Tokenizer(WordLevel({commit[0]: 0}))
+        PreTrainedTokenizerFast(tokenizer_object=pieces).save_pretrained(folder)
+    refs = tmp_path / "models--owner--name" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(commits[1])
+    for name, commit in {
+        "owner/name": commits[1],
+        f"owner/name@{commits[0]}": commits[0],
+        f"owner/name@{commits[1]}": commits[1],
+    }.items():
+        model = load_model(name)
+        assert model.classifier.out_proj.bias[0] == float(commit[0])
+        assert commit[0] in load_tokenizer(name).get_vocab()
+        assert model_origin(name) == f"owner/name@{commit}"
+    with pytest.raises(CometError, match="hub id and a network"):
+        load_model("owner/name@" + "3" * 40)
+    with pytest.raises(CometError, match="not a hub id"):
+        load_model("name@" + commits[0])
+    assert model_origin(refs) == "refs"  # a folder's own name, and never its path
 
 
 def test_labels_are_read_by_name():
