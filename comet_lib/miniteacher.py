@@ -47,7 +47,12 @@ SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCABULARY) -> PreTrainedTokenizerFast:
-    """A lower-casing unigram tokenizer (Kudo 2018) in XLM-R's format; tone marks are kept (NFC)."""
+    """A lower-casing unigram tokenizer (Kudo 2018) in XLM-R's format; tone marks are kept (NFC).
+
+    Not the same from call to call: the trainer meets the words in a random order, and the pieces'
+    scores, which order their ids, come out a little different. A teacher built again is another
+    draw, not the bundled one to the bit.
+    """
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
