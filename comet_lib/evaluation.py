@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from comet_lib.errors import CometError
 from comet_lib.labels import LABELS
 from comet_lib.models import check_pair, label_order
+from comet_lib.processes import give_back_memory
 from comet_lib.targets import class_probabilities, tfidf_classifier
 
 #: Weighted F1 on AfriSenti's test split as the paper has it, in the order kin swa hau ibo yor.
@@ -61,7 +62,8 @@ def predict_probabilities(
     out = np.zeros((len(texts), len(order)))
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     try:
-        for start in range(0, len(texts), batch_size):
+        # The longest first: the others then fit into the memory that those leave behind.
+        for start in reversed(range(0, len(texts), batch_size)):
             rows = by_length[start : start + batch_size]
             batch = tokenizer(
                 [texts[i] for i in rows],
@@ -92,6 +94,8 @@ def tfidf_baseline(data: DatasetDict, split: str = "test") -> tuple[np.ndarray, 
         classifier = tfidf_classifier().fit(here["text"].tolist(), here["label"].to_numpy())
         out[rows] = class_probabilities(classifier, target["text"].iloc[rows].tolist())
         weights += classifier[-1].coef_.size + classifier[-1].intercept_.size
+        del classifier
+        give_back_memory()
     return out, weights
 
 

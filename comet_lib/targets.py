@@ -17,6 +17,7 @@ from sklearn.pipeline import Pipeline, make_pipeline, make_union
 
 from comet_lib.errors import CometError
 from comet_lib.labels import LABELS
+from comet_lib.processes import give_back_memory
 
 
 def tfidf_classifier(c: float = 8.0) -> Pipeline:
@@ -125,7 +126,10 @@ def cross_fit_and_splice(
         (N, 3) out-of-fold probabilities; spliced texts, their (M, 3) probabilities, languages.
     """
     tasks = _tasks(texts, labels, languages, folds, seed)
-    answers = [_answers(task, ratio, (seed, k)) for k, task in enumerate(tasks)]
+    answers = []
+    for k, task in enumerate(tasks):
+        answers.append(_answers(task, ratio, (seed, k)))
+        give_back_memory()
     probabilities = np.zeros((len(texts), len(LABELS)))
     made: list[str] = []
     made_languages: list[str] = []
