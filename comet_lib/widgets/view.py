@@ -72,7 +72,9 @@ class View:
 
     def __init__(self, **controls: Any) -> None:
         self._controls = controls
-        self._image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
+        # A box stretches what it holds, and a stretched picture is not sharp; 4 px are its margins.
+        shape = {"max_width": "calc(100% - 4px)", "align_self": "flex-start"}
+        self._image = ipywidgets.Image(format="png", layout=shape)
         self._sentence = ipywidgets.HTML()  # a Label is one line, cut off where it is too long
         self.box = ipywidgets.VBox(
             [ipywidgets.VBox(list(controls.values())), self._image, self._sentence]
