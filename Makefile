@@ -53,17 +53,17 @@ lab: $(VENV)/.ready-lab ## set up, then open the course in JupyterLab
 
 test: lint types unit nbval ## set up, then lint, types, unit tests, notebooks
 
-lint: $(VENV)/.ready-test
+lint: $(VENV)/.ready-test ## of make test: ruff, code and notebooks
 	"$(PY)" -m ruff check .
 	"$(PY)" -m ruff format --check .
 
-types: $(VENV)/.ready-test
+types: $(VENV)/.ready-test ## of make test: mypy
 	"$(PY)" -m mypy
 
-unit: $(VENV)/.ready-test
+unit: $(VENV)/.ready-test ## of make test: the unit tests
 	$(TEST_ENV) "$(PY)" -m pytest -n $(WORKERS) tests
 
-nbval: $(VENV)/.ready-test
+nbval: $(VENV)/.ready-test ## of make test: every notebook, on the tiny profile
 	home="$$(mktemp -d)" && trap 'rm -rf "$$home"' EXIT && \
 	$(TEST_ENV) COMET_HOME="$$home" PYTHONPATH="$(OFFLINE)" "$(PY)" -m pytest \
 	    -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
@@ -102,7 +102,9 @@ test-binder: $(VENV)/.ready-test ## set up, then run binder/postBuild in a new e
 site: $(VENV)/.ready-site ## set up, then build the course's website in build/site and check its links
 	$(TEST_ENV) "$(PY)" tools/build_site.py
 
-distill: $(VENV)/.ready-run ## set up, then distil and print the result table (DATA=dir PROFILE=laptop)
+# After make lab or make test nothing is missing: no second install, which would need a network.
+RUN := $(or $(firstword $(wildcard $(VENV)/.ready-lab $(VENV)/.ready-test)),$(VENV)/.ready-run)
+distill: $(RUN) ## set up, then distil and print the result table (DATA=dir PROFILE=laptop)
 	"$(PY)" -m comet_lib distill --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") \
 	    $(if $(OUTPUT),--output "$(OUTPUT)") $(ARGS)
 
