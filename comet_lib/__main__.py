@@ -240,7 +240,7 @@ def teacher(
     ),
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
 ) -> None:
-    """Rebuild the bundled mini teacher from AfriSenti alone (about an hour on 2 cores)."""
+    """Rebuild the bundled mini teacher from AfriSenti alone (about an hour)."""
     from comet_lib.miniteacher import build
     from comet_lib.profiles import get_profile
 
@@ -312,7 +312,9 @@ def benchmark(
 
 @app.command()
 def rehearse(
-    profile: Annotated[str, typer.Option("--profile", help="whose run to rehearse")] = "gpu",
+    profile: Annotated[
+        str, typer.Option(help="whose steps to count, at the paper's sizes")
+    ] = "gpu",
     quick: QuickOption = False,
     json_file: JsonOption = None,
     output: OutputOption = None,

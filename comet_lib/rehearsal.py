@@ -33,7 +33,7 @@ from comet_lib.data import LABELS
 from comet_lib.files import write_json, write_text
 from comet_lib.instruments import Memory, machine
 from comet_lib.models import count_parameters, quiet, same_body
-from comet_lib.profiles import Profile
+from comet_lib.profiles import Profile, Stage
 from comet_lib.training import distil_task_agnostic, fine_tune, steps_per_epoch
 
 STEPS = 3  # measured, after one to warm up
@@ -187,14 +187,23 @@ def rehearse(profile: Profile, sizes: Sizes = PAPER) -> dict[str, Any]:
     }
 
 
+def _steps(rows: int, stage: Stage) -> int:
+    """Optimiser steps of a whole stage; ``max_steps`` takes the place of its epochs."""
+    if stage.max_steps > 0:
+        return stage.max_steps
+    return math.ceil(stage.epochs * steps_per_epoch(rows, stage))
+
+
 def _prediction(profile: Profile, sizes: Sizes, parts: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers of units in the whole run, their hours, and the cache's gigabytes (10^9 bytes)."""
     lines = sum(
         profile.text_limit.get(code, profile.default_text_limit or 0) for code in profile.languages
     )
-    steps1 = math.ceil(profile.stage1.epochs * steps_per_epoch(lines, profile.stage1))
-    tweets = round(TWEETS * (1 + profile.splices))
-    steps2 = math.ceil(profile.stage2.epochs * steps_per_epoch(tweets, profile.stage2))
+    tweets = TWEETS
+    if profile.train_limit is not None:
+        tweets = min(tweets, profile.train_limit * len(profile.languages))
+    steps1 = _steps(lines, profile.stage1)
+    steps2 = _steps(round(tweets * (1 + profile.splices)), profile.stage2)
     units = {
         "asking the teacher": lines,
         "stage 1, from the cache": steps1,

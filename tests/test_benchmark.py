@@ -28,7 +28,7 @@ from comet_lib.cache import CachedCollator
 from comet_lib.forms import build_forms, measure_answers
 from comet_lib.instruments import Memory, allocated, side_by_side
 from comet_lib.profiles import get_profile
-from comet_lib.rehearsal import rehearsal_text, rehearse
+from comet_lib.rehearsal import _prediction, rehearsal_text, rehearse
 from comet_lib.training import TaskAgnostic
 
 SMALL = {
@@ -251,6 +251,12 @@ def test_rehearsal_predicts_the_whole_run():
         report["units"]["stage 2"] * seconds
     )
     assert "On a 16 GB T4 at least, not measured" in rehearsal_text(report)
+    # limits of a profile count: tiny stops after 6 and 12 steps; without that, 200 tweets of its
+    # five languages and half as many spliced ones make 19 steps of 16, twice
+    tiny = get_profile("tiny")
+    assert list(_prediction(tiny, TINY, parts)["units"].values()) == [200, 6, 6, 12]
+    free = tiny.with_(stage2=replace(tiny.stage2, max_steps=-1))
+    assert _prediction(free, TINY, parts)["units"]["stage 2"] == 2 * 19
 
 
 @pytest.mark.parametrize("command", ["benchmark", "rehearse"])
