@@ -62,8 +62,8 @@ def test_the_readme_is_cut_at_its_headings() -> None:
 def test_a_lost_section_is_named() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     pages = build_site.cut(readme)
-    assert pages["results.md"].startswith("# Result\n")
-    assert "TF-IDF" in pages["results.md"]
+    assert pages["results.md"].startswith("# Results\n\n## Result\n")
+    assert "TF-IDF" in pages["results.md"] and "cost.png" in pages["results.md"]
     with pytest.raises(build_site.SiteError, match="no section '## Result'"):
         build_site.cut(readme.replace("\n## Result\n", "\n## Results\n"))
 

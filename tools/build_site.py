@@ -36,7 +36,7 @@ INDEX = "index.md"
 # first section opens the landing page.
 CUTS = {
     "setup.md": ("Set-up", ("Set-up", "One command, headless", "Profiles: one switch")),
-    "results.md": ("Result", ("Result",)),
+    "results.md": ("Results", ("Result", "Which part pays?", "What it costs")),
     "library.md": ("For researchers", ("For researchers", "Data and licences", "Citation")),
 }
 LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
@@ -145,7 +145,10 @@ def stage(root: Path, target: Path) -> list[str]:
     if target.exists():
         shutil.rmtree(target)
     (target / "notebooks").mkdir(parents=True)
-    shutil.copytree(root / "docs" / "images", target / "docs" / "images")
+    for picture in (root / "docs").rglob("*.png"):
+        copy = target / picture.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, copy)
 
     readme = (root / "README.md").read_text(encoding="utf-8")
     cuts = cut(readme)
