@@ -78,7 +78,7 @@ class Profile:
     """
 
     name: str
-    minutes: str
+    minutes: str  # of what, and on which machine
     ram_gb: float
     download_gb: float
     teacher: str
@@ -129,8 +129,7 @@ class Profile:
         """One line for the reader: time, memory, download."""
         download = f"{self.download_gb:g} GB to download" if self.download_gb else "no download"
         return (
-            f"profile {self.name}: about {self.minutes} for the whole game on 2 cores or one GPU, "
-            f"under {self.ram_gb:g} GB RAM, {download}"
+            f"profile {self.name}: about {self.minutes}, under {self.ram_gb:g} GB RAM, {download}"
         )
 
     def run_folder(self, name: str) -> Path:
@@ -155,7 +154,7 @@ _SMALL = {
 
 TINY = Profile(
     name="tiny",
-    minutes="1 minute",
+    minutes="1 minute for the whole game on 2 cores or one GPU",
     ram_gb=2,
     download_gb=0,
     teacher=_BUNDLED,
@@ -171,7 +170,7 @@ TINY = Profile(
 
 LAPTOP = Profile(
     name="laptop",
-    minutes="6 to 10 minutes",
+    minutes="6 to 10 minutes for the whole game on 2 cores or one GPU",
     ram_gb=2,
     download_gb=0.01,
     teacher=_BUNDLED,
@@ -184,7 +183,7 @@ LAPTOP = Profile(
 
 GPU = Profile(
     name="gpu",
-    minutes="a night",
+    minutes="a night for a whole run on one GPU (an estimate)",
     ram_gb=12,
     download_gb=5,
     teacher="Davlan/afro-xlmr-large",
