@@ -75,7 +75,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="Length of the text.")] = 128,
     repeats: Annotated[int, typer.Option(help="Passes of each way; the median counts.")] = 3,
 ) -> None:
-    """Print the figures."""
+    """Sizes of the attention lens, and the memory that its capture takes."""
     if any(os.environ.get(name) != value for name, value in MALLOC.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})
     rng = np.random.default_rng(0)

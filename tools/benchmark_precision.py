@@ -61,7 +61,7 @@ def main(
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 40,
     only: Annotated[str, typer.Option(help="fp32 or bf16, in this process.")] = "",
 ) -> None:
-    """Print one line for each precision."""
+    """Stage-1 seconds and peak memory in fp32 and in bf16."""
     if only:
         print(measure(width, steps, only == "bf16"))
         return

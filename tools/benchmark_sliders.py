@@ -73,7 +73,7 @@ def values(control: Any) -> list[Any]:
 
 
 def main(repeats: Annotated[int, typer.Option(help="Passes over the values.")] = 3) -> None:
-    """Print the table."""
+    """Milliseconds from a slider's move to the new picture, for every view of the course."""
     typer.echo(f"{'view':<18}{'control':<16}{'median ms':>10}{'slowest ms':>12}")
     for view in views():
         for name, control in view._controls.items():

@@ -32,7 +32,7 @@ def main(
     ],
     profile: Annotated[str, typer.Option(help="The runs' profile.")] = "laptop",
 ) -> None:
-    """Print each seed's scores and the difference over all seeds."""
+    """What distillation adds over several seeds: each seed's scores, and the difference."""
     chosen = get_profile(profile, data)
     table = load_sentiment(chosen, source=find_source(chosen))["test"]
     labels, languages = np.array(table["label"][:]), np.array(table["language"][:])

@@ -74,7 +74,7 @@ def main(
     moments: Annotated[int, typer.Option(min=1, help="How many kills.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
 ) -> None:
-    """Print one line for each kill."""
+    """Kill distill at random moments, run it again, and compare the student's weights."""
     source, wrong = random.Random(seed), 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

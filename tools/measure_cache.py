@@ -40,7 +40,7 @@ def answers(
 
 
 def main() -> None:
-    """Print the three tables."""
+    """What a cache rounds away: errors of targets and maps, and the bytes of a row."""
     profile = get_profile("tiny")
     teacher, tokenizer = load_model(profile.teacher, "masked-lm"), load_tokenizer(profile.teacher)
     table = tokenise(load_text(profile)["text"][:], tokenizer, profile.max_length)

@@ -94,7 +94,7 @@ def main(
     many: Annotated[int, typer.Option(min=2)] = 1_000_000,
     folder: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Print the two peaks."""
+    """What stage 1 holds in memory when its text is read as it goes."""
     if folder is not None:
         return measure(folder)
     peaks = []

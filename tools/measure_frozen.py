@@ -44,7 +44,7 @@ def main(
     sentences: Annotated[int, typer.Option(min=100, help="Of each language.")] = 2000,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each way.")] = 3,
 ) -> None:
-    """Print one line for each start and way."""
+    """What a student loses whose embeddings are frozen in stage 1, for ever or at first."""
     profile = get_profile("laptop", data).with_(default_text_limit=sentences)
     texts = load_text(profile)["text"][:]
     teacher, tokenizer = load_model(profile.teacher, "masked-lm"), load_tokenizer(profile.teacher)

@@ -37,8 +37,9 @@ def measure(path: Path, profile: str) -> dict[str, dict[str, float]]:
 
 def main(
     notebooks: Annotated[list[Path], typer.Argument()],
-    profile: Annotated[str, typer.Option()] = "tiny",
+    profile: Annotated[str, typer.Option(help="tiny, laptop or gpu.")] = "tiny",
 ) -> None:
+    """MiB that a notebook's kernel holds: after its imports, at its end, and at its peak."""
     for path in notebooks:
         for when, sizes in measure(path, profile).items():
             own = f", {sizes['uss']:,.0f} its own" if "uss" in sizes else ""

@@ -48,7 +48,7 @@ def main(
     tweets: Annotated[int, typer.Option(min=10, help="Training tweets a language.")] = 4000,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each start.")] = 3,
 ) -> None:
-    """Print one line for each run, then the difference."""
+    """What a student gains that takes over its teacher's layers, not its embeddings alone."""
     profile = get_profile("laptop", data).with_(train_limit=tweets)
     profile = profile.with_(stage2=replace(profile.stage2, learning_rate=RATE))
     table = load_sentiment(profile)

@@ -51,6 +51,7 @@ mathjax_path = Path(MATHJAX).name
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True  # as written: the variants of an ablation fill a screen
 python_maximum_signature_line_length = 88
 # Names of other libraries lead nowhere: their pages are on other hosts.
 nitpick_ignore_regex = [(r"py:.*", r"(?!comet_lib\.).*")]
