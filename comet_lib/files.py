@@ -34,9 +34,10 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     """Yields a temporary folder beside ``path``; on success it takes the place of ``path``.
 
     There is no way to swap two folders at once: a kill between the two renames leaves the old one
-    beside its place, and the next call puts it back first.
+    beside its place, and the next call puts it back first. A link stays a link: what it points to
+    is replaced.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
         shutil.rmtree(old) if path.exists() else os.replace(old, path)
