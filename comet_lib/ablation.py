@@ -35,7 +35,7 @@ from comet_lib.cache import CacheSettings, fingerprint
 from comet_lib.comparison import pack, read_runs
 from comet_lib.data import find_source, load_sentiment, load_text, unseen
 from comet_lib.errors import CometError
-from comet_lib.files import read_json, whole_file, write_text
+from comet_lib.files import read_json, whole_file, whole_folder, write_text
 from comet_lib.initialise import initialise_embeddings
 from comet_lib.losses import mean_of_teachers
 from comet_lib.methods import Guided, TeacherStates, ask_states, projected
@@ -196,7 +196,8 @@ class Laboratory:
                     kind="mse" if kind == "mse" else "kl",
                     disable_tqdm=True,
                 )
-                student.save_pretrained(folder)
+                with whole_folder(folder) as made:
+                    student.save_pretrained(made)
             shutil.rmtree(self.work / "trainer", ignore_errors=True)
         return load_model(folder, "masked-lm")
 

@@ -33,13 +33,35 @@ def unpack(text: str) -> np.ndarray:
 
 
 def read_runs(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The header and the runs of a ``runs.jsonl``."""
+    """The header and the runs of a ``runs.jsonl``.
+
+    Raises:
+        CometError: no file, no runs in it, or what is no header, no run or no prediction.
+    """
     path = Path(path)
+    if not path.is_file():
+        raise CometError(f"{path}: is not there; run ablate without --summary, or check --output")
     try:
-        header, *runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        header, *runs = [json.loads(line) for line in lines]
+        _check_runs(header, runs)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, zlib.error) as error:
         raise CometError(f"{path}: no readable runs; delete the file and run again") from error
     return header, runs
+
+
+def _check_runs(header: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> None:
+    """Raise if a part is missing, or a prediction is none of the labels of that many tweets."""
+    if not runs or not {"settings", "truth", "versions"} <= header.keys():
+        raise ValueError("no runs")
+    for run in runs:
+        if not (isinstance(run["variant"], str) and isinstance(run["seed"], int)):
+            raise TypeError("a variant's name, and a seed")
+        for split in ("dev", "test"):
+            truth = header["truth"][split]
+            columns = [unpack(run[split]), *map(unpack, (truth["labels"], truth["languages"]))]
+            if len({len(column) for column in columns}) > 1 or max(map(max, columns[:2])) > 2:
+                raise ValueError("other tweets")
 
 
 # --------------------------------------------------------------------------- the summary

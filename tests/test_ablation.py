@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
+from transformers import PreTrainedModel
 
 from comet_lib import ablation, comparison, plots
 from comet_lib.ablation import Laboratory
@@ -401,3 +402,51 @@ def test_table_and_figure(tmp_path):
     assert [t.get_text() for t in left.get_yticklabels()] == [r["about"] for r in rows[1:]]
     assert len(plots.forest(rows[:2]).axes) == 1  # no second question, no second panel
     assert (tmp_path / "ablation.png").stat().st_size > 5000
+
+
+def test_a_kill_while_stage_1_is_saved_leaves_no_half_model(tmp_path, monkeypatch):
+    laboratory = Laboratory(TINY, tmp_path, chosen_variants("stage1-soft"))
+    monkeypatch.setattr(ablation, "distil_task_agnostic", lambda *a, **more: [])
+    whole = PreTrainedModel.save_pretrained
+
+    def half(self, folder, **more):
+        self.config.save_pretrained(folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", half)
+    with pytest.raises(KeyboardInterrupt):
+        laboratory.agnostic("soft", 0)
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", whole)
+    assert laboratory.agnostic("soft", 0).config.num_hidden_layers == 2
+
+
+BAD_RUNS = {
+    "the header alone": lambda header, runs: runs.clear(),
+    "a header that is a list": lambda header, runs: header.clear(),
+    "no truth": lambda header, runs: header["truth"].pop("dev"),
+    "no seed": lambda header, runs: runs[0].pop("seed"),
+    "a name that is none": lambda header, runs: runs[0].update(variant=["none"]),
+    "no prediction": lambda header, runs: runs[0].pop("test"),
+    "no base64": lambda header, runs: runs[0].update(test="!"),
+    "no deflate": lambda header, runs: runs[0].update(test="AAAA"),
+    "fewer tweets": lambda header, runs: runs[0].update(test=comparison.pack(np.zeros(3))),
+    "a fourth label": lambda header, runs: runs[0].update(
+        test=comparison.pack(np.full_like(comparison.unpack(runs[0]["test"]), 3))
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_RUNS)
+def test_damaged_runs_are_named(kind, tmp_path):
+    labels, codes, guesses = made_up(np.random.default_rng(0), accuracies=(0.5, 0.7))
+    path = tmp_path / "runs.jsonl"
+    write_runs(path, labels, codes, {("none", 0): guesses[0], ("both", 0): guesses[1]})
+    header, runs = comparison.read_runs(path)
+    BAD_RUNS[kind](header, runs)
+    path.write_text("\n".join(map(json.dumps, (header, *runs))), encoding="utf-8")
+    with pytest.raises(CometError, match=r"runs.jsonl: no readable runs; delete the file"):
+        comparison.write_summary(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["runs.jsonl"]
+    path.write_text("[" * 10**5, encoding="utf-8")
+    with pytest.raises(CometError, match="no readable runs"):
+        comparison.read_runs(path)
