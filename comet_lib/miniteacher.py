@@ -30,7 +30,13 @@ from comet_lib.losses import hybrid_loss, soft_target_loss_from_probs
 from comet_lib.models import count_parameters, xlmr_config
 from comet_lib.profiles import Profile, Stage
 from comet_lib.targets import cross_fit_and_splice
-from comet_lib.training import DistillationTrainer, SentimentCollator, tokenise, training_arguments
+from comet_lib.training import (
+    DistillationTrainer,
+    SentimentCollator,
+    last_checkpoint,
+    tokenise,
+    training_arguments,
+)
 
 VOCABULARY = 24_000
 SIZES = {
@@ -171,15 +177,10 @@ def build(profile: Profile, output: str | Path, say: Callable[[str], None] = pri
         objective=BothTasks(tokenizer.mask_token_id, STAGE.temperature, STAGE.alpha, MLM_WEIGHT),
         compute_metrics=metrics,
     )
-    last = max((output / "work").glob("checkpoint-*"), default=None, key=_step)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(output / "work"))
     save(model, tokenizer, output / "teacher")
     write_json(output / "log.json", trainer.state.log_history)
     say(f"{count_parameters(model):,} parameters; dev of the last epoch: {_last_dev(trainer)}")
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.rsplit("-", 1)[-1])
 
 
 def _last_dev(trainer: Any) -> str:

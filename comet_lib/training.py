@@ -45,6 +45,7 @@ from comet_lib.cache import CachedCollator, CacheSettings, cache_targets, decode
 from comet_lib.corpora import NO_CACHE, Corpus, CorpusRows
 from comet_lib.errors import CometError
 from comet_lib.evaluation import mean_weighted_f1
+from comet_lib.files import read_json
 from comet_lib.losses import (
     attention_loss,
     hybrid_loss,
@@ -323,18 +324,25 @@ def history(trainer: Trainer) -> list[dict[str, float]]:
 def last_checkpoint(output: Path) -> str | None:
     """The newest checkpoint that was written to its end; a killed run may leave half of one.
 
-    The Trainer writes ``trainer_state.json`` last. One whose weights or optimiser were cut off
-    since (a full disk, a broken copy) is passed over too.
+    The Trainer writes ``trainer_state.json`` last. One whose weights, optimiser or random state
+    were damaged since (a full disk, a broken copy) is passed over too.
     """
     found = [p for p in output.glob("checkpoint-*") if p.name.rpartition("-")[2].isdecimal()]
     for folder in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
-        with contextlib.suppress(OSError, ValueError, SafetensorError):
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        with contextlib.suppress(OSError, CometError, SafetensorError, zipfile.BadZipFile):
+            read_json(folder / "trainer_state.json", "global_step")
             with safe_open(folder / "model.safetensors", "pt"):
                 pass
-            if all(zipfile.is_zipfile(folder / f) for f in ("optimizer.pt", "scheduler.pt")):
+            states = [folder / "optimizer.pt", folder / "scheduler.pt"]
+            if not any(map(_damaged, [*states, *folder.glob("rng_state*.pth")])):
                 return str(folder)
     return None
+
+
+def _damaged(path: Path) -> bool:
+    """Whether a file of torch, which is a ZIP archive, has a part with another checksum."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip() is not None
 
 
 def _run(trainer: Trainer, output: Path, resume: bool) -> None:
