@@ -17,7 +17,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from comet_lib.errors import CometError
 from comet_lib.labels import LABELS
-from comet_lib.models import check_pair, label_order
+from comet_lib.models import (
+    answering,
+    check_numbers,
+    check_pair,
+    label_order,
+    longest_text,
+)
 from comet_lib.processes import give_back_memory
 from comet_lib.targets import class_probabilities, tfidf_classifier
 
@@ -54,9 +60,17 @@ def predict_probabilities(
     max_length: int = 64,
     batch_size: int = 128,
 ) -> np.ndarray:
-    """(N, 3) probabilities in LABELS order, whatever order the model's own head has."""
+    """(N, 3) probabilities in LABELS order, whatever order the model's own head has.
+
+    A text is cut at ``max_length`` tokens, or at as many as the model takes.
+
+    Raises:
+        CometError: other labels, a tokenizer of another model, or a model that does not answer, or
+            not with numbers.
+    """
     order = label_order(model)
     check_pair(model, tokenizer)
+    max_length = min(max_length, longest_text(model) or max_length)
     was_training = model.training
     model.eval()
     out = np.zeros((len(texts), len(order)))
@@ -65,17 +79,19 @@ def predict_probabilities(
         # The longest first: the others then fit into the memory that those leave behind.
         for start in reversed(range(0, len(texts), batch_size)):
             rows = by_length[start : start + batch_size]
-            batch = tokenizer(
-                [texts[i] for i in rows],
-                padding=True,
-                truncation=True,
-                max_length=max_length,
-                return_tensors="pt",
-            ).to(model.device)
-            logits = model(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-            ).logits
-            out[rows] = logits[:, order].float().softmax(-1).cpu().numpy()
+            with answering(model):
+                batch = tokenizer(
+                    [texts[i] for i in rows],
+                    padding=True,
+                    truncation=True,
+                    max_length=max_length,
+                    return_tensors="pt",
+                ).to(model.device)
+                logits = model(
+                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+                ).logits
+                check_numbers(model, logits)
+                out[rows] = logits[:, order].float().softmax(-1).cpu().numpy()
     finally:
         model.train(was_training)
     return out

@@ -154,28 +154,46 @@ def model_origin(name: str | Path) -> str:
 def _check_folder(folder: Path) -> None:
     """Raise if a folder's config promises what its weights cannot hold, before anything is built.
 
-    A config of a few bytes can ask for a billion layers.
+    A config of a few bytes can ask for a billion layers, or labels.
     """
     config, weights = folder / "config.json", folder / "model.safetensors"
     if not config.is_file():
         raise CometError(f"{folder}: has no config.json; give a folder that save_pretrained wrote")
-    if not weights.is_file():  # sharded, or a pickle: transformers says what it makes of it
-        return
-    try:
-        with safe_open(weights, "pt") as file:
-            count = len(file.keys())
-    except Exception as error:
-        raise CometError(
-            f"{weights}: no whole safetensors file ({_first_line(error)}); copy it again"
-        ) from error
-    sizes = read_json(config, "model_type")
-    for field, most in (("num_hidden_layers", count), ("vocab_size", weights.stat().st_size)):
-        size = sizes.get(field, 1)
+    whole = [weights] if weights.is_file() else sorted(folder.glob("*.safetensors"))  # or shards
+    files = [path for path in whole if path.is_file()]
+    if not files and not (folder / "model.safetensors.index.json").is_file():
+        return  # a pickle, or nothing: transformers says what it makes of it
+    count, longest = 0, 1
+    for path in files:
+        try:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118, the file itself is no iterable
+                    count, longest = count + 1, max(longest, *file.get_slice(name).get_shape(), 1)
+        except Exception as error:
+            raise CometError(
+                f"{path}: no whole safetensors file ({_first_line(error)}); copy it again"
+            ) from error
+    for field, size in _sizes(read_json(config, "model_type")):
+        most = count if "layer" in field else longest
         if not isinstance(size, int) or not 0 < size <= most:
             raise CometError(
-                f"{config}: {field} is {str(size)[:40]}, which {weights.name} beside it cannot "
-                "hold; give config and weights that were saved together"
+                f"{config}: {field} is {str(size)[:40]}, which the weights beside it cannot hold; "
+                "give config and weights that were saved together"
             )
+
+
+def _sizes(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Fields, at any depth, that say how many layers, pieces or labels are built.
+
+    Each kind of model has its own name for its layers: ``n_layers``, ``num_decoder_layers``.
+    """
+    for field, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _sizes(value)
+        elif field in ("num_hidden_layers", "vocab_size") or (
+            ("layer" in field or field == "num_labels") and type(value) is int and value > 0
+        ):
+            yield field, value
 
 
 def _first_line(error: BaseException) -> str:
@@ -211,11 +229,62 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         )
     try:
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except Exception as error:
+    except BaseException as error:
+        if not is_fault(error):
+            raise
         raise CometError(
             f"no tokenizer could be loaded from {str(name)!r} ({type(error).__name__}); give a "
             "folder with tokenizer.json, or a hub id and a network"
         ) from error
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether it is an error, rather than a stop: a panic in Rust code is no ``Exception``."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+@contextlib.contextmanager
+def answering(model: Any) -> Iterator[None]:
+    """Inside, a tokenizer and a model are used; one that cannot answer is named.
+
+    Raises:
+        CometError: any error, but those of memory and of ours: sizes in the config that loading
+            does not look at, or numbers of pieces for which there is no row.
+    """
+    try:
+        yield
+    except BaseException as error:
+        ours = isinstance(error, (CometError, MemoryError)) or "memory" in str(error)
+        if ours or not is_fault(error):
+            raise
+        raise CometError(
+            f"{_called(model)}: the model does not answer ({type(error).__name__}: "
+            f"{_first_line(error)}); give config, weights and tokenizer that were saved together"
+        ) from error
+
+
+def check_numbers(model: Any, logits: Tensor) -> None:
+    """Raise if an answer holds NaN: a damaged weight, and every label would be the first one."""
+    if logits.isnan().any():
+        raise CometError(
+            f"{_called(model)}: the model answers with NaN; its weights are damaged, copy it again "
+            "or train it again"
+        )
+
+
+def _called(model: Any) -> str:
+    return getattr(model.config, "name_or_path", "") or type(model).__name__
+
+
+def longest_text(model: Any) -> int | None:
+    """How many tokens a model takes by its config; None if that sets no limit.
+
+    XLM-R counts positions from the padding's number on; for others this is a token or so short.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        return None
+    return positions - (getattr(model.config, "pad_token_id", None) or 0) - 1
 
 
 def xlmr_config(
@@ -315,10 +384,10 @@ def label_order(model: PreTrainedModel) -> list[int]:
         CometError: the model's labels are not negative, neutral and positive.
     """
     names = {str(v).strip().lower(): int(k) for k, v in (model.config.id2label or {}).items()}
-    if set(names) != set(LABELS):
+    if set(names) != set(LABELS) or sorted(names.values()) != list(range(len(LABELS))):
         raise CometError(
-            f"the model's labels are {sorted(names)}, not {', '.join(LABELS)}: set id2label in its "
-            "config.json to the names its head was trained with"
+            f"the model's labels are {str(names)[:200]}, not {', '.join(LABELS)} from 0 to 2: "
+            "set id2label in its config.json to the names its head was trained with"
         )
     return [names[label] for label in LABELS]
 
