@@ -166,6 +166,8 @@ def open_corpus(path: str | Path) -> Corpus:
     Raises:
         CometError: nothing there, no such files, another kind of file, or a bad line (read_lines).
     """
+    if not str(path):  # an unset variable of a shell: Path("") is the current folder
+        raise CometError("--text is empty; give a file or a folder, or leave it out")
     path, kinds = user_path(path), ", ".join(READERS)
     if path.is_dir():
         files = sorted(

@@ -24,19 +24,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import comet_lib
 from comet_lib import evaluation, plots
-from comet_lib.attention import capture_maps, entropy
+from comet_lib.attention import capture_maps, entropy, layer_map
 from comet_lib.corpora import Corpus, corpus_of
 from comet_lib.data import Source, find_source, leakage, load_sentiment, load_text, unseen
 from comet_lib.errors import CometError
 from comet_lib.files import locked, read_json, whole_folder, write_json, write_text
 from comet_lib.initialise import initialise_embeddings
 from comet_lib.models import (
+    answering,
     build_student,
+    check_numbers,
     check_pair,
     count_parameters,
-    label_order,
     load_model,
     load_tokenizer,
+    longest_text,
     model_origin,
     quiet,
     same_body,
@@ -44,7 +46,7 @@ from comet_lib.models import (
 )
 from comet_lib.processes import give_back_memory, processes
 from comet_lib.profiles import TINY, Profile, Stage
-from comet_lib.targets import cross_fit_and_splice
+from comet_lib.targets import check_enough, cross_fit_and_splice
 from comet_lib.training import distil_task_agnostic, fine_tune
 
 Say = Callable[[str], None]
@@ -141,14 +143,53 @@ def _claim(output: Path, profile: Profile, write: bool = True) -> None:
         write_json(path, settings)
 
 
+def check_data(data: DatasetDict, texts: Sequence[str] | Corpus, profile: Profile) -> None:
+    """Raise if the data is too little for a stage: hours before that stage would say so.
+
+    Raises:
+        CometError: fewer than two lines of text (one is held out), a dev split that stands in
+            train as a whole, or too few training tweets of a language to cross-fit.
+    """
+    if len(texts) < 2:
+        raise CometError(
+            f"stage 1 has {len(texts)} line of text; give two at least, in --data's text/ or train"
+        )
+    if not len(unseen(data["dev"])):
+        raise CometError(
+            "dev: every tweet stands in train too, so that no epoch can be chosen; give a dev "
+            "split of other tweets"
+        )
+    train = data["train"]
+    check_enough(train["text"][:], train["label"][:], train["language"][:], profile.folds)
+
+
 def read_teachers(profile: Profile) -> list[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
-    """The masked-LM teacher and the sentiment teacher, each with its tokenizer."""
+    """The masked-LM teacher and the sentiment teacher, each with its tokenizer.
+
+    Raises:
+        CometError: one that cannot be read, has no mask piece, takes shorter texts than the
+            profile's, or does not answer.
+    """
     made = []
     for name, head in ((profile.teacher, "masked-lm"), (profile.sentiment_teacher, "sentiment")):
         model, tokenizer = load_model(name, head), load_tokenizer(name)
         check_pair(model, tokenizer)
         made.append((model, tokenizer))
-    label_order(made[1][0])  # refuses a head without our labels
+    (teacher, tokenizer), sentiment = made
+    if tokenizer.mask_token_id is None:
+        raise CometError(
+            f"{profile.teacher}: its tokenizer has no mask piece, which stage 1 needs; set "
+            "mask_token in its tokenizer_config.json"
+        )
+    if (longest := longest_text(teacher) or profile.max_length) < profile.max_length:
+        raise CometError(
+            f"{profile.teacher}: takes {longest} tokens of a text, and profile {profile.name} has "
+            f"{profile.max_length}; give a teacher with more max_position_embeddings"
+        )
+    layer_map(profile.student["num_hidden_layers"], teacher.config.num_hidden_layers)
+    with torch.inference_mode(), answering(teacher):
+        check_numbers(teacher, teacher(**tokenizer("a", return_tensors="pt")).logits)
+    teacher_probabilities(*sentiment, ["a"], profile)  # and a head without our labels is refused
     return made
 
 
@@ -176,9 +217,15 @@ def train_student(
     def stage(name: str, folder: Path, start: Start, train: Train) -> PreTrainedModel:
         """The model in ``folder``, else ``start()`` trained, its log and itself saved."""
         log_file = work / f"{name}.json"
-        if (folder / "config.json").is_file():
+        if (folder / "config.json").is_file() and log_file.is_file():
             logs[name] = read_json(log_file)
-            return load_model(folder, "masked-lm" if name == "stage1" else "sentiment")
+            try:
+                return load_model(folder, "masked-lm" if name == "stage1" else "sentiment")
+            except CometError as error:
+                raise CometError(
+                    f"{folder}: what a former call left cannot be read; delete this folder and run "
+                    f"again, it goes on from its last checkpoint ({error})"
+                ) from error
         set_seed(profile.seed)
         model = start()
         logs[name] = train(model)
@@ -282,6 +329,7 @@ def distil(
                 f"{r.language} {r.percent} %" for r in leaks.itertuples() if r.split == "dev"
             )
         )
+    check_data(data, texts, profile)
     say("teacher: reading")
     teachers = read_teachers(profile)
     # Nothing is written before this line: bad data or a bad teacher leaves no trace.

@@ -85,6 +85,13 @@ def _tasks(
     return tasks
 
 
+def check_enough(
+    texts: Sequence[str], labels: Sequence[int], languages: Sequence[str], folds: int = 5
+) -> None:
+    """Raise CometError if :func:`cross_fit` would, without fitting anything."""
+    _tasks(texts, labels, languages, folds, seed=0)
+
+
 def cross_fit(
     texts: Sequence[str],
     labels: Sequence[int],
