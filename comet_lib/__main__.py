@@ -4,8 +4,10 @@ rehearse."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -96,11 +98,11 @@ def distill(
     if teacher is not None:
         chosen = chosen.with_(teacher=teacher, sentiment_teacher=teacher)
     chosen = chosen.with_(cached=cache or chosen.cached, text=text)
-    report = distil(chosen, output, say=lambda line: typer.echo(line, err=True))
+    report = distil(chosen, output, say=_say)
     if not report:  # one of several processes, and not the one that reports
         return
-    typer.echo(report_text(report))
-    typer.echo(f"wrote {output}/student, {output}/report.md, {output}/report.json", err=True)
+    _say(report_text(report), err=False)
+    _say(f"wrote {output}/student, {output}/report.md, {output}/report.json")
 
 
 @app.command()
@@ -132,9 +134,9 @@ def evaluate(
         Path(model).name, table, probabilities, parameters=count, size_mb=round(megabytes, 2)
     )
     if as_json:
-        typer.echo(json.dumps({"split": split, "source": str(source), **row}, ensure_ascii=False))
+        typer.echo(json.dumps({"split": split, "source": str(source), **row}))
         return
-    typer.echo(f"{row['name']} on {source}, split {split}: weighted F1, percent (95 % interval)")
+    _say(f"{row['name']} on {source}, split {split}: weighted F1, percent (95 % interval)", False)
     for code, score in row["weighted_f1"].items():
         low, high = row["ci95"][code]
         typer.echo(f"{code:>5}  {score:5.1f}  ({low:.1f} to {high:.1f})")
@@ -177,14 +179,23 @@ def _texts(arguments: list[str]) -> list[str]:
     if len(arguments) == 1 and arguments[0].lower().endswith(".tsv"):
         return read_texts(arguments[0])
     if arguments == ["-"]:
+        if sys.stdin is None:  # closed by the caller: <&-
+            raise CometError("standard input is closed: give one text a line")
         try:
-            lines = sys.stdin.buffer.read().decode("utf-8-sig").splitlines()
+            lines = sys.stdin.buffer.read().decode("utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
             raise CometError("standard input is not UTF-8: give the text in UTF-8") from error
         clean = [text for text in map(normalise, lines) if text]
         if not clean:
             raise CometError("standard input is empty: give one text a line")
         return clean
+    for text in arguments:
+        if text != "-" and not (Path(text).suffix and os.path.isfile(text)):
+            continue
+        raise CometError(
+            f"{text!r} is not a text: give one FILE.tsv alone, or one text a line on standard "
+            "input and - alone"
+        )
     clean = [normalise(text) for text in arguments]
     if any("\ud800" <= sign <= "\udfff" for text in clean for sign in text):
         raise CometError("a text is not UTF-8: give the text in UTF-8")
@@ -211,7 +222,8 @@ def export(
     chosen = _profile(profile, data, languages)
     if is_exported(model):
         raise CometError(f"{model} is an exported form already: give the model it was made from")
-    if output.exists() and not is_exported(output) and (output.is_file() or any(output.iterdir())):
+    ours = is_exported(output) and (output / "export.json").is_file()
+    if output.exists() and not ours and (output.is_file() or any(output.iterdir())):
         raise CometError(f"--output {output} is there and holds no export: name another folder")
     loaded, tokenizer = load_model(model), load_tokenizer(model)
     source = find_source(chosen)
@@ -226,10 +238,10 @@ def export(
         dev["language"][:],
         int8=int8,
         max_length=chosen.max_length,
-        card=card.read_text(encoding="utf-8") if card.is_file() else "",
+        card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
     )
     typer.echo(json.dumps({"source": str(source), **report}, indent=2))
-    typer.echo(f"wrote {output}", err=True)
+    _say(f"wrote {output}")
 
 
 @app.command()
@@ -245,7 +257,7 @@ def teacher(
     from comet_lib.profiles import get_profile
 
     profile = get_profile("laptop", data).with_(seed=seed, max_length=64)
-    build(profile, output, say=lambda line: typer.echo(line, err=True))
+    build(profile, output, say=_say)
 
 
 @app.command()
@@ -254,7 +266,7 @@ def ablate(
     data: DataOption = None,
     languages: LanguagesOption = None,
     output: Annotated[Path, typer.Option(help="folder to write to")] = Path("runs/ablation"),
-    seeds: Annotated[int, typer.Option(min=1, help="runs of each variant")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="runs of each variant")] = 3,
     only: Annotated[
         str | None, typer.Option(help="comma-separated variants (default: all, hours)")
     ] = None,
@@ -272,9 +284,9 @@ def ablate(
     if not summary:
         chosen = _profile(profile, data, languages)
         chosen = chosen.with_(train_limit=min(tweets, chosen.train_limit or tweets))
-        run(chosen, output, variants, seeds, say=lambda line: typer.echo(line, err=True))
-    typer.echo(write_summary(output))
-    typer.echo(f"wrote {output}/runs.jsonl, ablation.md and ablation.png", err=True)
+        run(chosen, output, variants, seeds, say=_say)
+    _say(write_summary(output), err=False)
+    _say(f"wrote {output}/runs.jsonl, ablation.md and ablation.png")
 
 
 QuickOption = Annotated[
@@ -337,6 +349,9 @@ def rehearse(
 def main() -> None:
     """Run a command; an error becomes one line: exit code 2 if the user can mend it, else 1."""
     DEBUG[:] = [False]
+    # A text that the encoding of standard output lacks (Windows, redirected) is no reason to stop.
+    with suppress(AttributeError):
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         app()
     except Exception as error:
@@ -352,12 +367,17 @@ def _sentence(error: Exception) -> tuple[str, int]:
     text = " ".join(str(error).split())
     if isinstance(error, CometError):
         return text, 2
-    if isinstance(error, MemoryError) or "not enough memory" in text:
+    if isinstance(error, MemoryError) or re.search("(not enough|out of) memory", text):
         return "the memory is used up; take a smaller profile, batch or model", 2
     # safetensors and torch have their own errors for a disk that takes no more
     if isinstance(error, OSError) or re.search(r"os error \d|PytorchStreamWriter", text):
         return f"{text[:300]}; check path, rights and free space, then run again", 2
     return f"unexpected {type(error).__name__}: {text[:300]}; comet_lib --debug shows where", 1
+
+
+def _say(text: str, err: bool = True) -> None:
+    """Lines for the reader; names of folders and models are other people's text."""
+    typer.echo("\n".join(map(printable, text.split("\n"))), err=err)
 
 
 def printable(text: str) -> str:

@@ -35,7 +35,7 @@ from comet_lib.data import check_language, read_texts, read_tsv
 from comet_lib.errors import CometError
 from comet_lib.export import is_exported, load_exported
 from comet_lib.files import read_json
-from comet_lib.models import check_pair, load_model, load_tokenizer
+from comet_lib.models import answering, check_pair, load_model, load_tokenizer, longest_text
 from comet_lib.profiles import ASSETS, PROFILES, get_profile
 
 HEADER = "tweet\tlabel\n"
@@ -231,6 +231,15 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda root: [(root / "text").mkdir(), (root / "text/kin.txt").write_bytes(b"a\0b")],
         "NUL",
     ),
+    "text of one line": (
+        lambda root: [(root / "text").mkdir(), (root / "text/kin.txt").write_text("habari")],
+        "stage 1 has 1 line",
+    ),
+    "a dev split that is train": (lambda root: None, "dev: every tweet stands in train"),
+    "too few tweets to cross-fit": (
+        lambda root: (root / "afrisenti/swa/dev.tsv").write_text(f"{HEADER}x\tneutral\n"),
+        "too few training tweets",
+    ),
 }
 
 
@@ -259,6 +268,7 @@ BAD_ARGUMENTS: dict[str, tuple[list[str], str]] = {
     "unknown language": (["distill", "--languages", "xho"], "no such language"),
     "no text": (["distill", "--text", "no/such.txt"], "is no file and no folder"),
     "text of nobody": (["distill", "--text", "~nobody-here/x"], "is no file and no folder"),
+    "empty text path": (["distill", "--text", ""], "--text is empty"),
     "text of another kind": (["distill", "--text", __file__], "must end in one of .txt"),
     "text and cache": (["distill", "--text", __file__, "--cache"], "leave out --cache"),
     "teacher": (["distill", "--teacher", "no-such/teacher"], "could be loaded"),
@@ -268,9 +278,15 @@ BAD_ARGUMENTS: dict[str, tuple[list[str], str]] = {
     "model of nobody": (["evaluate", "~nobody-here/x/y"], "no such folder"),
     "empty text": (["predict", "x", " "], "empty"),
     "broken text": (["predict", "x", "a\udcffb"], "not UTF-8"),
+    "a file among texts": (
+        ["predict", "x", "habari", __file__],
+        "is not a text: give one FILE.tsv",
+    ),
+    "a dash among texts": (["predict", "x", "-", "habari"], "'-' is not a text"),
     "no table": (["predict", "x", "no-such.tsv"], "cannot be read"),
     "model is a file": (["predict", __file__, "hi"], "no such folder"),
     "export to a file": (["export", "x/y", "--output", __file__], "holds no export"),
+    "no runs": (["ablate", "--summary", "--output", "TMP/x"], "is not there; run ablate without"),
     "export of nothing": (["export", "no/such/model", "--output", "TMP/x"], "no such folder"),
     "teacher without data": (["teacher", "--data", "no/such"], "is not there"),
     "rehearse": (["rehearse", "--profile", "huge"], "unknown profile"),
@@ -281,6 +297,7 @@ USAGE: dict[str, list[str]] = {
     "seed in words": ["distill", "--seed", "one"],
     "seed below zero": ["distill", "--seed", "-1"],
     "seed too large": ["distill", "--seed", "4294967296"],
+    "a million seeds": ["ablate", "--seeds", "1000000"],
     "no texts": ["predict", "model"],
     "no output": ["export", "model"],
 }
@@ -394,6 +411,28 @@ def half(folder: Path) -> None:
     save_file(kept, path, metadata={"format": "pt"})
 
 
+def not_numbers(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["classifier.dense.weight"] *= float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def in_shards(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    parts = dict.fromkeys(["classifier.dense.weight"], "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    lie(num_hidden_layers=10**9)(folder)
+
+
+def pieces(**parts: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **parts}), "utf-8")
+
+    return change
+
+
 class Bomb:
     """A pickle that leaves a file where it is opened."""
 
@@ -437,6 +476,10 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "no whole safetensors file",
     ),
     "a billion layers": (lie(num_hidden_layers=10**9), "num_hidden_layers"),
+    "a billion layers by another name": (lie(model_type="distilbert", n_layers=10**9), "n_layers"),
+    "a billion layers, deeper": (lie(text_config={"num_layers": 10**9}), "num_layers"),
+    "a billion layers beside shards": (in_shards, "num_hidden_layers"),
+    "a billion labels": (lie(num_labels=10**9), "num_labels"),
     "layers below zero": (lie(num_hidden_layers=-1), "num_hidden_layers"),
     "layers in words": (lie(num_hidden_layers="four"), "num_hidden_layers"),
     "more layers than there are": (lie(num_hidden_layers=5), "no weights for"),
@@ -452,6 +495,18 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "set id2label",
     ),
     "labels twice": (lie(id2label={"0": "neutral", "1": "neutral", "2": "positive"}), "id2label"),
+    "a label without a column": (
+        lie(id2label={"0": "negative", "1": "neutral", "5": "positive"}),
+        "set id2label",
+    ),
+    "a column from behind": (
+        lie(id2label={"0": "negative", "1": "neutral", "-3": "positive"}),
+        "set id2label",
+    ),
+    "no number for padding": (lie(pad_token_id=None), "does not answer"),
+    "heads below zero": (lie(num_attention_heads=-1), "does not answer"),
+    "answers as tuples": (lie(return_dict=False), "does not answer"),
+    "weights that are no numbers": (not_numbers, "answers with NaN"),
     "weights link to nowhere": (linked("model.safetensors", "/no/such"), "could be loaded"),
     "weights link to a device": (linked("model.safetensors", "/dev/zero"), "could be loaded"),
     "config link to a device": (linked("config.json", "/dev/zero"), "has no config.json"),
@@ -463,6 +518,26 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "tokenizer is no JSON": (write("tokenizer.json", b"{"), "no tokenizer could be loaded"),
     "tokenizer is binary": (write("tokenizer.json", bytes(99)), "no tokenizer could be loaded"),
     "tokenizer is another thing": (write("tokenizer.json", b'{"a": 1}'), "no tokenizer could"),
+    "tokenizer that panics": (
+        pieces(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+        "(PanicException)",
+    ),
+    "tokenizer that panics later": (
+        pieces(normalizer={"type": "Precompiled", "precompiled_charsmap": "CAAAAP////8AAAAA"}),
+        "does not answer (PanicException",
+    ),
+    "a special piece without a row": (
+        pieces(
+            post_processor={
+                "type": "RobertaProcessing",
+                "sep": ["</s>", 99_999],
+                "cls": ["<s>", 0],
+                "trim_offsets": True,
+                "add_prefix_space": True,
+            }
+        ),
+        "does not answer",
+    ),
 }
 
 
@@ -477,6 +552,51 @@ def test_a_bad_model_is_refused(
     assert line.startswith("comet: ") and words in line, line
     assert "root:" not in line  # nothing of a linked file is shown
     assert not (tmp_path / "pickle-was-run").exists()
+
+
+def test_a_stop_is_no_fault_of_a_model() -> None:
+    for stop in (KeyboardInterrupt, MemoryError, SystemExit):
+        with pytest.raises(stop), answering(SimpleNamespace(config=None)):
+            raise stop
+    with pytest.raises(RuntimeError, match="memory"), answering(SimpleNamespace(config=None)):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+def test_a_long_text_is_cut_where_the_model_ends(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    table = "roberta.embeddings.position_embeddings.weight"
+    save_file(
+        {**weights, table: weights[table][:34]}, model / "model.safetensors", {"format": "pt"}
+    )
+    lie(max_position_embeddings=34)(model)
+    short, tokenizer = load_model(model), load_tokenizer(model)
+    assert longest_text(short) == 32
+    texts = ["neno " * 90, "neno " * 99]
+    one, two = evaluation.predict_probabilities(short, tokenizer, texts)
+    np.testing.assert_allclose(one, two)
+
+
+def test_a_bad_teacher_leaves_no_trace(model: Path, tmp_path: Path, refused: Any) -> None:
+    path = model / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    for breach, words in (
+        (lambda: path.write_text(json.dumps({**settings, "mask_token": None})), "no mask piece"),
+        (lambda: lie(num_hidden_layers=1)(model), "a teacher of 1"),
+        (lambda: not_numbers(model), "answers with NaN"),
+    ):
+        breach()
+        out = tmp_path / "out"
+        line = refused(
+            *("distill", "--profile", "tiny", "--teacher", str(model), "--output", str(out))
+        )
+        assert words in line and not out.exists()
+        shutil.rmtree(model)
+        shutil.copytree(ASSETS / "teacher", model)
+
+
+def test_a_home_sign_is_read_by_both(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(model.parent))
+    assert len(load_tokenizer("~/model")) == load_model("~/model").config.vocab_size
 
 
 def test_an_oversized_tokenizer_is_no_pair(model: Path, refused: Any) -> None:
@@ -581,8 +701,17 @@ def checkpoint(folder: Path) -> Path:
     save_file({"w": torch.zeros(3)}, folder / "model.safetensors")
     torch.save({}, folder / "optimizer.pt")
     torch.save({}, folder / "scheduler.pt")
-    (folder / "trainer_state.json").write_text("{}")
+    torch.save({}, folder / "rng_state.pth")
+    (folder / "trainer_state.json").write_text('{"global_step": 9}')
     return folder
+
+
+def flip(folder: Path) -> None:
+    """One bit of the optimiser, inside its data."""
+    torch.save({"moment": torch.zeros(999)}, folder / "optimizer.pt")
+    content = bytearray((folder / "optimizer.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "optimizer.pt").write_bytes(content)
 
 
 BAD_CHECKPOINTS: dict[str, Callable[[Path], Any]] = {
@@ -593,6 +722,10 @@ BAD_CHECKPOINTS: dict[str, Callable[[Path], Any]] = {
     "half an optimiser": write("optimizer.pt", b"PK\x03\x04"),
     "no scheduler": lambda f: (f / "scheduler.pt").unlink(),
     "pickled optimiser": write("optimizer.pt", pickle.dumps(Bomb())),
+    "a flipped bit": flip,
+    "half a random state": write("rng_state.pth", b"PK\x03\x04"),
+    "a state without a step": write("trainer_state.json", b"{}"),
+    "a state that is a list": write("trainer_state.json", b"[]"),
 }
 
 
@@ -676,6 +809,39 @@ def test_no_text_commands_the_terminal(monkeypatch: Any, capsys: Any) -> None:
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) >= len(HOSTILE)
         assert all(sign.isprintable() or sign == "\t" for line in lines for sign in line)
+
+
+def test_no_name_commands_the_terminal(model: Path, monkeypatch: Any, capsys: Any) -> None:
+    named = model.rename(model.with_name("\x9b2J\u202enot"))
+    for extra in ([], ["--json"]):
+        monkeypatch.setattr(sys, "argv", ["comet_lib", "evaluate", str(named), *extra])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 0
+        assert all(map(str.isprintable, capsys.readouterr().out.splitlines()))
+
+
+def test_an_output_without_these_letters_is_no_reason_to_stop(monkeypatch: Any) -> None:
+    """Windows gives a redirected output its own old encoding."""
+    monkeypatch.setattr("comet_lib.evaluation.predict_probabilities", lambda *_: np.eye(1, 3))
+    monkeypatch.setattr(sys, "argv", ["comet_lib", "predict", str(ASSETS / "teacher"), "ẹ̀kọ́"])
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", stream)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    stream.flush()
+    assert stopped.value.code == 0 and rb"\u1eb9" in stream.buffer.getvalue()  # type: ignore
+
+
+def test_a_closed_input_is_named(monkeypatch: Any, refused: Any) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "standard input is closed: give" in refused("predict", "x", "-")
+
+
+def test_standard_input_is_cut_at_line_ends_alone(monkeypatch: Any) -> None:
+    stream = io.TextIOWrapper(io.BytesIO("moja\u2028mbili\x85tatu\r\nnne\n".encode()))
+    monkeypatch.setattr(sys, "stdin", stream)
+    assert cli._texts(["-"]) == ["moja mbili tatu", "nne"]
 
 
 @quick

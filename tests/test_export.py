@@ -3,6 +3,7 @@
 import builtins
 import io
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -220,6 +221,18 @@ def test_export_overwrites_nothing_of_yours(fp32, monkeypatch, capsys, tmp_path)
     (tmp_path / "thesis.txt").write_text("precious")
     assert run(monkeypatch, "export", ASSETS / "teacher", "--output", tmp_path) == 2
     assert "holds no export" in capsys.readouterr().err
+    (tmp_path / ship.GRAPH).write_text("another program's")  # such a folder comes from the hub too
+    assert run(monkeypatch, "export", ASSETS / "teacher", "--output", tmp_path) == 2
+    assert "holds no export" in capsys.readouterr().err and (tmp_path / "thesis.txt").exists()
+
+
+def test_a_card_that_is_no_utf8_is_kept_as_far_as_it_goes(fp32, monkeypatch, tmp_path):
+    shutil.copytree(ASSETS / "teacher", tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_bytes("Modèle de Zoé\n".encode("latin-1"))
+    seen = {}
+    monkeypatch.setattr(ship, "export", lambda *a, **more: seen.update(more) or {})
+    assert run(monkeypatch, "export", tmp_path / "model", "--output", tmp_path / "new") == 0
+    assert seen["card"].startswith("Mod") and "de Zo" in seen["card"]
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,18 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
+    """A results folder on a larger disk, say."""
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "model"
+    link.symlink_to(tmp_path / "disk" / "model")
+    for text in ("old", "new"):
+        with whole_folder(link) as made:
+            (made / "a").write_text(text)
+        assert (tmp_path / "disk" / "model" / "a").read_text() == text and link.is_symlink()
+    assert [p.name for p in (tmp_path / "disk").iterdir()] == ["model"]
+
+
 def test_a_kill_between_two_renames_loses_no_folder(tmp_path: Path) -> None:
     """The old folder is then beside its place; the next call, even one that fails, puts it back."""
     folder = tmp_path / "model [1]"
@@ -178,6 +190,7 @@ def test_a_kill_between_two_renames_loses_no_folder(tmp_path: Path) -> None:
         RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed"),
         Exception("Error while serializing: I/O error: File too large (os error 27)"),
         MemoryError(),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
     ],
     ids=str,
@@ -210,6 +223,26 @@ def test_safetensors_own_error_is_known(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"os error \d") as caught:
         save_file({"w": torch.zeros(3)}, tmp_path / "no" / "such" / "folder")
     assert cli._sentence(caught.value)[1] == 2
+
+
+@pytest.mark.slow
+def test_what_a_disk_lost_of_a_finished_run_is_made_again(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """A log that is gone comes back with the stage; a model that is cut off is named."""
+    call = ("distill", "--profile", "tiny", "--output", str(tmp_path / "out"))
+    assert main(monkeypatch, capsys, *call)[0] == 0
+    student, work = tmp_path / "out" / "student" / "model.safetensors", tmp_path / "out" / "work"
+    before = student.read_bytes()
+    (work / "stage2.json").write_text("[{")
+    code, line = main(monkeypatch, capsys, *call)
+    assert code == 2 and "stage2.json: no readable JSON; delete the file and run again" in line
+    (work / "stage2.json").unlink()
+    assert main(monkeypatch, capsys, *call)[0] == 0
+    assert student.read_bytes() == before and json.loads((work / "stage2.json").read_text())
+    student.write_bytes(before[:999])
+    code, line = main(monkeypatch, capsys, *call)
+    assert code == 2 and f"{student.parent}: " in line and "delete this folder" in line
 
 
 # --- Places that cannot be written ---------------------------------------------------------
