@@ -196,13 +196,18 @@ def read_hub(language: str, split: str, root: str = HUB_ROOT) -> pd.DataFrame:
         raise CometError(f"{files}: needs the columns tweet and label, has {table.column_names}")
     feature = table.features["label"]
     labels = table["label"][:]
-    if isinstance(feature, ClassLabel):
-        labels = [feature.int2str(i) for i in labels]
-    elif labels and isinstance(labels[0], int):
-        labels = [HUB_LABELS[i] for i in labels]
-    if set(labels) - set(LABELS):
-        raise CometError(f"{files}: unknown labels {sorted(set(labels) - set(LABELS))}")
-    return pd.DataFrame({"text": [normalise(t) for t in table[column][:]], "label": labels})
+    # By a table, not by an index: -1, which means no label elsewhere, would be the last name.
+    by_number = dict(enumerate(feature.names if isinstance(feature, ClassLabel) else HUB_LABELS))
+    labels = [by_number.get(label, label) for label in labels]
+    unknown = sorted({str(label) for label in labels} - set(LABELS))
+    if unknown:
+        raise CometError(
+            f"{files}: unknown labels {', '.join(unknown)[:80]}; use {', '.join(LABELS)}"
+        )
+    texts = table[column][:]
+    if not all(isinstance(text, str) for text in texts):
+        raise CometError(f"{files}: a {column} is no text; give each row one")
+    return pd.DataFrame({"text": [normalise(text) for text in texts], "label": labels})
 
 
 def _hub_reachable(seconds: float = 5) -> bool:

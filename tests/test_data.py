@@ -156,6 +156,23 @@ def test_hub_layout_maps_labels_by_name(tmp_path, named):
     assert frame["label"].tolist() == ["positive", "neutral", "negative"]
 
 
+@pytest.mark.parametrize(
+    ("tweets", "labels", "words"),
+    [
+        (["a", "b"], [0, -1], "unknown labels -1;"),  # no label, and not the last of the names
+        (["a", "b"], [0, 7], "unknown labels 7;"),
+        (["a", "b"], [None, 1], "unknown labels None;"),
+        (["a", None], [0, 1], "a tweet is no text"),
+    ],
+)
+def test_a_bad_row_of_the_hub_is_named(tmp_path, tweets, labels, words):
+    (tmp_path / "kin" / "test").mkdir(parents=True)
+    table = datasets.Dataset.from_dict({"tweet": tweets, "label": labels})
+    table.to_parquet(str(tmp_path / "kin" / "test" / "0.parquet"))
+    with pytest.raises(CometError, match=words):
+        data.read_hub("kin", "test", root=str(tmp_path))
+
+
 def test_unreachable_hub_says_what_to_do(tmp_path):
     with pytest.raises(CometError, match="COMET_DATA"):
         data.read_hub("hau", "dev", root=str(tmp_path / "nothing"))
