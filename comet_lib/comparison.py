@@ -52,7 +52,7 @@ def read_runs(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def _check_runs(header: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> None:
     """Raise if a part is missing, or a prediction is none of the labels of that many tweets."""
-    if not runs or not {"settings", "truth", "versions"} <= header.keys():
+    if not (runs and isinstance(header, dict) and {"settings", "truth", "versions"} <= set(header)):
         raise ValueError("no runs")
     for run in runs:
         if not (isinstance(run["variant"], str) and isinstance(run["seed"], int)):

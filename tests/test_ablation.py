@@ -422,7 +422,7 @@ def test_a_kill_while_stage_1_is_saved_leaves_no_half_model(tmp_path, monkeypatc
 
 BAD_RUNS = {
     "the header alone": lambda header, runs: runs.clear(),
-    "a header that is a list": lambda header, runs: header.clear(),
+    "a header without keys": lambda header, runs: header.clear(),
     "no truth": lambda header, runs: header["truth"].pop("dev"),
     "no seed": lambda header, runs: runs[0].pop("seed"),
     "a name that is none": lambda header, runs: runs[0].update(variant=["none"]),
@@ -447,6 +447,11 @@ def test_damaged_runs_are_named(kind, tmp_path):
     with pytest.raises(CometError, match=r"runs.jsonl: no readable runs; delete the file"):
         comparison.write_summary(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["runs.jsonl"]
-    path.write_text("[" * 10**5, encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", ["", "[" * 10**5, "[1]\n[2]", "1\n2", "null\nnull"])
+def test_what_are_no_runs_is_named(content, tmp_path):
+    path = tmp_path / "runs.jsonl"
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(CometError, match="no readable runs"):
         comparison.read_runs(path)
