@@ -29,6 +29,7 @@ from comet_lib.files import whole_folder, write_json
 from comet_lib.losses import hybrid_loss, soft_target_loss_from_probs
 from comet_lib.models import count_parameters, xlmr_config
 from comet_lib.profiles import Profile, Stage
+from comet_lib.recipe import claim
 from comet_lib.targets import cross_fit_and_splice
 from comet_lib.training import (
     DistillationTrainer,
@@ -137,10 +138,15 @@ def build(profile: Profile, output: str | Path, say: Callable[[str], None] = pri
     """Train the tokenizer and the teacher on ``profile``'s AfriSenti and save them to ``output``.
 
     The last epoch is kept; dev (without the rows seen in train) is only reported. Weights are
-    stored in fp16.
+    stored in fp16. Called again, it goes on from the last checkpoint.
+
+    Raises:
+        CometError: ``output`` holds a run of another seed or other data.
     """
     output = Path(output)
+    claim(output, profile, write=False)
     data = load_sentiment(profile)
+    claim(output, profile)
     train, dev = data["train"], unseen(data["dev"])
     texts, languages = train["text"][:], train["language"][:]
     say(f"tokenizer: {VOCABULARY:,} pieces from {len(texts):,} tweets")

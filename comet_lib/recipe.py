@@ -127,7 +127,7 @@ def _nothing(line: str) -> None:
     """What a process says that is not the main one."""
 
 
-def _claim(output: Path, profile: Profile, write: bool = True) -> None:
+def claim(output: Path, profile: Profile, write: bool = True) -> None:
     """An output folder belongs to one run: same settings resume it, others are refused."""
     path = output / "work" / "settings.json"
     settings = json.loads(json.dumps(_settings(profile)))  # tuples as lists, as the file has them
@@ -315,7 +315,7 @@ def distil(
     if not here.is_main_process:
         say = _nothing
     source = find_source(profile)
-    _claim(output, profile, write=False)
+    claim(output, profile, write=False)
     spent = output / "work" / "seconds.json"
     clock = Clock(read_json(spent, "data") if spent.is_file() else {})
     say(f"{profile.budget}; data from {source}")
@@ -335,7 +335,7 @@ def distil(
     # Nothing is written before this line: bad data or a bad teacher leaves no trace.
     with locked(output / "work") if here.is_main_process else nullcontext():
         with here.main_process_first():
-            _claim(output, profile)
+            claim(output, profile)
         try:
             made = train_student(profile, output, clock, say, data, texts, teachers)
         finally:

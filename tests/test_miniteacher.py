@@ -6,8 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, set_seed
 
-from comet_lib.miniteacher import SPECIALS, BothTasks, TwoHeads, save, train_tokenizer
+from comet_lib.errors import CometError
+from comet_lib.miniteacher import SPECIALS, BothTasks, TwoHeads, build, save, train_tokenizer
 from comet_lib.models import load_model, load_tokenizer, xlmr_config
+from comet_lib.profiles import get_profile
+from comet_lib.recipe import claim
 
 TEXTS = ["Ẹ kú àárọ̀ o", "habari za asubuhi", "ina kwana 2026!", "ụtụtụ ọma nke oma"] * 5
 SIZES = {
@@ -74,3 +77,10 @@ def test_both_tasks_train_both_heads_and_mask_nothing_in_evaluation(model, token
             ).last_hidden_state
         ),
     )
+
+
+def test_a_teacher_of_another_seed_is_not_taken_for_this_one(tmp_path):
+    """Its last checkpoint would be, without a word."""
+    claim(tmp_path, get_profile("tiny"))
+    with pytest.raises(CometError, match=r"other settings \(seed\)"):
+        build(get_profile("tiny").with_(seed=1), tmp_path, say=lambda _: None)
