@@ -300,6 +300,15 @@ OutputOption = Annotated[
 ]
 
 
+def _places(json_file: Path | None, output: Path | None) -> None:
+    """Raise where figures could not be written, before the minutes of measuring them."""
+    if json_file is not None and json_file.is_dir():
+        raise CometError(f"--json {json_file} is a folder: name a file")
+    for folder in (output, json_file and json_file.parent):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+
 @app.command()
 def benchmark(
     quick: QuickOption = False,
@@ -314,6 +323,7 @@ def benchmark(
     from comet_lib.benchmark import benchmark as measure
     from comet_lib.files import write_json
 
+    _places(json_file, output)
     report = measure(QUICK if quick else PAPER, compiled=compiled)
     typer.echo(benchmark_text(report))
     if json_file is not None:
@@ -338,7 +348,9 @@ def rehearse(
     from comet_lib.rehearsal import rehearsal_text, write_rehearsal
     from comet_lib.rehearsal import rehearse as measure
 
-    report = measure(get_profile(profile), QUICK if quick else PAPER)
+    chosen = get_profile(profile)
+    _places(json_file, output)
+    report = measure(chosen, QUICK if quick else PAPER)
     typer.echo(rehearsal_text(report))
     if json_file is not None:
         write_json(json_file, report)

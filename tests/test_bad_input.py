@@ -289,6 +289,8 @@ BAD_ARGUMENTS: dict[str, tuple[list[str], str]] = {
     "no runs": (["ablate", "--summary", "--output", "TMP/x"], "is not there; run ablate without"),
     "export of nothing": (["export", "no/such/model", "--output", "TMP/x"], "no such folder"),
     "teacher without data": (["teacher", "--data", "no/such"], "is not there"),
+    "figures to a folder": (["benchmark", "--json", "TMP"], "is a folder: name a file"),
+    "a report into a file": (["rehearse", "--output", __file__], "check path, rights and free"),
     "rehearse": (["rehearse", "--profile", "huge"], "unknown profile"),
 }
 USAGE: dict[str, list[str]] = {
