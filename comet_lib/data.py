@@ -48,17 +48,21 @@ FINEWEB = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where the data comes from: ``kind`` is folder, hub or sample; ``root`` is a path or URL."""
+    """Where the data comes from: ``kind`` is folder, hub or sample; ``root`` is a path or URL.
+
+    ``why`` says what to do about a source that is not the one that was wanted.
+    """
 
     kind: str
     root: str
+    why: str = ""
 
     def __str__(self) -> str:
         return {
             "folder": f"the folder {Path(self.root).name}/",
             "hub": f"the hub ({HUB_REPOSITORY})",
             "sample": "the bundled sample (written for this course; a sample, never a benchmark)",
-        }[self.kind]
+        }[self.kind] + self.why
 
 
 def normalise(text: str) -> str:
@@ -223,9 +227,14 @@ def find_source(profile: Profile) -> Source:
     """A local folder if the profile names one, else the hub if it answers, else the sample."""
     if profile.data:
         return Source("folder", profile.data)
-    if profile.use_hub and _hub_reachable():
+    if not profile.use_hub:
+        return Source("sample", str(ASSETS / "sample"))
+    if _hub_reachable():
         return Source("hub", HUB_ROOT)
-    return Source("sample", str(ASSETS / "sample"))
+    why = (
+        ", because the hub does not answer: connect to it, or name AfriSenti's folder (COMET_DATA)"
+    )
+    return Source("sample", str(ASSETS / "sample"), why)
 
 
 def _read_split(source: Source, language: str, split: str) -> pd.DataFrame:

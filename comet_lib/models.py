@@ -114,14 +114,19 @@ def load_model(name: str | Path, head: str = "sentiment") -> PreTrainedModel:
         raise CometError(f"{name}: no such folder, and not a hub id of the form owner/name")
     try:
         with quiet():
+            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+            _check_attention(name, config)
             model, report = auto.from_pretrained(
                 source,
+                config=config,
                 revision=revision,
                 use_safetensors=True,
                 trust_remote_code=False,
                 dtype=torch.float32,
                 output_loading_info=True,
             )
+    except CometError:
+        raise
     except Exception as error:
         raise CometError(
             f"no model could be loaded from {str(name)!r} "
@@ -136,6 +141,16 @@ def load_model(name: str | Path, head: str = "sentiment") -> PreTrainedModel:
             "trained with that head"
         )
     return model.eval()
+
+
+def _check_attention(name: str | Path, config: Any) -> None:
+    """Raise if a config asks for attention code from the hub, which transformers would run."""
+    kind = getattr(config, "_attn_implementation", None)
+    if kind not in (None, "eager", "sdpa"):
+        raise CometError(
+            f"{name}: its config asks for the attention {str(kind)[:60]!r}, which may be code from "
+            "the hub and is not run; remove _attn_implementation from its config.json"
+        )
 
 
 def model_origin(name: str | Path) -> str:

@@ -505,6 +505,11 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lie(id2label={"0": "negative", "1": "neutral", "-3": "positive"}),
         "set id2label",
     ),
+    "attention code from the hub": (
+        lie(_attn_implementation="kernels-community/flash-attn"),
+        "remove _attn_implementation",
+    ),
+    "attention code, the other key": (lie(attn_implementation="who/what"), "code from the hub"),
     "no number for padding": (lie(pad_token_id=None), "does not answer"),
     "heads below zero": (lie(num_attention_heads=-1), "does not answer"),
     "answers as tuples": (lie(return_dict=False), "does not answer"),

@@ -48,7 +48,8 @@ def test_distill_writes_an_honest_report(run):
         assert row["parameters"] > 0 and row["size_mb"] > 0
     assert not report["benchmark"] and "NOT a benchmark" in done.stdout
     assert report["teachers"] == {"masked-lm": "teacher", "sentiment": "teacher"}
-    assert len(report["paper"]) == 4 and report["split"] == "test"
+    assert report["paper"] == [] and report["split"] == "test"  # no AfriSenti: nothing to compare
+    assert "(paper)" not in done.stdout and "not verified" not in done.stdout
     assert set(report["seconds"]) >= {"stage1", "stage2", "evaluation"}
     assert done.stdout.strip() == (output / "report.md").read_text().strip()
     for figure in ("results", "curves", "attention"):

@@ -183,7 +183,9 @@ def test_source_order(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "_hub_reachable", lambda: True)
     assert data.find_source(profile).kind == "hub"
     monkeypatch.setattr(data, "_hub_reachable", lambda: False)
-    assert data.find_source(profile).kind == "sample"
+    sample = data.find_source(profile)
+    assert sample.kind == "sample" and "name AfriSenti's folder (COMET_DATA)" in str(sample)
+    assert "COMET_DATA" not in str(data.find_source(get_profile("tiny")))  # the sample was wanted
     folder = write_folder(tmp_path)
     assert data.find_source(get_profile("laptop", folder)).kind == "folder"
 

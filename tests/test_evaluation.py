@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
@@ -114,3 +114,12 @@ def test_result_table_shows_every_row():
     )
     assert "| ours | 1,234 |" in text and text.count("(paper) ¹") == 4
     assert f"**{row['weighted_f1']['mean']:.1f}**" in text
+    alone = evaluation.result_table({"languages": ["kin", "yor"], "rows": [row], "paper": []})
+    assert "ours" in alone and "¹" not in alone
+
+
+def test_the_floor_is_the_most_common_training_label_of_each_language():
+    train = table(np.array([0, 0, 1, 2, 2, 1]), np.repeat(["kin", "yor"], 3))
+    test = table(np.array([1, 1, 1, 0]), np.array(["yor", "kin", "kin", "yor"]))  # not looked at
+    floor = evaluation.most_common(DatasetDict(train=train, test=test))
+    assert floor.tolist() == [2, 0, 0, 2]
