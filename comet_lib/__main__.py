@@ -83,7 +83,10 @@ def distill(
         ),
     ] = None,
     output: Annotated[Path, typer.Option(help="folder to write to")] = Path("runs/distill"),
-    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1)] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=2**32 - 1, help="of every random choice (default: COMET_SEED)"),
+    ] = None,
     cache: Annotated[
         bool, typer.Option("--cache", help="ask the teacher once, keep its answers on disk")
     ] = False,
@@ -250,7 +253,7 @@ def teacher(
     output: Annotated[Path, typer.Option(help="folder to write the teacher to")] = Path(
         "runs/teacher"
     ),
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of every random choice")] = 0,
 ) -> None:
     """Rebuild the bundled mini teacher from AfriSenti alone (about an hour)."""
     from comet_lib.miniteacher import build

@@ -53,7 +53,7 @@ from comet_lib.losses import (
     soft_target_loss_from_probs,
     soft_target_loss_topk,
 )
-from comet_lib.models import only_positions
+from comet_lib.models import only_positions, quiet
 from comet_lib.processes import share_of_batch
 from comet_lib.profiles import Profile, Stage
 
@@ -251,6 +251,10 @@ class DistillationTrainer(Trainer):
         apart = self.args.save_strategy == "steps"
         with torch.random.fork_rng(devices=[], enabled=apart):
             return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with quiet():  # its bars, of one file each, run through the training's own
+            super()._save_checkpoint(*args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
