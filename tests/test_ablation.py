@@ -206,8 +206,11 @@ def test_changed_settings_are_refused(tmp_path, monkeypatch):
         ablation.ablate(TINY.with_(stage2=stage), tmp_path, wanted, seeds=2)
     with pytest.raises(CometError, match=r"both: alpha"):
         ablation.ablate(TINY, tmp_path, [replace(BY_NAME["both"], alpha=0.1)], seeds=2)
-    shorter = before.replace('"dev": {"labels"', '"dev": {"gold"', 1)
-    path.write_text(shorter, encoding="utf-8")
+    header, *runs = before.splitlines(keepends=True)
+    other = json.loads(header)  # as many tweets, with other labels
+    labels = unpack(other["truth"]["dev"]["labels"])
+    other["truth"]["dev"]["labels"] = pack(np.roll(labels, 1))
+    path.write_text("".join([json.dumps(other) + "\n", *runs]), encoding="utf-8")
     with pytest.raises(CometError, match=r"\(dev or test\)"):
         ablation.ablate(TINY, tmp_path, wanted, seeds=2)
     path.write_text("half", encoding="utf-8")
