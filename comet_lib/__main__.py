@@ -95,7 +95,8 @@ def distill(
 
     On several GPUs: accelerate launch -m comet_lib distill ...
     """
-    from comet_lib.recipe import distil, report_text
+    from comet_lib.recipe import distil
+    from comet_lib.report import report_text
 
     chosen = _profile(profile, data, languages, seed)
     if teacher is not None:

@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 import torch
 from huggingface_hub import try_to_load_from_cache
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -28,9 +27,9 @@ from transformers import (
 from transformers.utils import logging
 
 from comet_lib.errors import CometError
-from comet_lib.files import read_json
 from comet_lib.labels import LABELS
 from comet_lib.profiles import user_path
+from comet_lib.soundness import check_attention, check_folder, first_line, is_fault
 
 HEADS: dict[str, Any] = {
     "encoder": AutoModel,
@@ -109,13 +108,13 @@ def load_model(name: str | Path, head: str = "sentiment") -> PreTrainedModel:
     folder = user_path(name)
     source, revision = (str(folder), "main") if folder.is_dir() else hub_revision(name)
     if folder.is_dir():
-        _check_folder(folder)
+        check_folder(folder)
     elif folder.is_absolute() or source.count("/") != 1:
         raise CometError(f"{name}: no such folder, and not a hub id of the form owner/name")
     try:
         with quiet():
             config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-            _check_attention(name, config)
+            check_attention(name, config)
             model, report = auto.from_pretrained(
                 source,
                 config=config,
@@ -130,7 +129,7 @@ def load_model(name: str | Path, head: str = "sentiment") -> PreTrainedModel:
     except Exception as error:
         raise CometError(
             f"no model could be loaded from {str(name)!r} "
-            f"({type(error).__name__}: {_first_line(error)}); give "
+            f"({type(error).__name__}: {first_line(error)}); give "
             "a folder with config.json and model.safetensors, or a hub id and a network"
         ) from error
     missing = [key for key in report["missing_keys"] if "pooler" not in key]
@@ -141,16 +140,6 @@ def load_model(name: str | Path, head: str = "sentiment") -> PreTrainedModel:
             "trained with that head"
         )
     return model.eval()
-
-
-def _check_attention(name: str | Path, config: Any) -> None:
-    """Raise if a config asks for attention code from the hub, which transformers would run."""
-    kind = getattr(config, "_attn_implementation", None)
-    if kind not in (None, "eager", "sdpa"):
-        raise CometError(
-            f"{name}: its config asks for the attention {str(kind)[:60]!r}, which may be code from "
-            "the hub and is not run; remove _attn_implementation from its config.json"
-        )
 
 
 def model_origin(name: str | Path) -> str:
@@ -164,69 +153,6 @@ def model_origin(name: str | Path) -> str:
     source, revision = hub_revision(name)
     config = try_to_load_from_cache(source, "config.json", revision=revision)
     return f"{source}@{Path(config).parent.name if isinstance(config, str) else revision}"
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise if a folder's config promises what its weights cannot hold, before anything is built.
-
-    A config of a few bytes can ask for a billion layers, or labels.
-    """
-    config, weights = folder / "config.json", folder / "model.safetensors"
-    if not config.is_file():
-        raise CometError(f"{folder}: has no config.json; give a folder that save_pretrained wrote")
-    whole = [weights] if weights.is_file() else sorted(folder.glob("*.safetensors"))  # or shards
-    files = [path for path in whole if path.is_file()]
-    if not files and not (folder / "model.safetensors.index.json").is_file():
-        return  # a pickle, or nothing: transformers says what it makes of it
-    count, longest = 0, 1
-    for path in files:
-        try:
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118, the file itself is no iterable
-                    count, longest = count + 1, max(longest, *file.get_slice(name).get_shape(), 1)
-        except Exception as error:
-            raise CometError(
-                f"{path}: no whole safetensors file ({_first_line(error)}); copy it again"
-            ) from error
-    for field, size in _sizes(read_json(config, "model_type")):
-        most = count if "layer" in field else longest
-        if not isinstance(size, int) or not 0 < size <= most:
-            raise CometError(
-                f"{config}: {field} is {str(size)[:40]}, which the weights beside it cannot hold; "
-                "give config and weights that were saved together"
-            )
-
-
-def _sizes(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Fields, at any depth, that say how many layers, pieces or labels are built.
-
-    Each kind of model has its own name for its layers: ``n_layers``, ``num_decoder_layers``.
-    """
-    for field, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _sizes(value)
-        elif field in ("num_hidden_layers", "vocab_size") or (
-            ("layer" in field or field == "num_labels") and type(value) is int and value > 0
-        ):
-            yield field, value
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
-
-
-def check_pair(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise if the tokenizer has pieces for which the model has no row, or no padding."""
-    rows, pieces = getattr(model.config, "vocab_size", None), len(tokenizer)
-    if rows is not None and pieces > rows:
-        raise CometError(
-            f"the tokenizer has {pieces:,} pieces and the model {rows:,} rows of embeddings: they "
-            "are no pair; give the tokenizer that was saved with the model"
-        )
-    if tokenizer.pad_token_id is None:
-        raise CometError(
-            "the tokenizer has no padding piece; give the tokenizer that was saved with the model"
-        )
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -251,55 +177,6 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
             f"no tokenizer could be loaded from {str(name)!r} ({type(error).__name__}); give a "
             "folder with tokenizer.json, or a hub id and a network"
         ) from error
-
-
-def is_fault(error: BaseException) -> bool:
-    """Whether it is an error, rather than a stop: a panic in Rust code is no ``Exception``."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
-@contextlib.contextmanager
-def answering(model: Any) -> Iterator[None]:
-    """Inside, a tokenizer and a model are used; one that cannot answer is named.
-
-    Raises:
-        CometError: any error, but those of memory and of ours: sizes in the config that loading
-            does not look at, or numbers of pieces for which there is no row.
-    """
-    try:
-        yield
-    except BaseException as error:
-        ours = isinstance(error, (CometError, MemoryError)) or "memory" in str(error)
-        if ours or not is_fault(error):
-            raise
-        raise CometError(
-            f"{_called(model)}: the model does not answer ({type(error).__name__}: "
-            f"{_first_line(error)}); give config, weights and tokenizer that were saved together"
-        ) from error
-
-
-def check_numbers(model: Any, logits: Tensor) -> None:
-    """Raise if an answer holds NaN: a damaged weight, and every label would be the first one."""
-    if logits.isnan().any():
-        raise CometError(
-            f"{_called(model)}: the model answers with NaN; its weights are damaged, copy it again "
-            "or train it again"
-        )
-
-
-def _called(model: Any) -> str:
-    return getattr(model.config, "name_or_path", "") or type(model).__name__
-
-
-def longest_text(model: Any) -> int | None:
-    """How many tokens a model takes by its config; None if that sets no limit.
-
-    XLM-R counts positions from the padding's number on; for others this is a token or so short.
-    """
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(positions, int):
-        return None
-    return positions - (getattr(model.config, "pad_token_id", None) or 0) - 1
 
 
 def xlmr_config(

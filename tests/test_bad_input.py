@@ -35,8 +35,9 @@ from comet_lib.data import check_language, read_texts, read_tsv
 from comet_lib.errors import CometError
 from comet_lib.export import is_exported, load_exported
 from comet_lib.files import read_json
-from comet_lib.models import answering, check_pair, load_model, load_tokenizer, longest_text
+from comet_lib.models import load_model, load_tokenizer
 from comet_lib.profiles import ASSETS, PROFILES, get_profile
+from comet_lib.soundness import answering, check_pair, longest_text
 
 HEADER = "tweet\tlabel\n"
 GOOD = f"{HEADER}nímo dára\tpositive\nko dára\tnegative\n"
