@@ -44,8 +44,11 @@ def home() -> Path:
         with tempfile.TemporaryFile(dir=wanted):
             return wanted
     except OSError as error:
-        other = Path(tempfile.gettempdir()) / f"comet-{getattr(os, 'getuid', int)()}"
+        user = getattr(os, "getuid", int)()
+        other = Path(tempfile.gettempdir()) / f"comet-{user}"
         other.mkdir(mode=0o700, exist_ok=True)
+        if other.is_symlink() or other.stat().st_uid != user:  # somebody else was here before
+            other = Path(tempfile.mkdtemp(prefix="comet-"))
         print(
             f"comet: {wanted} cannot be written ({error.strerror}): runs are kept in {other}, "
             "which may not last; set COMET_HOME to a folder of yours",

@@ -41,7 +41,7 @@ from comet_lib.models import (
     xlmr_config,
 )
 from comet_lib.processes import give_back_memory, processes
-from comet_lib.profiles import LAPTOP, TINY, Profile, Stage
+from comet_lib.profiles import PAPER_LANGUAGES, TINY, Profile, Stage
 from comet_lib.report import model_card, report_text
 from comet_lib.soundness import answering, check_numbers, check_pair, longest_text
 from comet_lib.targets import check_enough, cross_fit_and_splice
@@ -383,7 +383,7 @@ def _report(
         }
         floor = evaluation.mean_weighted_f1(labels, evaluation.most_common(data, split), languages)
     benchmark = source.kind != "sample"
-    as_published = benchmark and split == "test" and profile.languages == LAPTOP.languages
+    as_published = benchmark and split == "test" and profile.languages == PAPER_LANGUAGES
     report = {
         "profile": profile.name,
         "source": str(replace(source, why=""))

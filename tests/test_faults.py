@@ -260,6 +260,11 @@ def test_a_home_that_cannot_be_written_is_replaced(
     assert "set COMET_HOME" in capsys.readouterr().err
     write_json(folder / "x.json", {})
     assert get_profile("tiny").run_folder("game") == folder  # the second run finds the first
+    theirs = tmp_path / f"comet-{os.getuid()}"  # on a shared machine anybody can make that folder
+    theirs.rename(tmp_path / "elsewhere")
+    theirs.symlink_to(tmp_path / "elsewhere")
+    ours = get_profile("tiny").run_folder("game")
+    assert theirs not in ours.parents and not (ours / "x.json").exists()
 
 
 def test_a_read_only_home_is_replaced(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
