@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixed_tokenizer import fixed_tokenizer
 from transformers import set_seed
 
 import comet_lib
@@ -31,7 +32,6 @@ from comet_lib.cache import (
     predicted_bytes,
 )
 from comet_lib.errors import CometError
-from comet_lib.miniteacher import train_tokenizer
 from comet_lib.models import build_student, xlmr_config
 from comet_lib.training import CachedTaskAgnostic, TaskAgnostic
 
@@ -54,7 +54,7 @@ MATCHES = {0: 0, 1: 2}
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(TEXTS, vocab_size=60)
+    return fixed_tokenizer(TEXTS, vocab_size=60)
 
 
 def a_teacher(tokenizer):
@@ -249,7 +249,7 @@ def test_other_weights_texts_tokenizer_and_library_are_refused_by_name(
     refused("in teacher weights;", teacher=teacher)
     refused("in texts;", table=table.select([1, 0, *range(2, len(table))]))
     refused(r"in texts, rows \(\d+ there, 9 now\);", table=table.select(range(9)))
-    refused("in tokenizer;", tokenizer=train_tokenizer(TEXTS[::2], vocab_size=50))
+    refused("in tokenizer;", tokenizer=fixed_tokenizer(["another", *TEXTS], vocab_size=60))
     monkeypatch.setattr(comet_lib, "__version__", "99")
     refused("in library version;")
 

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
+from fixed_tokenizer import fixed_tokenizer
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from comet_lib import corpora, data, recipe
 from comet_lib.corpora import Corpus, CorpusRows, corpus_of, hub_corpus, open_corpus
 from comet_lib.errors import CometError
-from comet_lib.miniteacher import train_tokenizer
 from comet_lib.models import build_student, xlmr_config
 from comet_lib.profiles import Stage, get_profile
 from comet_lib.training import distil_task_agnostic, training_arguments
@@ -38,7 +38,7 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(LINES, vocab_size=60)
+    return fixed_tokenizer(LINES, vocab_size=60)
 
 
 def parquet(path: Path, **columns: Any) -> None:

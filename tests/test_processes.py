@@ -10,13 +10,13 @@ from unittest.mock import patch
 import pytest
 import torch
 from datasets import Dataset
+from fixed_tokenizer import fixed_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
 import comet_lib
 from comet_lib import corpora
 from comet_lib.corpora import open_corpus
-from comet_lib.miniteacher import train_tokenizer
 from comet_lib.models import build_student, load_tokenizer, xlmr_config
 from comet_lib.processes import processes, share_of_batch
 from comet_lib.profiles import Stage, get_profile
@@ -106,7 +106,7 @@ def run(folder: Path, tokenizer_folder: Path, batch: int) -> None:
 
 @pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
-    train_tokenizer(TEXTS, vocab_size=60).save_pretrained(tmp_path / "tokenizer")
+    fixed_tokenizer(TEXTS, vocab_size=60).save_pretrained(tmp_path / "tokenizer")
     (tmp_path / "text").mkdir()
     for name, lines in (("a", TEXTS[:61]), ("b", TEXTS[61:])):
         (tmp_path / "text" / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from fixed_tokenizer import fixed_tokenizer
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaSelfAttention
 
@@ -19,7 +20,6 @@ from comet_lib.data import FEATURES
 from comet_lib.errors import CometError
 from comet_lib.evaluation import mean_weighted_f1, predict_probabilities
 from comet_lib.losses import attention_kl, soft_target_loss
-from comet_lib.miniteacher import train_tokenizer
 from comet_lib.models import build_student, xlmr_config
 from comet_lib.profiles import Stage, get_profile
 from comet_lib.training import (
@@ -50,7 +50,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(TEXTS, vocab_size=60)
+    return fixed_tokenizer(TEXTS, vocab_size=60)
 
 
 @pytest.fixture
