@@ -86,11 +86,14 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def hub_revision(name: str | Path) -> tuple[str, str]:
+def source_of(name: str | Path) -> tuple[str, str]:
     """``owner/name@revision`` as (``owner/name``, ``revision``); without one, the newest, ``main``.
 
-    A revision is a commit, a tag or a branch of the hub. A commit alone stays what it is.
+    A revision is a commit, a tag or a branch of the hub. A commit alone stays what it is. A folder
+    has none: it is its own source, whatever signs are in its name.
     """
+    if user_path(name).is_dir():
+        return str(user_path(name)), "main"
     source, _, revision = str(name).partition("@")
     return source, revision or "main"
 
@@ -105,8 +108,7 @@ def load_model(name: str | Path, head: str = "sentiment") -> PreTrainedModel:
             untrained head teaches noise).
     """
     auto = _auto(head)
-    folder = user_path(name)
-    source, revision = (str(folder), "main") if folder.is_dir() else hub_revision(name)
+    folder, (source, revision) = user_path(name), source_of(name)
     if folder.is_dir():
         check_folder(folder)
     elif folder.is_absolute() or source.count("/") != 1:
@@ -150,7 +152,7 @@ def model_origin(name: str | Path) -> str:
     """
     if user_path(name).is_dir():
         return user_path(name).resolve().name
-    source, revision = hub_revision(name)
+    source, revision = source_of(name)
     config = try_to_load_from_cache(source, "config.json", revision=revision)
     return f"{source}@{Path(config).parent.name if isinstance(config, str) else revision}"
 
@@ -162,8 +164,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         CometError: nothing loadable under ``name``. A folder must hold the pieces themselves:
             without them transformers makes an empty tokenizer, and every word would be unknown.
     """
-    folder = user_path(name)
-    source, revision = (str(folder), "main") if folder.is_dir() else hub_revision(name)
+    folder, (source, revision) = user_path(name), source_of(name)
     if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise CometError(
             f"{folder}: has no {TOKENIZER_FILES[0]} or the like; save its tokenizer beside it"
@@ -287,7 +288,8 @@ def label_order(model: PreTrainedModel) -> list[int]:
 def checked_config(name: str | Path) -> Any:
     """The config alone, without weights."""
     try:
-        return AutoConfig.from_pretrained(str(name), trust_remote_code=False)
+        source, revision = source_of(name)
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception as error:
         raise CometError(f"{str(name)!r}: has no readable config.json") from error
 

@@ -130,6 +130,9 @@ def test_a_hub_id_may_pin_a_commit(tmp_path, monkeypatch):
     with pytest.raises(CometError, match="not a hub id"):
         load_model("name@" + commits[0])
     assert model_origin(refs) == "refs"  # a folder's own name, and never its path
+    at = (tmp_path / "models--owner--name" / "snapshots" / commits[0]).rename(tmp_path / "a@b")
+    assert load_model(at).classifier.out_proj.bias[0] == 1  # a folder may have the sign in its name
+    assert model_origin(at) == "a@b" and "1" in load_tokenizer(at).get_vocab()
 
 
 def test_labels_are_read_by_name():
