@@ -121,8 +121,8 @@ def evaluate(
     """Weighted F1 by language, with intervals, of any sentiment model."""
     from comet_lib import evaluation
     from comet_lib.data import SPLITS, find_source, load_sentiment
-    from comet_lib.export import classifier_size, load_classifier
     from comet_lib.models import load_tokenizer
+    from comet_lib.ship.onnx import classifier_size, load_classifier
 
     if split not in SPLITS:
         raise CometError(f"--split {split!r}: choose one of {', '.join(SPLITS)}")
@@ -162,8 +162,8 @@ def predict(
 
     from comet_lib import evaluation
     from comet_lib.data import LABELS
-    from comet_lib.export import load_classifier
     from comet_lib.models import load_tokenizer
+    from comet_lib.ship.onnx import load_classifier
 
     clean = _texts(texts)
     loaded, tokenizer = load_classifier(model), load_tokenizer(model)
@@ -219,9 +219,9 @@ def export(
 ) -> None:
     """Write an ONNX form of a model, checked against it on the dev split."""
     from comet_lib.data import find_source, load_sentiment
-    from comet_lib.export import export as write
-    from comet_lib.export import is_exported
     from comet_lib.models import load_model, load_tokenizer
+    from comet_lib.ship.onnx import export as write
+    from comet_lib.ship.onnx import is_exported
 
     chosen = _profile(profile, data, languages)
     if is_exported(model):
@@ -257,7 +257,7 @@ def teacher(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of every random choice")] = 0,
 ) -> None:
     """Rebuild the bundled mini teacher from AfriSenti alone (about an hour)."""
-    from comet_lib.miniteacher import build
+    from comet_lib.lab.small_teacher import build
     from comet_lib.profiles import get_profile
 
     profile = get_profile("laptop", data).with_(seed=seed, max_length=64)
@@ -280,9 +280,9 @@ def ablate(
     ] = False,
 ) -> None:
     """Which part of the recipe pays: variants, several seeds each. Called again, it resumes."""
-    from comet_lib.ablation import ablate as run
-    from comet_lib.comparison import write_summary
-    from comet_lib.variants import chosen_variants
+    from comet_lib.lab.ablation import ablate as run
+    from comet_lib.lab.comparison import write_summary
+    from comet_lib.lab.variants import chosen_variants
 
     variants = chosen_variants(only)
     if not summary:
@@ -323,9 +323,9 @@ def benchmark(
     ] = False,
 ) -> None:
     """What each kind of step and answer costs at the paper's sizes."""
-    from comet_lib.benchmark import PAPER, QUICK, benchmark_text, write_benchmark
-    from comet_lib.benchmark import benchmark as measure
     from comet_lib.files import write_json
+    from comet_lib.lab.benchmark import PAPER, QUICK, benchmark_text, write_benchmark
+    from comet_lib.lab.benchmark import benchmark as measure
 
     _places(json_file, output)
     report = measure(QUICK if quick else PAPER, compiled=compiled)
@@ -346,11 +346,11 @@ def rehearse(
     output: OutputOption = None,
 ) -> None:
     """A few steps of the whole run at the paper's sizes: memory, and the hours it would take."""
-    from comet_lib.benchmark import PAPER, QUICK
     from comet_lib.files import write_json
+    from comet_lib.lab.benchmark import PAPER, QUICK
+    from comet_lib.lab.rehearsal import rehearsal_text, write_rehearsal
+    from comet_lib.lab.rehearsal import rehearse as measure
     from comet_lib.profiles import get_profile
-    from comet_lib.rehearsal import rehearsal_text, write_rehearsal
-    from comet_lib.rehearsal import rehearse as measure
 
     chosen = get_profile(profile)
     _places(json_file, output)

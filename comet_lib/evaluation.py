@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from comet_lib.errors import CometError
 from comet_lib.labels import LABELS
+from comet_lib.loading import answering, check_numbers, check_pair, longest_text
 from comet_lib.models import label_order
 from comet_lib.processes import give_back_memory
-from comet_lib.soundness import answering, check_numbers, check_pair, longest_text
 from comet_lib.targets import class_probabilities, tfidf_classifier
 
 #: Weighted F1 on AfriSenti's test split as the paper has it, in the order kin swa hau ibo yor.

@@ -28,8 +28,8 @@ from transformers.utils import logging
 
 from comet_lib.errors import CometError
 from comet_lib.labels import LABELS
+from comet_lib.loading import check_attention, check_folder, first_line, is_fault
 from comet_lib.profiles import user_path
-from comet_lib.soundness import check_attention, check_folder, first_line, is_fault
 
 HEADS: dict[str, Any] = {
     "encoder": AutoModel,

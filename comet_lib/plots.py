@@ -185,7 +185,7 @@ def soft_target_bars(
 
 
 def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
-    """Differences of ``comet_lib.comparison.summarise``: point, 95 % interval, each seed's own.
+    """Differences of ``comet_lib.lab.comparison.summarise``: point, 95 % interval, each seed's own.
 
     Left what distillation adds, right what one change adds to soft targets. A filled point keeps
     p below 0.05 after Holm's correction; a hollow one does not.

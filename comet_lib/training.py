@@ -41,8 +41,6 @@ from transformers.utils.notebook import NotebookProgressCallback
 
 from comet_lib.attention import capture, layer_map
 from comet_lib.batches import LengthBatches, MaskingCollator, SentimentCollator, tokenise
-from comet_lib.cache import CachedCollator, CacheSettings, cache_targets, decode_maps
-from comet_lib.corpora import NO_CACHE, Corpus, CorpusRows
 from comet_lib.errors import CometError
 from comet_lib.evaluation import mean_weighted_f1
 from comet_lib.files import read_json
@@ -56,6 +54,8 @@ from comet_lib.losses import (
 from comet_lib.models import only_positions, quiet
 from comet_lib.processes import share_of_batch
 from comet_lib.profiles import Profile, Stage
+from comet_lib.teacher import CachedCollator, CacheSettings, cache_targets, decode_maps
+from comet_lib.text import NO_CACHE, Corpus, CorpusRows
 
 Objective = Callable[[nn.Module, dict[str, Tensor]], dict[str, Any]]
 
@@ -378,9 +378,9 @@ def distil_task_agnostic(
     """Stage 1. ``student`` and ``teacher`` are masked-LM models over ``tokenizer``'s vocabulary.
 
     The student is trained in place. Two hundredths of the text (at most 1,000 sentences) are held
-    out; of a :class:`~comet_lib.corpora.Corpus`, which is read as it is needed, the first. With
+    out; of a :class:`~comet_lib.text.Corpus`, which is read as it is needed, the first. With
     ``cache``, a folder, the teacher is asked once before the training, which then reads its answers
-    from there (:mod:`comet_lib.cache`; masks stay the same). Returns the log.
+    from there (:mod:`comet_lib.teacher`; masks stay the same). Returns the log.
 
     Raises:
         CometError: teacher and student have different vocabularies, the cache is another's, or it
@@ -467,7 +467,7 @@ def fine_tune(
 
     The student is trained in place; the epoch with the best mean weighted F1 on ``dev`` (give it
     without the rows seen in train) is kept. ``objective`` is :class:`TaskSpecific` with the
-    profile's temperature and alpha by default; one of :mod:`comet_lib.methods` needs the column
+    profile's temperature and alpha by default; one of :mod:`comet_lib.objectives` needs the column
     ``row`` too. Returns the log.
     """
     stage, output = profile.stage2, Path(output)

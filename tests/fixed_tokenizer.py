@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from comet_lib.miniteacher import SPECIALS, train_tokenizer
+from comet_lib.lab.small_teacher import SPECIALS, train_tokenizer
 from comet_lib.models import load_tokenizer
 
 

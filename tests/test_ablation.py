@@ -14,13 +14,14 @@ import pytest
 from sklearn.metrics import f1_score
 from transformers import PreTrainedModel
 
-from comet_lib import ablation, comparison, plots
-from comet_lib.ablation import Laboratory
-from comet_lib.comparison import pack, unpack
+from comet_lib import plots
 from comet_lib.errors import CometError
 from comet_lib.evaluation import paired_bootstrap
+from comet_lib.lab import ablation, comparison
+from comet_lib.lab.ablation import Laboratory
+from comet_lib.lab.comparison import pack, unpack
+from comet_lib.lab.variants import VARIANTS, chosen_variants
 from comet_lib.profiles import get_profile
-from comet_lib.variants import VARIANTS, chosen_variants
 
 BY_NAME = {v.name: v for v in VARIANTS}
 TINY = get_profile("tiny")

@@ -29,15 +29,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from comet_lib import __main__ as cli
-from comet_lib import cache, data, evaluation, training
 from comet_lib import checks as check
+from comet_lib import data, evaluation, training
+from comet_lib import teacher as cache
 from comet_lib.data import check_language, read_texts, read_tsv
 from comet_lib.errors import CometError
-from comet_lib.export import is_exported, load_exported
 from comet_lib.files import read_json
+from comet_lib.loading import answering, check_pair, longest_text
 from comet_lib.models import load_model, load_tokenizer
 from comet_lib.profiles import ASSETS, PROFILES, get_profile
-from comet_lib.soundness import answering, check_pair, longest_text
+from comet_lib.ship.onnx import is_exported, load_exported
 
 HEADER = "tweet\tlabel\n"
 GOOD = f"{HEADER}nímo dára\tpositive\nko dára\tnegative\n"
@@ -801,7 +802,7 @@ HOSTILE = [
 
 
 def test_no_text_commands_the_terminal(monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr("comet_lib.export.load_classifier", lambda name: SimpleNamespace())
+    monkeypatch.setattr("comet_lib.ship.onnx.load_classifier", lambda name: SimpleNamespace())
     monkeypatch.setattr("comet_lib.models.load_tokenizer", lambda name: None)
     monkeypatch.setattr(
         "comet_lib.evaluation.predict_probabilities",

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from comet_lib import __main__ as cli
-from comet_lib.benchmark import (
+from comet_lib.lab.backends import build_forms, measure_answers
+from comet_lib.lab.benchmark import (
     KINDS,
     QUICK,
     NaiveTaskAgnostic,
@@ -24,11 +25,10 @@ from comet_lib.benchmark import (
     random_model,
     write_benchmark,
 )
-from comet_lib.cache import CachedCollator
-from comet_lib.forms import build_forms, measure_answers
-from comet_lib.instruments import Memory, allocated, side_by_side
+from comet_lib.lab.rehearsal import _prediction, rehearsal_text, rehearse
+from comet_lib.lab.timing import Memory, allocated, side_by_side
 from comet_lib.profiles import get_profile
-from comet_lib.rehearsal import _prediction, rehearsal_text, rehearse
+from comet_lib.teacher import CachedCollator
 from comet_lib.training import TaskAgnostic
 
 SMALL = {
@@ -261,7 +261,7 @@ def test_rehearsal_predicts_the_whole_run():
 
 @pytest.mark.parametrize("command", ["benchmark", "rehearse"])
 def test_the_command_line_writes_json(command, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("comet_lib.benchmark.QUICK", TINY)
+    monkeypatch.setattr("comet_lib.lab.benchmark.QUICK", TINY)
     arguments = ["comet_lib", command, "--quick", "--json", str(tmp_path / "figures.json")]
     arguments += ["--output", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", arguments)

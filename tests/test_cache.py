@@ -18,10 +18,12 @@ from fixed_tokenizer import fixed_tokenizer
 from transformers import set_seed
 
 import comet_lib
-from comet_lib import cache as cache_module
+from comet_lib import teacher as cache_module
 from comet_lib.attention import capture_maps
 from comet_lib.batches import mask_row, tokenise
-from comet_lib.cache import (
+from comet_lib.errors import CometError
+from comet_lib.models import build_student, xlmr_config
+from comet_lib.teacher import (
     CachedCollator,
     CacheSettings,
     cache_targets,
@@ -31,8 +33,6 @@ from comet_lib.cache import (
     open_cache,
     predicted_bytes,
 )
-from comet_lib.errors import CometError
-from comet_lib.models import build_student, xlmr_config
 from comet_lib.training import CachedTaskAgnostic, TaskAgnostic
 
 SIZES = {

@@ -18,9 +18,9 @@ import torch
 from catalogue import nb00 as nb00_answers
 
 from comet_lib import checks as check
-from comet_lib import grading
+from comet_lib.checks import framework as grading
+from comet_lib.checks import nb00
 from comet_lib.errors import CometError
-from comet_lib.exercises import nb00
 
 CATALOGUES = [
     import_module(f"catalogue.{path.stem}")

@@ -8,18 +8,9 @@ import torch
 from tokenizers import processors
 from transformers import AutoTokenizer, set_seed
 
-from comet_lib.compress import (
-    coverage,
-    needed_pieces,
-    scripts_of,
-    token_ids,
-    trim,
-    trim_model,
-    trim_tokenizer,
-)
 from comet_lib.data import load_sentiment, read_tsv
 from comet_lib.errors import CometError
-from comet_lib.miniteacher import train_tokenizer
+from comet_lib.lab.small_teacher import train_tokenizer
 from comet_lib.models import (
     build_student,
     count_parameters,
@@ -28,6 +19,15 @@ from comet_lib.models import (
     xlmr_config,
 )
 from comet_lib.profiles import ASSETS, TINY
+from comet_lib.ship.trim import (
+    coverage,
+    needed_pieces,
+    scripts_of,
+    token_ids,
+    trim,
+    trim_model,
+    trim_tokenizer,
+)
 
 SMALL = {
     "hidden_size": 8,

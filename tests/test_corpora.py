@@ -20,11 +20,12 @@ from fixed_tokenizer import fixed_tokenizer
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from comet_lib import corpora, data, recipe
-from comet_lib.corpora import Corpus, CorpusRows, corpus_of, hub_corpus, open_corpus
+from comet_lib import data, recipe
+from comet_lib import text as corpora
 from comet_lib.errors import CometError
 from comet_lib.models import build_student, xlmr_config
 from comet_lib.profiles import Stage, get_profile
+from comet_lib.text import Corpus, CorpusRows, corpus_of, hub_corpus, open_corpus
 from comet_lib.training import distil_task_agnostic, training_arguments
 
 LINES = [f"{a} ẹ kú {b} {c}" for a in "abcdef" for b in ("mai", "ndi x y") for c in "uvwxyz"]

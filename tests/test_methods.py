@@ -7,7 +7,8 @@ from fixed_tokenizer import fixed_tokenizer
 from torch.autograd import gradcheck
 from transformers import set_seed
 
-from comet_lib import losses, methods
+from comet_lib import losses
+from comet_lib import objectives as methods
 from comet_lib.attention import capture, capture_hidden, capture_maps, capture_qkv
 from comet_lib.batches import SentimentCollator, tokenise
 from comet_lib.errors import CometError

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, set_seed
 
 from comet_lib.errors import CometError
-from comet_lib.miniteacher import SPECIALS, BothTasks, TwoHeads, build, save, train_tokenizer
+from comet_lib.lab.small_teacher import SPECIALS, BothTasks, TwoHeads, build, save, train_tokenizer
 from comet_lib.models import load_model, load_tokenizer, xlmr_config
 from comet_lib.profiles import get_profile
 from comet_lib.recipe import claim

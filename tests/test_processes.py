@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
 import comet_lib
-from comet_lib import corpora
-from comet_lib.corpora import open_corpus
+from comet_lib import text as corpora
 from comet_lib.models import build_student, load_tokenizer, xlmr_config
 from comet_lib.processes import processes, share_of_batch
 from comet_lib.profiles import Stage, get_profile
+from comet_lib.text import open_corpus
 from comet_lib.training import distil_task_agnostic, fine_tune
 
 SIZES = {

@@ -17,9 +17,9 @@ import torch
 
 from comet_lib.data import load_sentiment
 from comet_lib.evaluation import predict_probabilities
-from comet_lib.export import classifier_size, load_classifier
 from comet_lib.models import load_tokenizer
 from comet_lib.profiles import get_profile
+from comet_lib.ship.onnx import classifier_size, load_classifier
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from comet_lib import comparison
+from comet_lib.lab import comparison
 
 Answer = Callable[..., Any]
 

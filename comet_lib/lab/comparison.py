@@ -1,7 +1,7 @@
 """Which differences between an ablation's runs are real: read, resample, correct, tabulate.
 
 ``runs.jsonl`` holds a line of settings and right labels, then a line for each run with its
-predictions (:mod:`comet_lib.ablation` writes it), so every comparison can be made afterwards.
+predictions (:mod:`comet_lib.lab.ablation` writes it), so every comparison can be made afterwards.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from comet_lib import evaluation, plots
 from comet_lib.errors import CometError
 from comet_lib.files import write_text
-from comet_lib.variants import CONTROL, VARIANTS
+from comet_lib.lab.variants import CONTROL, VARIANTS
 
 
 def pack(values: np.ndarray) -> str:

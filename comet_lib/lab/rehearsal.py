@@ -21,19 +21,19 @@ from datasets import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from comet_lib.benchmark import (
+from comet_lib.data import LABELS
+from comet_lib.files import write_json, write_text
+from comet_lib.lab.benchmark import (
     PAPER,
     Sizes,
     number_texts,
     number_tokenizer,
     random_model,
 )
-from comet_lib.cache import predicted_bytes
-from comet_lib.data import LABELS
-from comet_lib.files import write_json, write_text
-from comet_lib.instruments import Memory, machine
+from comet_lib.lab.timing import Memory, machine
 from comet_lib.models import count_parameters, quiet, same_body
 from comet_lib.profiles import Profile, Stage
+from comet_lib.teacher import predicted_bytes
 from comet_lib.training import distil_task_agnostic, fine_tune, steps_per_epoch
 
 STEPS = 3  # measured, after one to warm up

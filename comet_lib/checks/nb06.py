@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from comet_lib import losses
-from comet_lib.grading import (
+from comet_lib.checks.framework import (
     Misconception,
     Slip,
     compare,

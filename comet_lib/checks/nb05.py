@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comet_lib.attention import layer_map
-from comet_lib.grading import Misconception, Slip, compare, exercise, generator, normal
+from comet_lib.checks.framework import Misconception, Slip, compare, exercise, generator, normal
 
 IGNORE = -100
 

@@ -1,10 +1,12 @@
 """What a notebook sees of the exercises: ``check.NAME(answer)``, and the reader's progress.
 
-The framework is in ``comet_lib.grading``, the exercises are in ``comet_lib.exercises``.
+The framework is in ``comet_lib.checks.framework``, the exercises are in ``comet_lib.checks``.
 """
 
-from comet_lib import exercises as exercises  # registers them
-from comet_lib.grading import (
+from importlib import import_module
+from pkgutil import iter_modules
+
+from comet_lib.checks.framework import (
     EXERCISES,
     CheckFailed,
     CourseMap,
@@ -27,6 +29,10 @@ __all__ = [
     "progress",
     "reference",
 ]
+
+for _module in iter_modules(__path__):  # importing a notebook's module registers its exercises
+    if _module.name.startswith("nb"):
+        import_module(f"{__name__}.{_module.name}")
 
 
 def __getattr__(name: str) -> Exercise:

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comet_lib.data import normalise
-from comet_lib.grading import (
+from comet_lib.checks.framework import (
     Misconception,
     Slip,
     compare,
@@ -21,6 +20,7 @@ from comet_lib.grading import (
     uniform,
     value_of,
 )
+from comet_lib.data import normalise
 
 CLASSES = 3
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comet_lib.grading import Slip, compare, exercise, generator, normal, uniform
+from comet_lib.checks.framework import Slip, compare, exercise, generator, normal, uniform
 
 Tokenize = Callable[[str], list[str]]
 

@@ -2,7 +2,7 @@
 
 - fp32: as ``transformers`` loads it;
 - bf16: the same with weights of two bytes (a CPU without bf16 instructions emulates them);
-- ONNX and ONNX int8: the graphs of :mod:`comet_lib.export`, in onnxruntime;
+- ONNX and ONNX int8: the graphs of :mod:`comet_lib.ship.onnx`, in onnxruntime;
 - compiled: ``torch.compile``, which needs a C++ compiler and up to a minute a model.
 
 All run with as many threads as torch.
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from comet_lib.export import INPUTS, session, write_int8, write_onnx
-from comet_lib.instruments import side_by_side
+from comet_lib.lab.timing import side_by_side
+from comet_lib.ship.onnx import INPUTS, session, write_int8, write_onnx
 
 #: (input_ids, attention_mask), int64 (B, L) both -> logits (B, 3), on the CPU
 Answer = Callable[[Tensor, Tensor], object]

@@ -4,9 +4,9 @@ A run trains one student and keeps its predictions, not its weights: one line of
 ``runs.jsonl`` (the first line holds settings and the right labels, no text). So every comparison
 can be made afterwards, and a stopped ablation goes on with the runs that are missing.
 
-The variants are those of :mod:`comet_lib.variants`. To be quick, a student has no spliced tweets
-and no stage 1 where a variant does not name them, and at most ``tweets`` tweets a language: a
-result is one about that shortened recipe. :mod:`comet_lib.comparison` reads the runs.
+The variants are those of :mod:`comet_lib.lab.variants`. To be quick, a student has no spliced
+tweets and no stage 1 where a variant does not name them, and at most ``tweets`` tweets a language:
+a result is one about that shortened recipe. :mod:`comet_lib.lab.comparison` reads the runs.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ import comet_lib
 from comet_lib import evaluation
 from comet_lib.attention import layer_map
 from comet_lib.batches import tokenise
-from comet_lib.cache import CacheSettings, fingerprint
-from comet_lib.comparison import pack, read_runs
 from comet_lib.data import find_source, load_sentiment, load_text, unseen
 from comet_lib.errors import CometError
 from comet_lib.files import read_json, whole_file, whole_folder, write_text
 from comet_lib.initialise import initialise_embeddings
+from comet_lib.lab.comparison import pack, read_runs
+from comet_lib.lab.variants import VARIANTS, Variant
 from comet_lib.losses import mean_of_teachers
-from comet_lib.methods import Guided, TeacherStates, ask_states, projected
 from comet_lib.models import build_student, load_model, load_tokenizer, quiet, same_body
+from comet_lib.objectives import Guided, TeacherStates, ask_states, projected
 from comet_lib.processes import give_back_memory
 from comet_lib.profiles import Profile
 from comet_lib.recipe import soft_targets, student_config, teacher_probabilities
 from comet_lib.targets import class_probabilities, cross_fit, tfidf_classifier
+from comet_lib.teacher import CacheSettings, fingerprint
 from comet_lib.training import TaskSpecific, distil_task_agnostic, fine_tune
-from comet_lib.variants import VARIANTS, Variant
 
 # --------------------------------------------------------------------------- one run
 

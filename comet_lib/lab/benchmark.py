@@ -47,16 +47,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 from comet_lib import plots
 from comet_lib.attention import capture, layer_map
 from comet_lib.batches import mask_row, tokenise
-from comet_lib.cache import (
-    BATCH,
-    CachedCollator,
-    CacheSettings,
-    cache_targets,
-    shard_columns,
-)
 from comet_lib.files import write_json, write_text
-from comet_lib.forms import measure_answers
-from comet_lib.instruments import Memory, allocated, machine, side_by_side
+from comet_lib.lab.backends import measure_answers
+from comet_lib.lab.timing import Memory, allocated, machine, side_by_side
 from comet_lib.losses import attention_loss, hybrid_loss, soft_target_loss
 from comet_lib.models import (
     PAPER_STUDENT,
@@ -69,6 +62,13 @@ from comet_lib.models import (
 )
 from comet_lib.processes import processes
 from comet_lib.profiles import LAPTOP
+from comet_lib.teacher import (
+    BATCH,
+    CachedCollator,
+    CacheSettings,
+    cache_targets,
+    shard_columns,
+)
 from comet_lib.training import CachedTaskAgnostic, Objective, TaskAgnostic
 
 TEMPERATURE, ALPHA = 2.0, 0.5

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from comet_lib.attention import capture, capture_hidden, capture_qkv
-from comet_lib.cache import CacheSettings, decode_maps, encode_maps, fingerprint
 from comet_lib.errors import CometError
 from comet_lib.files import read_json, whole_folder, write_json
 from comet_lib.losses import attention_loss, hidden_cosine, hidden_state_mse, qkv_relation_kl
 from comet_lib.processes import share_of_batch
+from comet_lib.teacher import CacheSettings, decode_maps, encode_maps, fingerprint
 from comet_lib.training import Objective
 
 #: What a student can copy -> how to see it in a model.
@@ -43,7 +43,7 @@ BATCH = 64  # rows in one forward pass of the teacher
 class TeacherStates:
     """A teacher's maps, hidden states and queries, keys and values for the rows of a table.
 
-    On disk, memory-mapped: head-mean maps as uint8 (:func:`comet_lib.cache.encode_maps`), the
+    On disk, memory-mapped: head-mean maps as uint8 (:func:`comet_lib.teacher.encode_maps`), the
     others as float16. ``layers`` (from 0) have maps and states; Q, K, V are of the last layer.
     """
 

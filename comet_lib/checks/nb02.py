@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 
-from comet_lib.grading import Misconception, Slip, compare, exercise, generator, slips_and_pairs
+from comet_lib.checks.framework import (
+    Misconception,
+    Slip,
+    compare,
+    exercise,
+    generator,
+    slips_and_pairs,
+)
 from comet_lib.widgets import budget
 
 # --- Notebook 02 ---------------------------------------------------------------------------

@@ -21,7 +21,7 @@ class Variant:
     name: str
     about: str
     soft: str = ""  # whose soft targets: "", "tfidf", "teacher" or "both"
-    term: str = ""  # one of comet_lib.methods.TERMS
+    term: str = ""  # one of comet_lib.objectives.TERMS
     weight: float = 1.0  # of the term
     layers: str = "uniform"  # layer_map's
     alpha: float | None = None

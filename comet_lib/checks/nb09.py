@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comet_lib.grading import Misconception, Slip, compare, exercise, generator, uniform
+from comet_lib.checks.framework import Misconception, Slip, compare, exercise, generator, uniform
 
 
 def _random() -> np.random.Generator:

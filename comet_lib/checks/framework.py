@@ -13,7 +13,7 @@ raises for a learner; ``check.kd_loss.examine(kd_loss)`` returns the outcome ins
 its own solutions). A check draws random tensors from a fresh seed at each run and compares with
 the reference on them; nothing is compared with a stored number.
 
-To add an exercise, write one function in ``comet_lib/exercises/nbNN.py`` that raises
+To add an exercise, write one function in ``comet_lib/checks/nbNN.py`` that raises
 ``Misconception`` for a wrong answer::
 
     @exercise("double", notebook="00", reference=lambda x: 2 * x, look="Multiply by two.")

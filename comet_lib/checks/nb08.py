@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comet_lib.grading import (
+from comet_lib.checks.framework import (
     Misconception,
     Slip,
     all_close,

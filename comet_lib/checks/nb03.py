@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from comet_lib.attention import attention_weights, valid_pairs
-from comet_lib.grading import (
+from comet_lib.checks.framework import (
     Misconception,
     Slip,
     compare,

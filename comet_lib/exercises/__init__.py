@@ -1,7 +1,0 @@
-"""The exercises, one module a notebook. Importing the package registers them all."""
-
-from importlib import import_module
-from pkgutil import iter_modules
-
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")

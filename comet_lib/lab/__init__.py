@@ -1,0 +1,1 @@
+"""Measurements that no learner needs, and the recipe of the small teacher."""

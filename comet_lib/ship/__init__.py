@@ -1,0 +1,1 @@
+"""Make a student smaller and ship it: trim its vocabulary, export it to ONNX."""
