@@ -41,6 +41,7 @@ NBVAL := -m pytest -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-c
          -n $(WORKERS) --dist loadscope notebooks/*.ipynb
 
 .DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help lab test lint types unit nbval browser test-browser test-floors test-colab test-binder \
@@ -60,10 +61,9 @@ RUN := $(firstword $(wildcard $(VENV)/.ready-test $(VENV)/.ready-lab) $(VENV)/.r
 lab: $(LAB) ## open the course in JupyterLab
 	"$(PY)" -m jupyterlab $(LAB_ARGS) "$(NOTEBOOK)"
 
-QUIETLY := $(MAKE) --no-print-directory
 # Without its cache mypy takes half a minute on one core, so it runs beside the unit tests.
 test: lint ## run every check: lint, types, unit tests and all notebooks
-	@$(QUIETLY) types & types=$$!; $(QUIETLY) unit && wait $$types && $(QUIETLY) nbval
+	@$(MAKE) types & types=$$!; $(MAKE) unit && wait $$types && $(MAKE) nbval
 
 lint: $(VENV)/.ready-test ## part of make test: ruff on code and notebooks
 	"$(PY)" -m ruff check .
