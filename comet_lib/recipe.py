@@ -327,7 +327,8 @@ def stage_two(
     if (student := run.finished("stage2", folder)) is not None:
         return student
     set_seed(profile.seed)
-    student = same_body(build_student(agnostic.config), agnostic)
+    student = build_student(student_config(profile, teachers.masked_lm))
+    same_body(student, agnostic)
     run.say("soft targets: the teacher's, and TF-IDF's out of fold, on real and spliced tweets")
     with run.clock.step("targets"):
         train = soft_targets(
