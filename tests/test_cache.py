@@ -1,4 +1,4 @@
-"""The cache gives what the teacher says, survives kills, and refuses what is not its own."""
+"""The cache returns the teacher's answers, survives kills, and refuses what is not its own."""
 
 import hashlib
 import os

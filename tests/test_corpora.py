@@ -1,4 +1,4 @@
-"""Text that is read as it is needed: files, order, processes, resuming, and every bad line."""
+"""Text read on demand: files, order, processes, resuming, and every bad line."""
 
 from __future__ import annotations
 

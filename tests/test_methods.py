@@ -1,4 +1,4 @@
-"""What a teacher's states on disk and the extra terms of stage 2 promise."""
+"""A teacher's states on disk, and the extra terms of stage 2."""
 
 import numpy as np
 import pytest
