@@ -1,4 +1,4 @@
-"""Two processes of ``accelerate launch`` (gloo, CPU) train as one does on twice the batch."""
+"""Two processes of ``accelerate launch`` (gloo, CPU) train like one on twice the batch."""
 
 import json
 import os

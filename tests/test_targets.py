@@ -1,4 +1,4 @@
-"""Honest soft targets: no tweet is labelled by a model that saw it, or its twin."""
+"""Honest soft targets: no tweet is labeled by a model that saw it or its twin."""
 
 import numpy as np
 import pytest
