@@ -3,9 +3,9 @@
     python tools/badges.py            # write them
     python tools/badges.py --check    # name the files that are out of date; fail if there are any
 
-The setting is ``[tool.comet] repository`` in pyproject.toml, an address on GitHub; ``branch`` next
-to it is optional (default: main). The badges go between ``<!-- badges:begin -->`` and
-``<!-- badges:end -->`` in README.md and in the first cell of each notebook; a notebook without
+The setting is ``[tool.comet] repository`` in pyproject.toml, a GitHub address; ``branch`` beside
+it is optional and defaults to main. The badges stand between ``<!-- badges:begin -->`` and
+``<!-- badges:end -->`` in README.md and in the first cell of each notebook. A notebook without
 these marks gets them below its title.
 """
 
@@ -32,7 +32,7 @@ BINDER_IMAGE = "https://mybinder.org/badge_logo.svg"
 
 
 def setting(root: Path) -> tuple[str, str]:
-    """(owner/name, branch) from pyproject.toml. Raises ``NotebookError`` if it is missing."""
+    """(owner/name, branch) from pyproject.toml. Raises ``NotebookError`` if it is not there."""
     path = root / "pyproject.toml"
     comet = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("comet", {})
     match = GITHUB.fullmatch(str(comet.get("repository", "")))
@@ -45,7 +45,7 @@ def setting(root: Path) -> tuple[str, str]:
 
 
 def block(repository: str, branch: str, notebook: str, title: str = "") -> str:
-    """The two badges that open ``notebooks/NOTEBOOK``, between their marks."""
+    """The two badges that open ``notebooks/NAME``, between their marks."""
     file = quote(f"notebooks/{notebook}")
     colab = f"https://colab.research.google.com/github/{repository}/blob/{branch}/{file}"
     binder = f"https://mybinder.org/v2/gh/{repository}/{branch}?urlpath=lab/tree/{file}"
@@ -59,7 +59,7 @@ def block(repository: str, branch: str, notebook: str, title: str = "") -> str:
 
 
 def with_block(text: str, badges: str) -> str:
-    """``text`` with these badges between its marks, or below its first heading if it has none."""
+    """The text with these badges between its marks, or below its first heading."""
     if BLOCK.search(text):
         return BLOCK.sub(lambda _: badges, text, count=1)
     lines = text.split("\n")
@@ -68,7 +68,7 @@ def with_block(text: str, badges: str) -> str:
 
 
 def with_badges(notebook: NotebookNode, badges: str) -> NotebookNode:
-    """The notebook with these badges in its first cell, which is inserted if it is not Markdown."""
+    """The notebook with these badges in its first cell (a new one if it is not markdown)."""
     if not notebook.cells or notebook.cells[0].cell_type != "markdown":
         notebook.cells.insert(0, nbformat.v4.new_markdown_cell("", id="title"))
     notebook.cells[0].source = with_block(notebook.cells[0].source, badges)
@@ -76,9 +76,9 @@ def with_badges(notebook: NotebookNode, badges: str) -> NotebookNode:
 
 
 def update(root: Path, check: bool = False) -> list[str]:
-    """Write the badges in ``root`` where they differ, and return the names of those files.
+    """Write the badges below ``root`` where they differ; the names of the files that differed.
 
-    With ``check`` nothing is written. README.md must have the marks; its badges open notebook 00.
+    With ``check`` nothing is written. README.md must have the marks; it opens the first notebook.
     """
     repository, branch = setting(root)
     notebooks = sorted((root / "notebooks").glob("*.ipynb"))
