@@ -48,7 +48,7 @@ def test_links_are_turned(link: str, here: str, expected: str) -> None:
     assert turned(link, here) == expected
 
 
-def test_code_is_left_alone() -> None:
+def test_code_stays_as_it_is() -> None:
     code = "```python\nx = f[0](y)\n```\n"
     text = f"{code}[x](LICENSE)"
     assert build_site.relink(text, "README.md", PAGES, BLOB) == f"{code}[x]({BLOB}/LICENSE)"
