@@ -1,8 +1,4 @@
-<<<<<<< HEAD:tests/test_objectives.py
 """The table of terms: each is its loss by hand, from stored answers and from a live teacher."""
-=======
-"""A teacher's states on disk, and the extra terms of stage 2."""
->>>>>>> prose59:tests/test_methods.py
 
 import pytest
 import torch
