@@ -28,14 +28,19 @@ from comet_lib.attention import capture_maps, entropy, layer_map
 from comet_lib.data import Source, find_source, leakage, load_sentiment, load_text, unseen
 from comet_lib.errors import CometError
 from comet_lib.files import locked, read_json, whole_folder, write_json, write_text
-from comet_lib.initialise import initialise_embeddings
-from comet_lib.loading import answering, check_numbers, check_pair, longest_text
+from comet_lib.loading import (
+    answering,
+    check_numbers,
+    check_pair,
+    load_model,
+    load_tokenizer,
+    longest_text,
+    model_origin,
+)
 from comet_lib.models import (
     build_student,
     count_parameters,
-    load_model,
-    load_tokenizer,
-    model_origin,
+    initialise_embeddings,
     quiet,
     same_body,
     xlmr_config,

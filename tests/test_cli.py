@@ -10,7 +10,7 @@ import pytest
 from transformers import pipeline
 
 from comet_lib import __main__ as cli
-from comet_lib.models import load_model
+from comet_lib.loading import load_model
 
 
 def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -88,7 +88,7 @@ def test_evaluate_and_predict(run):
     ("arguments", "words"),
     [
         (["distill", "--profile", "huge"], "unknown profile"),
-        (["distill", "--data", "no/such/folder"], "is not there"),
+        (["distill", "--data", "no/such/folder"], "does not exist"),
         (["distill", "--profile", "tiny", "--languages", "../x"], "language code"),
         (["distill", "--profile", "tiny", "--languages", "kin,kin"], "once"),
         (["distill", "--profile", "tiny", "--languages", "xho"], "no such language"),

@@ -162,7 +162,7 @@ def test_hub_layout_maps_labels_by_name(tmp_path, named):
         (["a", "b"], [0, -1], "unknown labels -1;"),  # no label, and not the last of the names
         (["a", "b"], [0, 7], "unknown labels 7;"),
         (["a", "b"], [None, 1], "unknown labels None;"),
-        (["a", None], [0, 1], "a tweet is no text"),
+        (["a", None], [0, 1], "a tweet is not text"),
     ],
 )
 def test_a_bad_row_of_the_hub_is_named(tmp_path, tweets, labels, words):
