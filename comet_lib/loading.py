@@ -8,6 +8,7 @@ behind this door checks nothing again.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,8 @@ from comet_lib.models import auto_class, quiet
 from comet_lib.profiles import LABELS, user_path
 
 #: Where each kind of tokenizer keeps its pieces.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "tokenizer.model",
-    "vocab.txt",
-    "vocab.json",
-)
+TOKENIZER_FILES = ["tokenizer.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model"]
+TOKENIZER_FILES += ["vocab.txt", "vocab.json"]
 #: A long text in several scripts, decomposed and with symbols: it reaches what short ones do not.
 PROBE = "Habari ẹ̀kọ́ \u1e62\u0323e\u0301 ሰላም سلام ﬁ ① 𝒳 100 % 👍🏾 " * 8
 
@@ -213,7 +208,9 @@ def check_pair(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
             "the tokenizer has no padding piece; give the tokenizer that was saved with the model"
         )
     with torch.inference_mode(), answering(model):
-        check_numbers(model, answer(model, tokenizer, [PROBE, "a"], max_length=32))
+        # A copy, because a tokenizer keeps, and later saves, the padding and length of a call.
+        own = copy.deepcopy(tokenizer)
+        check_numbers(model, answer(model, own, [PROBE, "a"], max_length=32))
 
 
 def check_numbers(model: Any, answers: Tensor | np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""What happens around us: a second run, a full disk, a home that cannot be written, a kill."""
+"""Faults outside the library: a second run, a full disk, a read-only home, a kill."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     python tools/measure_cache.py
 
-Teacher: the bundled one; text: the bundled sample, masked as in a cache. Two students stand at the
-two ends of a training: the teacher's own shape with random weights, and the teacher itself with a
+The teacher and the text come with the library; the text is masked as in a cache. Two students stand
+for the two ends of training: the teacher's shape with random weights, and the teacher itself with a
 little noise on its weights. The profiles train at temperature 2.
 """
 
