@@ -96,7 +96,7 @@ def claim(path: str | Path, settings: Mapping[str, Any], write: bool = True) -> 
         if write:
             write_json(path, new)
         return
-    old = read_json(path, *(["rows", "shard rows"] if "shard rows" in new else []))
+    old = read_json(path, *list(new)[:1])  # one name shows that it is a file of this kind
     differ = []
     for name in new:
         there, now = (str(values.get(name)) for values in (old, new))

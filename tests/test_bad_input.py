@@ -31,13 +31,13 @@ from safetensors.torch import load_file, save_file
 from comet_lib import __main__ as cli
 from comet_lib import checks as check
 from comet_lib import data, evaluation, training
-from comet_lib import teacher as cache
 from comet_lib.data import check_language, read_texts, read_tsv
 from comet_lib.errors import CometError
 from comet_lib.files import read_json
 from comet_lib.loading import answering, check_pair, load_model, load_tokenizer, longest_text
 from comet_lib.profiles import ASSETS, PROFILES, get_profile
 from comet_lib.ship.onnx import is_exported, load_exported
+from comet_lib.teacher import open_answers
 
 HEADER = "tweet\tlabel\n"
 GOOD = f"{HEADER}nímo dára\tpositive\nko dára\tnegative\n"
@@ -236,7 +236,7 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda root: [(root / "text").mkdir(), (root / "text/kin.txt").write_text("habari")],
         "stage 1 has 1 line",
     ),
-    "a dev split that is train": (lambda root: None, "dev: every tweet stands in train"),
+    "a dev split that is train": (lambda root: None, "dev: every tweet is in train too"),
     "too few tweets to cross-fit": (
         lambda root: (root / "afrisenti/swa/dev.tsv").write_text(f"{HEADER}x\tneutral\n"),
         "too few training tweets",
@@ -267,11 +267,10 @@ BAD_ARGUMENTS: dict[str, tuple[list[str], str]] = {
     "no language": (["distill", "--languages", " , "], "name each language once"),
     "language twice": (["distill", "--languages", "kin,kin"], "once"),
     "unknown language": (["distill", "--languages", "xho"], "no such language"),
-    "no text": (["distill", "--text", "no/such.txt"], "is no file and no folder"),
-    "text of nobody": (["distill", "--text", "~nobody-here/x"], "is no file and no folder"),
+    "no text": (["distill", "--text", "no/such.txt"], "no such file or folder"),
+    "text of nobody": (["distill", "--text", "~nobody-here/x"], "no such file or folder"),
     "empty text path": (["distill", "--text", ""], "--text is empty"),
     "text of another kind": (["distill", "--text", __file__], "must end in one of .txt"),
-    "text and cache": (["distill", "--text", __file__, "--cache"], "leave out --cache"),
     "teacher": (["distill", "--teacher", "no-such/teacher"], "could be loaded"),
     "teacher is a path": (["distill", "--teacher", "/no/such/teacher"], "no such folder"),
     "split": (["evaluate", "x", "--split", "exam"], "choose one of train, dev, test"),
@@ -670,8 +669,8 @@ def test_a_damaged_note_says_what_to_delete(kind: str, tmp_path: Path) -> None:
     path.write_bytes(BAD_JSON[kind])
     for read in (
         lambda: read_json(path, "rows", "shard rows"),
-        lambda: cache.open_cache(tmp_path),
-        lambda: cache.open_cache(tmp_path, {"rows": 3}),
+        lambda: open_answers(tmp_path),
+        lambda: open_answers(tmp_path, {"library": "1.0", "rows": 3}),
     ):
         with pytest.raises(CometError, match="delete the file"):
             read()
@@ -681,7 +680,7 @@ def test_a_damaged_note_says_what_to_delete(kind: str, tmp_path: Path) -> None:
 def test_a_cache_that_counts_wrongly_is_refused(rows: Any, tmp_path: Path) -> None:
     (tmp_path / "fingerprint.json").write_text(json.dumps({"rows": 3, "shard rows": rows}))
     with pytest.raises(CometError, match="delete it"):
-        cache.open_cache(tmp_path)
+        open_answers(tmp_path)
 
 
 def test_a_cut_off_shard_is_refused(tmp_path: Path) -> None:
@@ -689,10 +688,10 @@ def test_a_cut_off_shard_is_refused(tmp_path: Path) -> None:
     (tmp_path / "shard-00000.json").write_text('{"bytes": 10, "sha256": "x", "rows": 3}')
     (tmp_path / "shard-00000.arrow").write_bytes(bytes(4))
     with pytest.raises(CometError, match="4 bytes, not the 10"):
-        cache.open_cache(tmp_path)
+        open_answers(tmp_path)
     (tmp_path / "shard-00000.arrow").write_bytes(bytes(10))
     with pytest.raises(CometError, match="SHA-256"):
-        cache.open_cache(tmp_path)
+        open_answers(tmp_path)
 
 
 def test_damaged_settings_of_a_run_are_named(tmp_path: Path, refused: Any) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from comet_lib import data
 from comet_lib.errors import CometError
 from comet_lib.profiles import get_profile
+from comet_lib.text import load_text
 
 GOOD = "tweet\tlabel\nnímo dára\tpositive\nko dára\tnegative\n"
 
@@ -192,11 +193,11 @@ def test_source_order(tmp_path, monkeypatch):
 
 def test_text_falls_back_to_tweets_without_labels(tmp_path):
     profile = get_profile("laptop", write_folder(tmp_path))
-    assert data.load_text(profile, ["yor"])["text"][:] == ["nímo dára", "ko dára"]
+    assert load_text(profile, ["yor"])["text"][:] == ["nímo dára", "ko dára"]
     text = tmp_path / "text"
     text.mkdir()
     (text / "yor.txt").write_text("ọ̀rọ̀ kan\n\nọ̀rọ̀ méjì\n", encoding="utf-8")
-    table = data.load_text(profile, ["yor"])
+    table = load_text(profile, ["yor"])
     assert table["text"][:] == ["ọ̀rọ̀ kan", "ọ̀rọ̀ méjì"] and set(table["language"]) == {"yor"}
 
 
@@ -207,4 +208,4 @@ def test_bundled_sample_loads_in_every_language():
         assert set(loaded[split]["language"]) == set(profile.languages)
         assert set(loaded[split]["label"]) == {0, 1, 2}
     assert data.leakage(loaded).query("split == 'dev'")["in_train"].tolist() == [1] * 5
-    assert len(data.load_text(profile)) > 100
+    assert len(load_text(profile)) > 100
