@@ -141,16 +141,9 @@ def parameter_table(model: nn.Module) -> pd.DataFrame:
     for name, parameter in model.named_parameters():
         component = _component(name)
         counts[component] = counts.get(component, 0) + parameter.numel()
-    total = sum(counts.values())
-    rows = [*counts.items(), ("total", total)]
-    return pd.DataFrame(
-        {
-            "component": [name for name, _ in rows],
-            "parameters": [n for _, n in rows],
-            "share": [round(100 * n / total, 1) for _, n in rows],
-            "mib": [round(mebibytes(n), 1) for _, n in rows],
-        }
-    )
+    counts["total"] = total = sum(counts.values())
+    rows = [(c, n, round(100 * n / total, 1), round(mebibytes(n), 1)) for c, n in counts.items()]
+    return pd.DataFrame(rows, columns=["component", "parameters", "share", "mib"])
 
 
 def _component(name: str) -> str:

@@ -45,7 +45,7 @@ quick = settings(max_examples=60, suppress_health_check=[HealthCheck.function_sc
 
 
 def sentence(error: BaseException) -> str:
-    """A message as it must be: one line, not too long, with a mend after ';' or ':'."""
+    """A message as it must be: one line, not too long, with a fix after ';' or ':'."""
     text = str(error)
     assert "\n" not in text and 15 < len(text) < 700, text
     assert ";" in text or ":" in text
@@ -73,11 +73,11 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 LONG = "a" * 2**20
 BAD_TSV: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "row 1"),
-    "a BOM alone": (b"\xef\xbb\xbf", "row 1"),
+    "only a BOM": (b"\xef\xbb\xbf", "row 1"),
     "UTF-16": (GOOD.encode("utf-16"), "UTF-8"),
     "Latin-1": (GOOD.encode("latin-1", "replace").replace(b"?", b"\xe0"), "UTF-8"),
     "a NUL": (f"{GOOD}a\0b\tpositive\n".encode(), "row 4: holds a NUL"),
-    "NULs alone": (bytes(500), "NUL"),
+    "only NULs": (bytes(500), "NUL"),
     "commas": (b"tweet,label\nx,positive\n", "<TAB>"),
     "semicolons": (b"tweet;label\nx;positive\n", "<TAB>"),
     "spaces": (b"tweet label\nx positive\n", "<TAB>"),
@@ -846,7 +846,7 @@ def test_a_closed_input_is_named(monkeypatch: Any, refused: Any) -> None:
     assert "standard input is closed: give" in refused("predict", "x", "-")
 
 
-def test_standard_input_is_cut_at_line_ends_alone(monkeypatch: Any) -> None:
+def test_standard_input_is_cut_only_at_line_ends(monkeypatch: Any) -> None:
     stream = io.TextIOWrapper(io.BytesIO("moja\u2028mbili\x85tatu\r\nnne\n".encode()))
     monkeypatch.setattr(sys, "stdin", stream)
     assert cli._texts(["-"]) == ["moja mbili tatu", "nne"]

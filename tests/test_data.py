@@ -78,7 +78,7 @@ def test_tone_marks_survive_as_nfc(tmp_path):
         ("tweet,label\nx,positive\n", ["row 1", "<TAB>"]),
     ],
 )
-def test_bad_files_name_file_row_and_mend(tmp_path, content, words):
+def test_bad_files_name_file_row_and_fix(tmp_path, content, words):
     with pytest.raises(CometError) as caught:
         read(tmp_path, content)
     message = str(caught.value)

@@ -104,7 +104,7 @@ def test_the_run_is_locked_while_it_trains(tmp_path: Path, monkeypatch: Any) -> 
         seen.append(True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipe, "train_student", look)
+    monkeypatch.setattr(recipe, "stage_one", look)
     with pytest.raises(KeyboardInterrupt):
         recipe.distil(get_profile("tiny"), tmp_path, say=lambda _: None)
     assert seen == [True]

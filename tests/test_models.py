@@ -10,7 +10,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
 
 from comet_lib.data import LABELS
 from comet_lib.errors import CometError
-from comet_lib.loading import label_order, load_model, load_tokenizer, model_origin
+from comet_lib.evaluation import predict_probabilities
+from comet_lib.loading import (
+    check_pair,
+    label_order,
+    load_model,
+    load_pair,
+    load_tokenizer,
+    longest_text,
+    model_origin,
+)
 from comet_lib.models import (
     build_student,
     copy_layers,
@@ -141,6 +150,34 @@ def test_labels_are_read_by_name():
     model.config.id2label = {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
     with pytest.raises(CometError, match="id2label"):
         label_order(model)
+
+
+@pytest.mark.parametrize("head", ["encoder", "masked-lm", "sentiment"])
+def test_a_pair_from_the_door_is_checked_and_left_as_it_was(head):
+    model, tokenizer = load_pair(ASSETS / "teacher", head)
+    fresh = load_tokenizer(ASSETS / "teacher")
+    assert tokenizer.backend_tokenizer.to_str() == fresh.backend_tokenizer.to_str()
+    assert not model.training and longest_text(model) >= 64
+    with torch.no_grad():
+        next(model.parameters())[:] = float("nan")
+    with pytest.raises(CometError, match="answers with NaN"):
+        check_pair(model, tokenizer)
+
+
+def test_a_piece_beyond_the_rows_is_refused_before_a_text_has_it():
+    model = build_student(xlmr_config(SMALL, 50))
+    pieces = Tokenizer(WordLevel({"<pad>": 1, "a": 5, "rare": 50}, unk_token="a"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, pad_token="<pad>")
+    with pytest.raises(CometError, match="51 pieces and the model 50 rows"):
+        check_pair(model, tokenizer)
+
+
+def test_a_model_that_diverged_does_not_predict():
+    model, tokenizer = load_pair(ASSETS / "teacher")
+    with torch.no_grad():
+        model.classifier.out_proj.bias[1] = float("nan")
+    with pytest.raises(CometError, match="train it again"):
+        predict_probabilities(model, tokenizer, ["a"])
 
 
 def test_same_body_copies_the_encoder_and_keeps_the_head():

@@ -18,11 +18,11 @@ from typing import Annotated
 import typer
 from transformers import set_seed
 
-from comet_lib.data import load_text
 from comet_lib.loading import load_model, load_tokenizer
 from comet_lib.models import build_student
 from comet_lib.profiles import get_profile
 from comet_lib.recipe import student_config
+from comet_lib.text import load_text
 from comet_lib.training import distil_task_agnostic
 
 

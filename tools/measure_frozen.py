@@ -18,11 +18,11 @@ from typing import Annotated, Any
 import typer
 from transformers import TrainerCallback, set_seed
 
-from comet_lib.data import load_text
 from comet_lib.loading import load_model, load_tokenizer
 from comet_lib.models import build_student, initialise_embeddings
 from comet_lib.profiles import get_profile
 from comet_lib.recipe import student_config
+from comet_lib.text import load_text
 from comet_lib.training import distil_task_agnostic
 
 WAYS = {"trained": 0.0, "frozen": 1.0, "thawed": 2 / 3}  # way -> share of steps with a frozen table
