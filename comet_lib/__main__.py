@@ -121,17 +121,16 @@ def evaluate(
     """Weighted F1 by language, with intervals, of any sentiment model."""
     from comet_lib import evaluation
     from comet_lib.data import SPLITS, find_source, load_sentiment
-    from comet_lib.models import load_tokenizer
     from comet_lib.ship.onnx import classifier_size, load_classifier
 
     if split not in SPLITS:
         raise CometError(f"--split {split!r}: choose one of {', '.join(SPLITS)}")
     chosen = _profile(profile, data, languages)
-    loaded = load_classifier(model)
+    loaded, tokenizer = load_classifier(model)
     source = find_source(chosen)
     table = load_sentiment(chosen, source=source)[split]
     probabilities = evaluation.predict_probabilities(
-        loaded, load_tokenizer(model), table["text"][:], chosen.max_length
+        loaded, tokenizer, table["text"][:], chosen.max_length
     )
     count, megabytes = classifier_size(loaded)
     row = evaluation.score_row(
@@ -162,11 +161,10 @@ def predict(
 
     from comet_lib import evaluation
     from comet_lib.data import LABELS
-    from comet_lib.models import load_tokenizer
     from comet_lib.ship.onnx import load_classifier
 
     clean = _texts(texts)
-    loaded, tokenizer = load_classifier(model), load_tokenizer(model)
+    loaded, tokenizer = load_classifier(model)
     with tqdm(total=len(clean), unit="text", disable=None) as bar:  # None: on a terminal alone
         for start in range(0, len(clean), 1024):
             part = clean[start : start + 1024]
@@ -219,7 +217,7 @@ def export(
 ) -> None:
     """Write an ONNX form of a model, checked against it on the dev split."""
     from comet_lib.data import find_source, load_sentiment
-    from comet_lib.models import load_model, load_tokenizer
+    from comet_lib.loading import load_pair
     from comet_lib.ship.onnx import export as write
     from comet_lib.ship.onnx import is_exported
 
@@ -229,7 +227,7 @@ def export(
     ours = is_exported(output) and (output / "export.json").is_file()
     if output.exists() and not ours and (output.is_file() or any(output.iterdir())):
         raise CometError(f"--output {output} is there and holds no export: name another folder")
-    loaded, tokenizer = load_model(model), load_tokenizer(model)
+    loaded, tokenizer = load_pair(model)
     source = find_source(chosen)
     dev = load_sentiment(chosen, source=source)["dev"]
     card = Path(model) / "README.md"

@@ -10,7 +10,7 @@ import pytest
 from transformers import pipeline
 
 from comet_lib import __main__ as cli
-from comet_lib.models import load_model
+from comet_lib.loading import load_model
 
 
 def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -70,7 +70,7 @@ def test_a_second_call_resumes_and_changes_nothing(run):
     assert again.returncode == 0
     assert (run[0] / "student" / "model.safetensors").read_bytes() == before
     other = call("distill", "--profile", "tiny", "--output", str(run[0]), "--seed", "5")
-    assert other.returncode == 2 and "other settings (seed)" in other.stderr
+    assert other.returncode == 2 and "differs in seed (0 there, 5 now)" in other.stderr
 
 
 def test_evaluate_and_predict(run):
@@ -88,7 +88,7 @@ def test_evaluate_and_predict(run):
     ("arguments", "words"),
     [
         (["distill", "--profile", "huge"], "unknown profile"),
-        (["distill", "--data", "no/such/folder"], "is not there"),
+        (["distill", "--data", "no/such/folder"], "does not exist"),
         (["distill", "--profile", "tiny", "--languages", "../x"], "language code"),
         (["distill", "--profile", "tiny", "--languages", "kin,kin"], "once"),
         (["distill", "--profile", "tiny", "--languages", "xho"], "no such language"),

@@ -16,7 +16,8 @@ from comet_lib import __main__ as cli
 from comet_lib.data import load_sentiment, read_texts
 from comet_lib.errors import CometError
 from comet_lib.evaluation import predict_probabilities
-from comet_lib.models import build_student, count_parameters, load_model, load_tokenizer
+from comet_lib.loading import load_model, load_tokenizer
+from comet_lib.models import build_student, count_parameters
 from comet_lib.models import xlmr_config as config_of
 from comet_lib.profiles import ASSETS, TINY
 from comet_lib.ship import onnx as ship

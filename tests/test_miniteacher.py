@@ -8,7 +8,8 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 from comet_lib.errors import CometError
 from comet_lib.lab.small_teacher import SPECIALS, BothTasks, TwoHeads, build, save, train_tokenizer
-from comet_lib.models import load_model, load_tokenizer, xlmr_config
+from comet_lib.loading import load_model, load_tokenizer
+from comet_lib.models import xlmr_config
 from comet_lib.profiles import get_profile
 from comet_lib.recipe import claim
 

@@ -17,7 +17,6 @@ import torch
 
 from comet_lib.data import load_sentiment
 from comet_lib.evaluation import predict_probabilities
-from comet_lib.models import load_tokenizer
 from comet_lib.profiles import get_profile
 from comet_lib.ship.onnx import classifier_size, load_classifier
 
@@ -34,7 +33,7 @@ def main() -> None:
     texts = data["dev"].shuffle(seed=0)["text"][: arguments.texts]
     if not arguments.data:
         texts = data["train"].shuffle(seed=0)["text"][: arguments.texts]
-    models = {name: (load_classifier(name), load_tokenizer(name)) for name in arguments.folders}
+    models = {name: load_classifier(name) for name in arguments.folders}
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for turn, text in enumerate([*texts[:20], *texts]):  # the first 20 warm up
         for name, (model, tokenizer) in models.items():

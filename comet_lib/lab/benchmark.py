@@ -51,17 +51,9 @@ from comet_lib.files import write_json, write_text
 from comet_lib.lab.backends import measure_answers
 from comet_lib.lab.timing import Memory, allocated, machine, side_by_side
 from comet_lib.losses import attention_loss, hybrid_loss, soft_target_loss
-from comet_lib.models import (
-    PAPER_STUDENT,
-    PAPER_TEACHER,
-    PAPER_VOCABULARY,
-    build_student,
-    count_parameters,
-    only_positions,
-    xlmr_config,
-)
+from comet_lib.models import build_student, count_parameters, only_positions, xlmr_config
 from comet_lib.processes import processes
-from comet_lib.profiles import LAPTOP
+from comet_lib.profiles import LAPTOP, PAPER_STUDENT, PAPER_TEACHER, PAPER_VOCABULARY
 from comet_lib.teacher import (
     BATCH,
     CachedCollator,
