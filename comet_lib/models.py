@@ -24,7 +24,14 @@ from transformers.utils import logging
 
 from comet_lib.attention import encoder_layers
 from comet_lib.errors import CometError
-from comet_lib.profiles import LABELS, PAPER_STUDENT, PAPER_TEACHER, PAPER_VOCABULARY, shape
+from comet_lib.profiles import (
+    LABELS,
+    PAPER_STUDENT,
+    PAPER_TEACHER,
+    PAPER_VOCABULARY,
+    Profile,
+    shape,
+)
 
 HEADS: dict[str, Any] = {
     "encoder": AutoModel,
@@ -88,6 +95,11 @@ def xlmr_config(
         label2id={name: i for i, name in enumerate(LABELS)},
         **{**sizes, **more},
     )
+
+
+def student_config(profile: Profile, teacher: PreTrainedModel) -> XLMRobertaConfig:
+    """The profile's student over the teacher's vocabulary."""
+    return xlmr_config(profile.student, teacher.config.vocab_size, max(profile.max_length, 128))
 
 
 def build_student(config: XLMRobertaConfig, head: str = "sentiment") -> PreTrainedModel:

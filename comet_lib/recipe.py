@@ -33,20 +33,15 @@ from comet_lib.models import (
     initialise_embeddings,
     quiet,
     same_body,
-    xlmr_config,
+    student_config,
 )
-from comet_lib.objectives import check_terms
+from comet_lib.objectives import stage_one_weights, stage_two_weights
 from comet_lib.processes import give_back_memory, processes
 from comet_lib.profiles import PAPER_LANGUAGES, TINY, Profile
 from comet_lib.report import model_card, report_text
 from comet_lib.targets import check_enough, cross_fit
 from comet_lib.text import load_text
-from comet_lib.training import (
-    distil_task_agnostic,
-    fine_tune,
-    stage_one_weights,
-    stage_two_weights,
-)
+from comet_lib.training import distil_task_agnostic, fine_tune
 
 Say = Callable[[str], None]
 
@@ -217,7 +212,7 @@ def read_teachers(profile: Profile) -> Teachers:
         CometError: one that cannot be read, has no mask piece, takes shorter texts than the
             profile's, or does not answer; or terms that are unknown.
     """
-    check_terms({**stage_one_weights(profile.stage1), **stage_two_weights(profile.stage2)})
+    stage_one_weights(profile.stage1), stage_two_weights(profile.stage2)
     teacher, tokenizer = load_pair(profile.teacher, "masked-lm")
     sentiment = load_pair(profile.sentiment_teacher, "sentiment")
     if tokenizer.mask_token_id is None:
@@ -232,11 +227,6 @@ def read_teachers(profile: Profile) -> Teachers:
         )
     layer_map(profile.student["num_hidden_layers"], teacher.config.num_hidden_layers)
     return Teachers(teacher, tokenizer, *sentiment, student_config(profile, teacher))
-
-
-def student_config(profile: Profile, teacher: PreTrainedModel) -> transformers.XLMRobertaConfig:
-    """The profile's student over the teacher's vocabulary."""
-    return xlmr_config(profile.student, teacher.config.vocab_size, max(profile.max_length, 128))
 
 
 def teacher_probabilities(
