@@ -247,7 +247,8 @@ def soft_targets(logits: Tensor, answers: Answers, temperature: float) -> Tensor
     if answers.logits is not None:
         return losses.soft_target_loss(logits, answers.logits, temperature)
     if answers.top:
-        return losses.soft_target_loss_topk(logits, *answers.top, temperature)
+        indices, top, tail = answers.top
+        return losses.soft_target_loss_topk(logits, indices, top, tail, temperature)
     if answers.probs is None:
         raise CometError(
             "the teacher gave no soft targets: ask it for logits, or give the batch teacher_probs"
