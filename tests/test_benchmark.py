@@ -262,7 +262,7 @@ def test_rehearsal_predicts_the_whole_run():
 @pytest.mark.parametrize("command", ["benchmark", "rehearse"])
 def test_the_command_line_writes_json(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("comet_lib.lab.benchmark.QUICK", TINY)
-    arguments = ["comet_lib", command, "--quick", "--json", str(tmp_path / "figures.json")]
+    arguments = ["comet_lib", "lab", command, "--quick", "--json", str(tmp_path / "figures.json")]
     arguments += ["--output", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as stopped:

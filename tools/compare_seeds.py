@@ -4,7 +4,7 @@
     python tools/compare_seeds.py runs/seed0 runs/seed1 runs/seed2 --data DIR
 
 Each run holds its student and the same student without distillation. Both answer the test split;
-the interval is a paired bootstrap over tweets and seeds, as in ``comet_lib ablate``.
+the interval is a paired bootstrap over tweets and seeds, as in ``comet_lib lab ablate``.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 Stage 1 of the laptop profile, from the teacher's embeddings and from random ones: all weights
 trained; the table frozen; frozen for the first two thirds and then thawed. Printed is the loss on
 the held-out sentences at the end, which none of the three has seen: lower is better.
-``python -m comet_lib benchmark`` says how much faster a frozen step is.
+``python -m comet_lib lab benchmark`` says how much faster a frozen step is.
 """
 
 from __future__ import annotations

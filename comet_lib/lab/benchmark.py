@@ -589,7 +589,7 @@ def write_benchmark(report: Mapping[str, Any], output: str | Path) -> None:
     output = Path(output)
     write_json(output / "report.json", report)
     head = "# What a step and an answer cost\n\n"
-    head += "`python -m comet_lib benchmark --output DIR` printed:\n\n"
+    head += "`python -m comet_lib lab benchmark --output DIR` printed:\n\n"
     picture = "\n\n![Seconds of a step by length and by batch](cost.png)\n"
     write_text(output / "report.md", head + benchmark_text(report) + picture)
     plots.save(plots.cost_growth(report["growth"]), output / "cost.png")

@@ -184,7 +184,7 @@ def table_text(rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> 
     stage = settings["stage2"]
     seeds = sorted({row["seeds"] for row in rows})
     lines = [
-        "# Which part pays? (`python -m comet_lib ablate`)",
+        "# Which part pays? (`python -m comet_lib lab ablate`)",
         "",
         f"Profile {settings['profile']}, {settings['source']}, {settings['training tweets']:,} "
         f"training tweets (at most {settings['train_limit'] or 'all'} a language), stage 2 of "

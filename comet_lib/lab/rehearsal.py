@@ -272,6 +272,6 @@ def write_rehearsal(report: Mapping[str, Any], output: str | Path) -> None:
     """``rehearsal.json`` and ``rehearsal.md`` in the folder ``output``."""
     output = Path(output)
     write_json(output / "rehearsal.json", report)
-    command = f"python -m comet_lib rehearse --profile {report['profile']} --output DIR"
+    command = f"python -m comet_lib lab rehearse --profile {report['profile']} --output DIR"
     head = f"# The whole run, a few steps of it\n\n`{command}` printed:\n\n"
     write_text(output / "rehearsal.md", f"{head}```\n{rehearsal_text(report)}\n```\n")
