@@ -6,7 +6,7 @@ bootstrap intervals over tweets, drawn within each language.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -246,46 +246,3 @@ def score_row(
         },
         "weighted_f1_unseen": mean_weighted_f1(labels[fresh], guess[fresh], languages[fresh]),
     }
-
-
-def result_table(report: Mapping[str, Any]) -> str:
-    """The report as a Markdown table: our rows with intervals, then the paper's if it has any."""
-    languages = list(report["languages"])
-    head = ["model", "parameters", "MB", *languages, "mean (95 % interval)", "mean unseen"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in report["rows"]:
-        f1, low_high = row["weighted_f1"], row["ci95"]["mean"]
-        lines.append(
-            "| "
-            + " | ".join(
-                [
-                    row["name"],
-                    f"{row['parameters']:,}",
-                    f"{row['size_mb']:.1f}",
-                    *(f"{f1[code]:.1f}" for code in languages),
-                    f"**{f1['mean']:.1f}** ({low_high[0]:.1f} to {low_high[1]:.1f})",
-                    f"{row['weighted_f1_unseen']['mean']:.1f}",
-                ]
-            )
-            + " |"
-        )
-    paper = report.get("paper", [])
-    for row in paper:
-        f1 = row["weighted_f1"]
-        lines.append(
-            "| "
-            + " | ".join(
-                [
-                    row["name"] + " ¹",
-                    f"{row['parameters']:,}",
-                    f"{row['parameters'] * 4 / 1e6:.0f}",
-                    *(f"{f1[code]:.1f}" if code in f1 else "" for code in languages),
-                    f"{f1['mean']:.1f}",
-                    "",
-                ]
-            )
-            + " |"
-        )
-    if paper:
-        lines += ["", f"¹ {PAPER_PROVENANCE}."]
-    return "\n".join(lines)

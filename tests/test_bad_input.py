@@ -288,7 +288,10 @@ BAD_ARGUMENTS: dict[str, tuple[list[str], str]] = {
     "no table": (["predict", "x", "no-such.tsv"], "cannot be read"),
     "model is a file": (["predict", __file__, "hi"], "no such folder"),
     "export to a file": (["export", "x/y", "--output", __file__], "holds no export"),
-    "no runs": (["lab", "ablate", "--summary", "--output", "TMP/x"], "is not there; run ablate without"),
+    "no runs": (
+        ["lab", "ablate", "--summary", "--output", "TMP/x"],
+        "is not there; run lab ablate",
+    ),
     "export of nothing": (["export", "no/such/model", "--output", "TMP/x"], "no such folder"),
     "teacher without data": (["lab", "teacher", "--data", "no/such"], "is not there"),
     "figures to a folder": (["lab", "benchmark", "--json", "TMP"], "is a folder: name a file"),

@@ -40,7 +40,9 @@ def read_runs(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CometError(f"{path}: is not there; run ablate without --summary, or check --output")
+        raise CometError(
+            f"{path}: is not there; run lab ablate without --summary, or check --output"
+        )
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         header, *runs = [json.loads(line) for line in lines]
