@@ -188,7 +188,7 @@ class Objective:
                 if not pieces and answers.probs is None:
                     continue
                 values[name] = soft_targets(logits, answers, self.temperature)
-                counts[name] = known.sum() if pieces else mask.new_tensor(len(mask))
+                counts[name] = known.sum() if pieces else torch.tensor(len(known)).to(known.device)
             elif name == "hard_labels":
                 values[name] = hard_labels(logits, batch["labels"], known)
                 counts[name] = known.sum()

@@ -190,7 +190,8 @@ def read_data(run: Run) -> tuple[DatasetDict, Dataset]:
     )
     if len(texts) < 2:
         raise CometError(
-            f"stage 1 has {len(texts)} line of text; give two at least, in --data's text/ or train"
+            f"stage 1 has {len(texts)} line of text; give two at least, in "
+            f"{profile.text or '--data: its text/ or train'}"
         )
     if not len(unseen(data["dev"])):
         raise CometError(
