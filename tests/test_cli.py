@@ -72,7 +72,7 @@ def test_a_second_call_resumes_and_changes_nothing(run):
     assert again.returncode == 0
     assert (run[0] / "student" / "model.safetensors").read_bytes() == before
     other = call("distill", "--profile", "tiny", "--output", str(run[0]), "--seed", "5")
-    assert other.returncode == 2 and "other settings (seed)" in other.stderr
+    assert other.returncode == 2 and "differs in seed (0 there, 5 now)" in other.stderr
 
 
 def test_evaluate_and_predict(run):

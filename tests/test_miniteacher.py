@@ -83,5 +83,5 @@ def test_both_tasks_train_both_heads_and_mask_nothing_in_evaluation(model, token
 def test_a_teacher_of_another_seed_is_not_taken_for_this_one(tmp_path):
     """Its last checkpoint would be, without a word."""
     claim(tmp_path, get_profile("tiny"))
-    with pytest.raises(CometError, match=r"other settings \(seed\)"):
+    with pytest.raises(CometError, match=r"differs in seed \(0 there, 1 now\)"):
         build(get_profile("tiny").with_(seed=1), tmp_path, say=lambda _: None)
