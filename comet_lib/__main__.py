@@ -6,7 +6,9 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,6 +57,13 @@ def distill(
         str | None,
         typer.Option(help="sizes to change, such as hidden_size=128,num_hidden_layers=4"),
     ] = None,
+    terms: Annotated[
+        str | None,
+        typer.Option(
+            help="what both stages match inside the models, such as hidden_mse=1,attention_mse=50 "
+            "(default: attention_kl, in stage 1 only)"
+        ),
+    ] = None,
     text: Annotated[
         str | None,
         typer.Option(
@@ -83,6 +92,8 @@ def distill(
         chosen = chosen.with_(seed=seed)
     if student is not None:
         chosen = resized(chosen, student)
+    if terms is not None:
+        chosen = matching(chosen, terms)
     if teacher is not None:
         chosen = chosen.with_(teacher=teacher, sentiment_teacher=teacher)
     chosen = chosen.with_(cached=cache or chosen.cached, text=text)
@@ -100,16 +111,9 @@ def resized(profile: Profile, sizes: str) -> Profile:
         CometError: an unknown name, a value that is not a positive integer, or a hidden size that
             the attention heads do not divide.
     """
-    student = dict(profile.student)
-    names = [name for name, value in student.items() if isinstance(value, int)]
-    for part in sizes.split(","):
-        name, _, value = (word.strip() for word in part.partition("="))
-        if name not in names or not re.fullmatch("[1-9][0-9]{0,5}", value):
-            raise CometError(
-                f"--student {part.strip()!r}: give name=integer, where name is one of "
-                f"{', '.join(names)}"
-            )
-        student[name] = int(value)
+    names = [name for name, value in profile.student.items() if isinstance(value, int)]
+    changes = _pairs("--student", sizes, names, "[1-9][0-9]{0,5}", "a positive integer")
+    student = {**profile.student, **{name: int(value) for name, value in changes.items()}}
     width, heads = student["hidden_size"], student["num_attention_heads"]
     if width % heads:
         raise CometError(
@@ -117,6 +121,36 @@ def resized(profile: Profile, sizes: str) -> Profile:
             "change one of them"
         )
     return profile.with_(student=student)
+
+
+def matching(profile: Profile, terms: str) -> Profile:
+    """``profile`` with the terms that ``--terms`` names, and their weights, in both stages.
+
+    Raises:
+        CometError: an unknown term, or a weight that is not a number from 0 up.
+    """
+    from comet_lib.objectives import TERMS
+
+    number = r"[0-9]{1,6}(\.[0-9]{1,6})?"
+    pairs = _pairs("--terms", terms, list(TERMS), number, "a number")
+    weights = {name: float(value) for name, value in pairs.items()}
+    return profile.with_(
+        stage1=replace(profile.stage1, terms=weights), stage2=replace(profile.stage2, terms=weights)
+    )
+
+
+def _pairs(option: str, text: str, names: Sequence[str], value: str, what: str) -> dict[str, str]:
+    """``a=1,b=2`` as a dict; raise CometError for other names, or values that are not ``what``."""
+    pairs = {}
+    for part in text.split(","):
+        name, _, given = (word.strip() for word in part.partition("="))
+        if name not in names or not re.fullmatch(value, given):
+            raise CometError(
+                f"{option} {part.strip()!r}: give NAME=VALUE, where VALUE is {what} and NAME one "
+                f"of {', '.join(names)}"
+            )
+        pairs[name] = given
+    return pairs
 
 
 @app.command()

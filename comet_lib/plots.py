@@ -163,6 +163,7 @@ def soft_target_bars(
     figure.subplots_adjust(left=0.1, right=0.98, bottom=0.12, top=0.88)  # quick: a slider redraws
     table = pd.DataFrame(probabilities, index=list(labels))
     table.plot.bar(ax=axes, width=0.8, rot=0, color=[BLUE, ORANGE, GREEN, PINK, GREY])
+    bars: Any
     for bars in axes.containers:
         axes.bar_label(bars, fmt="%.2f", fontsize=8)
     axes.set(ylim=(0, 1.1), ylabel="probability")
@@ -257,7 +258,7 @@ def cost_growth(rows: Sequence[Mapping[str, Any]]) -> Figure:
     panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panels[0].yaxis.set_major_formatter("{x:g}")
     panels[0].yaxis.set_minor_formatter(NullFormatter())
-    place = "outside upper center"
-    figure.legend(handles, names, loc=place, ncols=len(kinds), frameon=False, fontsize=8)
+    look: dict[str, Any] = {"ncols": len(kinds), "frameon": False, "fontsize": 8}
+    figure.legend(handles, names, loc="outside upper center", **look)
     sns.despine(figure)
     return figure

@@ -95,12 +95,18 @@ def test_evaluate_and_predict(run):
         (["distill", "--profile", "tiny", "--languages", "kin,kin"], "once"),
         (["distill", "--profile", "tiny", "--languages", "xho"], "no such language"),
         (["distill", "--profile", "tiny", "--teacher", "no-such/teacher"], "could be loaded"),
-        (["distill", "--student", "layers=2"], "--student 'layers=2': give name=integer, where"),
-        (["distill", "--student", "hidden_size=wide"], "give name=integer"),
-        (["distill", "--student", "hidden_size=0"], "give name=integer"),
+        (
+            ["distill", "--student", "layers=2"],
+            "--student 'layers=2': give NAME=VALUE, where",
+        ),
+        (["distill", "--student", "hidden_size=wide"], "a positive integer and NAME one of"),
+        (["distill", "--student", "hidden_size=0"], "a positive integer and NAME one of"),
         (["distill", "--student", "num_hidden_layers=1,"], "--student ''"),
-        (["distill", "--student", "initializer_range=1"], "give name=integer"),
+        (["distill", "--student", "initializer_range=1"], "a positive integer and NAME one of"),
         (["distill", "--student", "hidden_size=130"], "130 is not divisible by"),
+        (["distill", "--terms", "attention=1"], "--terms 'attention=1': give NAME=VALUE, where"),
+        (["distill", "--terms", "hidden_mse=-1"], "a number and NAME one of"),
+        (["distill", "--terms", "hidden_mse=nan"], "a number and NAME one of"),
         (["evaluate", "nowhere/model", "--profile", "tiny"], "could be loaded"),
         (["evaluate", "x", "--split", "exam"], "--split"),
         (["predict", "x", "  "], "empty"),
@@ -127,13 +133,16 @@ def test_student_changes_only_the_sizes_it_names(profile):
     assert after == before.with_(student=after.student)
 
 
-def test_the_sizes_reach_the_student_that_is_trained(monkeypatch):
+def test_sizes_and_terms_reach_the_training(monkeypatch):
     asked = []
     monkeypatch.setattr("comet_lib.recipe.distil", lambda profile, *_, **__: asked.append(profile))
     line = ["distill", "--profile", "tiny", "--student", "num_attention_heads=8,hidden_size=128"]
+    line += ["--terms", "hidden_mse=1,relations=0.5"]
     assert CliRunner().invoke(cli.app, line).exit_code == 0
     sizes = asked[0].student
     assert (sizes["num_attention_heads"], sizes["hidden_size"]) == (8, 128)
+    terms = {"hidden_mse": 1.0, "relations": 0.5}
+    assert asked[0].stage1.terms == asked[0].stage2.terms == terms
     assert sizes["num_hidden_layers"] == get_profile("tiny").student["num_hidden_layers"]
 
 
