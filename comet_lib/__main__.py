@@ -60,8 +60,8 @@ def distill(
     terms: Annotated[
         str | None,
         typer.Option(
-            help="what both stages match inside the models, such as hidden_mse=1,attention_mse=50 "
-            "(default: attention_kl, in stage 1 only)"
+            help="terms of both stages' losses and their weights, such as hidden_mse=1,relations=1 "
+            "(default: soft targets; attention in stage 1, labels in stage 2)"
         ),
     ] = None,
     text: Annotated[
@@ -124,15 +124,16 @@ def resized(profile: Profile, sizes: str) -> Profile:
 
 
 def matching(profile: Profile, terms: str) -> Profile:
-    """``profile`` with the terms that ``--terms`` names, and their weights, in both stages.
+    """``profile`` with the terms of ``--terms`` in both stages: in stage 1 instead of attention
+    matching, in stage 2 in addition. They can also set the weights of soft targets and labels.
 
     Raises:
         CometError: an unknown term, or a weight that is not a number from 0 up.
     """
-    from comet_lib.objectives import TERMS
+    from comet_lib.objectives import LOGITS, TERMS
 
     number = r"[0-9]{1,6}(\.[0-9]{1,6})?"
-    pairs = _pairs("--terms", terms, list(TERMS), number, "a number")
+    pairs = _pairs("--terms", terms, [*LOGITS, *TERMS], number, "a number")
     weights = {name: float(value) for name, value in pairs.items()}
     return profile.with_(
         stage1=replace(profile.stage1, terms=weights), stage2=replace(profile.stage2, terms=weights)

@@ -10,6 +10,7 @@ redraws.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ COLOURS = {
     "tfidf": GREEN,
     "paper": GREY,
 }
-#: One colour per loss term.
-TERMS = {"soft_targets": BLUE, "attention": ORANGE, "hard_labels": GREEN}
+#: What the Trainer logs beside loss terms, and its evaluations.
+NO_TERMS = {"step", "epoch", "loss", "grad_norm", "learning_rate", "total_flos"}
 MAP_COLOURS = "magma_r"  # attention: light is little
 DIFFERENCE_COLOURS = "PuOr"  # student minus teacher: orange less, violet more
 
@@ -81,9 +82,11 @@ def training_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure
     )
     for axes, (stage, rows) in zip(panels[0], logs.items(), strict=True):
         table, title = pd.DataFrame(rows), stage.replace("_", " ")
-        terms = [term for term in TERMS if term in table]
+        terms = [x for x in table if x not in NO_TERMS and not x.startswith(("eval_", "train_"))]
+        others = cycle((ORANGE, PINK, GREY))
         for term in terms:
-            line = {"label": term.replace("_", " "), "color": TERMS[term], "estimator": None}
+            colour = {"soft_targets": BLUE, "hard_labels": GREEN}.get(term) or next(others)
+            line = {"label": term.replace("_", " "), "color": colour, "estimator": None}
             sns.lineplot(table, x="step", y=term, ax=axes, **line)
         if terms:
             values = table[terms[0]].dropna().tolist()

@@ -34,9 +34,13 @@ def test_bars_are_the_scores_in_the_models_colours():
 
 
 def test_curves_name_where_the_first_term_ends():
-    rows = [{"step": 1, "soft_targets": 2.0, "attention": 1.0}, {"step": 2, "eval_loss": 1.0}]
+    rows = [
+        {"step": 1, "loss": 3.0, "soft_targets": 2.0, "attention_kl": 1.0, "learning_rate": 1.0},
+        {"step": 2, "epoch": 1.0, "eval_loss": 1.0},
+    ]
     logs = {"stage1": [*rows, {"step": 3, "soft_targets": 0.5}], "stage2": [{"step": 1}]}
     full, empty = training_curves(logs).axes  # a short run may have logged no term
     assert full.get_title(loc="left") == "stage1: soft targets 2.00 → 0.50"
-    assert [len(line.get_xdata()) for line in full.lines] == [2, 1]
+    shown = {line.get_label(): len(line.get_xdata()) for line in full.lines}
+    assert shown == {"soft targets": 2, "attention kl": 1}
     assert empty.get_title(loc="left") == "stage2" and not empty.lines
