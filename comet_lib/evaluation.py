@@ -6,7 +6,7 @@ bootstrap intervals over tweets, drawn within each language.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from comet_lib.errors import CometError
 from comet_lib.loading import answer, check_numbers, label_order
 from comet_lib.processes import give_back_memory
-from comet_lib.profiles import LABELS, PAPER_PROVENANCE
+from comet_lib.profiles import LABELS
 from comet_lib.profiles import PAPER_ROWS as PAPER_ROWS
 from comet_lib.targets import class_probabilities, tfidf_classifier
 
@@ -206,40 +206,3 @@ def score_row(
         "accuracy": _with_mean(right),
         "weighted_f1_unseen": mean_weighted_f1(labels[fresh], guess[fresh], languages[fresh]),
     }
-
-
-def result_table(report: Mapping[str, Any]) -> str:
-    """The report as a Markdown table: our rows with intervals, then the paper's if it has any."""
-    languages = list(report["languages"])
-    head = ["model", "parameters", "MB", *languages, "mean (95 % interval)", "mean unseen"]
-    rows = [head]
-    for row in report["rows"]:
-        f1, (low, high) = row["weighted_f1"], row["ci95"]["mean"]
-        rows.append(
-            [
-                row["name"],
-                f"{row['parameters']:,}",
-                f"{row['size_mb']:.1f}",
-                *(f"{f1[code]:.1f}" for code in languages),
-                f"**{f1['mean']:.1f}** ({low:.1f} to {high:.1f})",
-                f"{row['weighted_f1_unseen']['mean']:.1f}",
-            ]
-        )
-    paper = report.get("paper", [])
-    for row in paper:
-        f1 = row["weighted_f1"]
-        rows.append(
-            [
-                row["name"] + " ¹",
-                f"{row['parameters']:,}",
-                f"{row['parameters'] * 4 / 1e6:.0f}",
-                *(f"{f1[code]:.1f}" if code in f1 else "" for code in languages),
-                f"{f1['mean']:.1f}",
-                "",
-            ]
-        )
-    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
-    lines.insert(1, "|" + "---|" * len(head))
-    if paper:
-        lines += ["", f"¹ {PAPER_PROVENANCE}."]
-    return "\n".join(lines)

@@ -280,18 +280,21 @@ BAD_ARGUMENTS: dict[str, tuple[list[str], str]] = {
     "broken text": (["predict", "x", "a\udcffb"], "not UTF-8"),
     "a file among texts": (
         ["predict", "x", "habari", __file__],
-        "is not a text: give one FILE.tsv",
+        "is not a text: give only one FILE.tsv",
     ),
     "a dash among texts": (["predict", "x", "-", "habari"], "'-' is not a text"),
     "no table": (["predict", "x", "no-such.tsv"], "cannot be read"),
     "model is a file": (["predict", __file__, "hi"], "no such folder"),
     "export to a file": (["export", "x/y", "--output", __file__], "holds no export"),
-    "no runs": (["ablate", "--summary", "--output", "TMP/x"], "is not there; run ablate without"),
+    "no runs": (
+        ["lab", "ablate", "--summary", "--output", "TMP/x"],
+        "is not there; run lab ablate",
+    ),
     "export of nothing": (["export", "no/such/model", "--output", "TMP/x"], "no such folder"),
-    "teacher without data": (["teacher", "--data", "no/such"], "does not exist"),
-    "figures to a folder": (["benchmark", "--json", "TMP"], "is a folder: name a file"),
-    "a report into a file": (["rehearse", "--output", __file__], "check path, rights and free"),
-    "rehearse": (["rehearse", "--profile", "huge"], "unknown profile"),
+    "teacher without data": (["lab", "teacher", "--data", "no/such"], "is not there"),
+    "figures to a folder": (["lab", "benchmark", "--json", "TMP"], "is a folder: name a file"),
+    "a report into a file": (["lab", "rehearse", "--output", __file__], "permissions and free"),
+    "rehearse": (["lab", "rehearse", "--profile", "huge"], "unknown profile"),
 }
 USAGE: dict[str, list[str]] = {
     "command": ["dance"],
@@ -299,7 +302,7 @@ USAGE: dict[str, list[str]] = {
     "seed in words": ["distill", "--seed", "one"],
     "seed below zero": ["distill", "--seed", "-1"],
     "seed too large": ["distill", "--seed", "4294967296"],
-    "a million seeds": ["ablate", "--seeds", "1000000"],
+    "a million seeds": ["lab", "ablate", "--seeds", "1000000"],
     "no texts": ["predict", "model"],
     "no output": ["export", "model"],
 }
@@ -371,7 +374,7 @@ def test_an_error_of_ours_is_one_line_too(monkeypatch: Any, refused: Any) -> Non
         raise RuntimeError("first\nsecond \x1b[31m")
 
     monkeypatch.setattr("comet_lib.profiles.get_profile", broken)
-    line = refused("rehearse", code=1)
+    line = refused("lab", "rehearse", code=1)
     assert line.startswith("comet: unexpected RuntimeError: first second") and "\x1b" not in line
     assert "--debug" in line
 

@@ -218,7 +218,7 @@ def test_evaluate_takes_an_exported_form(int8, monkeypatch, capsys):
 
 def test_export_overwrites_nothing_of_yours(fp32, monkeypatch, capsys, tmp_path):
     assert run(monkeypatch, "export", fp32[0], "--output", tmp_path / "b") == 2
-    assert "exported form already" in capsys.readouterr().err
+    assert "already an export" in capsys.readouterr().err
     (tmp_path / "thesis.txt").write_text("precious")
     assert run(monkeypatch, "export", ASSETS / "teacher", "--output", tmp_path) == 2
     assert "holds no export" in capsys.readouterr().err
