@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import comet_lib
 from comet_lib import evaluation, plots
-from comet_lib.attention import capture_maps, entropy, layer_map
+from comet_lib.attention import capture_maps, layer_map
 from comet_lib.data import Source, find_source, leakage, load_sentiment, load_text, unseen
 from comet_lib.errors import CometError
 from comet_lib.files import locked, read_json, whole_folder, write_json, write_text
@@ -43,6 +43,7 @@ from comet_lib.models import (
 from comet_lib.processes import give_back_memory, processes
 from comet_lib.profiles import PAPER_LANGUAGES, TINY, Profile, Stage
 from comet_lib.report import model_card, report_text
+from comet_lib.similarity import entropy
 from comet_lib.targets import check_enough, cross_fit_and_splice
 from comet_lib.text import Corpus, corpus_of
 from comet_lib.training import distil_task_agnostic, fine_tune

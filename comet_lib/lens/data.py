@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from comet_lib.attention import capture_maps, cka_table, entropy, js_divergence, layer_map
+from comet_lib.attention import capture_maps, layer_map
 from comet_lib.errors import CometError
 from comet_lib.lens.align import aggregate, labels, quoted, segments, shown, token_starts
+from comet_lib.similarity import cka_table, entropy, js_divergence
 
 LEVELS = 255
 
