@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,14 +36,6 @@ HUB_REPOSITORY = "shmuhammad/AfriSenti-twitter-sentiment"
 HUB_REVISION = "refs/convert/parquet"
 HUB_ROOT = f"hf://datasets/{HUB_REPOSITORY}@{HUB_REVISION.replace('/', '%2F')}"
 HUB_LABELS = ("positive", "neutral", "negative")
-#: FineWeb-2's names for the paper's languages (stage-1 text of the gpu profile).
-FINEWEB = {
-    "kin": "kin_Latn",
-    "swa": "swh_Latn",
-    "hau": "hau_Latn",
-    "ibo": "ibo_Latn",
-    "yor": "yor_Latn",
-}
 
 
 @dataclass(frozen=True)
@@ -302,51 +294,3 @@ def leakage(data: DatasetDict) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
-
-
-def _limit(profile: Profile, language: str) -> int | None:
-    return profile.text_limit.get(language, profile.default_text_limit)
-
-
-def fineweb_lines(language: str) -> Iterator[str]:
-    """Lines of FineWeb-2 in one of :data:`FINEWEB`, as they come over the network."""
-    stream = load_dataset(
-        "HuggingFaceFW/fineweb-2", name=FINEWEB[language], split="train", streaming=True
-    )
-    return (line for row in stream for line in row["text"].split("\n"))
-
-
-def _text_lines(source: Source, language: str) -> Iterable[str]:
-    if source.kind == "hub":
-        return fineweb_lines(language) if language in FINEWEB else []
-    path = Path(source.root) / "text" / f"{language}.txt"
-    return decode(path).split("\n") if path.is_file() else []
-
-
-def load_text(
-    profile: Profile, languages: Sequence[str] | None = None, source: Source | None = None
-) -> Dataset:
-    """Unlabelled text for the task-agnostic stage: columns ``text`` and ``language``.
-
-    A source without text gives the training tweets without their labels. The hub's FineWeb-2 is
-    streamed for the gpu profile alone; the laptop profile takes the tweets there.
-    """
-    source = source or find_source(profile)
-    languages = tuple(languages or profile.languages)
-    texts: list[str] = []
-    codes: list[str] = []
-    if source.kind != "hub" or profile.text_limit:
-        for language in languages:
-            limit = _limit(profile, check_language(language))
-            count = 0
-            for line in _text_lines(source, language):
-                if limit is not None and count >= limit:
-                    break
-                if text := normalise(line):
-                    texts.append(text)
-                    codes.append(language)
-                    count += 1
-    if not texts:
-        train = load_sentiment(profile, languages, source)["train"]
-        texts, codes = train["text"][:], train["language"][:]
-    return Dataset.from_dict({"text": texts, "language": codes})

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,33 @@ def read_json(path: str | Path, *keys: str) -> Any:
     if keys and not (isinstance(value, dict) and value.keys() >= set(keys)):
         raise CometError(f"{path}: has no {', '.join(keys)}; delete the file and run again")
     return value
+
+
+def claim(path: str | Path, settings: Mapping[str, Any], write: bool = True) -> None:
+    """The folder of ``path``, a JSON file, belongs to what has these settings.
+
+    The first call writes them; a later one must bring the same.
+
+    Raises:
+        CometError: the folder holds something with other settings; it names them.
+    """
+    path, new = Path(path), json.loads(json.dumps(settings))  # tuples as lists, as in the file
+    if not path.is_file():
+        if write:
+            write_json(path, new)
+        return
+    old = read_json(path, *(["rows", "shard rows"] if "shard rows" in new else []))
+    differ = []
+    for name in new:
+        there, now = (str(values.get(name)) for values in (old, new))
+        if old.get(name) != new[name]:
+            short = len(there) <= 20 and len(now) <= 20
+            differ.append(f"{name} ({there} there, {now} now)" if short else name)
+    if differ:
+        raise CometError(
+            f"{path.parent}: what is there differs in {', '.join(differ)}; choose another folder, "
+            "or delete this one"
+        )
 
 
 @contextmanager

@@ -70,6 +70,7 @@ class Stage:
     patience: int = 3  # epochs without a better dev score before stopping
     max_steps: int = -1
     gradient_accumulation: int = 1
+    terms: dict[str, float] = field(default_factory=dict)  # of comet_lib.objectives, by name
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A small tokenizer that is the same at each call, as ``train_tokenizer``'s is not."""
+"""A small tokenizer that is the same on every call, unlike ``train_tokenizer``'s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ablation: what a run is made of, resuming, and differences against slow references."""
+"""The ablation: what a run contains, resuming, and differences against slow references."""
 
 import json
 import os

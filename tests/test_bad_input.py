@@ -1,7 +1,7 @@
-"""Every way in, with bad input: one sentence that says how to mend it, exit code 2, no traceback.
+"""Bad input at every entry point: one sentence that names the fix, exit code 2, no traceback.
 
-The cases stand in tables by class; ``pytest -s -k counts`` prints how many there are. Random ones
-come from hypothesis.
+Tables hold the cases by class; ``pytest -s -k counts`` prints how many there are. Hypothesis adds
+random ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Benchmark and rehearsal at small sizes: all parts run, and the sums are right."""
+"""Benchmark and rehearsal at small sizes: all parts run, and the sums add up."""
 
 import json
 import sys

@@ -1,7 +1,7 @@
 """The checks: solutions pass, each catalogued wrong answer is named, nothing raises.
 
-To add an exercise, add to ``catalogue/nbNN.py`` its solutions to SOLUTIONS and its wrong answers
-to MUTANTS: for each a function and a piece of the message that it must bring.
+To add an exercise, edit ``catalogue/nbNN.py``: add its solutions to SOLUTIONS and its wrong answers
+to MUTANTS, each a function and a piece of the message that it must trigger.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The notebooks on Google Colab: what their setup cell does there, and where the badges lead."""
+"""The notebooks on Google Colab: what their setup cell does, and where the badges lead."""
 
 from __future__ import annotations
 

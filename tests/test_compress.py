@@ -1,4 +1,4 @@
-"""Trimming keeps the function: same pieces, same logits, and a clear account of the rest."""
+"""Trimming keeps the function: same pieces, same logits, and a clear report of what was lost."""
 
 import json
 import unicodedata

@@ -1,4 +1,4 @@
-"""Every way in for text: good files as they are, bad files with an error that names the row."""
+"""Every entry point for text: good files load unchanged, bad ones raise an error naming the row."""
 
 import unicodedata
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""pyproject.toml, constraints.txt and the two conda environments say the same."""
+"""pyproject.toml, constraints.txt and the two conda environments agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An exported form answers as its model does, in fp32 to the rounding, in int8 nearly always."""
+"""An exported form answers like its model: in fp32 up to rounding, in int8 nearly always."""
 
 import builtins
 import io

@@ -1,4 +1,4 @@
-"""A student from its teacher: the best embeddings of a width, and layers where they fit."""
+"""A student started from its teacher: the best embeddings for a width, layers where they fit."""
 
 import pytest
 import torch

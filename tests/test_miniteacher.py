@@ -1,4 +1,4 @@
-"""The mini teacher's recipe in small: one encoder, two heads, one file."""
+"""The mini teacher's recipe at small sizes: one encoder, two heads, one file."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Figures of maps take any token as it stands."""
+"""Figures of maps show any token unchanged."""
 
 import numpy as np
 

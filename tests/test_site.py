@@ -1,4 +1,4 @@
-"""The website's sources: README.md cut into pages, every link turned, and the link checker."""
+"""The website's sources: README.md cut into pages, every link redirected, and the link checker."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     python tools/benchmark_export.py runs/distill/student runs/student-onnx runs/student-int8
 
-A folder is a model or an exported form. Timed from text to probabilities, tokenizer included, on
-the sentences of the bundled sample, models in turns so that a busy moment hits all of them.
-``--data DIR`` takes AfriSenti's dev tweets instead.
+A folder holds a model or an exported form. The timing runs from text to probabilities and includes
+the tokenizer. It uses the sentences of the bundled sample; ``--data DIR`` takes AfriSenti's dev
+tweets instead. The models take turns, so that a busy moment hits all of them.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python tools/benchmark_lens.py [--tokens 128]
 
-Maps and models are random, at the paper's depths (24 layers of 16 heads, 6 of 8). The memory is the
-rise of the process's highest resident size over that of a plain forward pass of the teacher
-(Linux; see proc(5) on clear_refs and VmHWM).
+Maps and models are random, at the paper's depths (24 layers of 16 heads, 6 of 8). The memory is how
+far the process's peak resident size rises above that of a plain forward pass of the teacher (Linux;
+see proc(5) on clear_refs and VmHWM).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STATUS = Path("/proc/self/status")
 
 
 def teacher() -> XLMRobertaModel:
-    """24 layers of 16 heads, as the paper's teacher, but narrow: the maps' size is the same."""
+    """24 layers of 16 heads, like the paper's teacher, but narrow: the maps have the same size."""
     config = XLMRobertaConfig(
         vocab_size=1000,
         hidden_size=256,
@@ -48,7 +48,7 @@ def teacher() -> XLMRobertaModel:
 
 
 def peak(model: XLMRobertaModel, way: str, tokens: int) -> int:
-    """Bytes by which one forward pass lifts the process's highest resident size."""
+    """Bytes by which one forward pass raises the process's peak resident size."""
     model.set_attn_implementation("eager" if way == "eager" else "sdpa")
     ids = torch.arange(tokens)[None] % 900 + 5
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

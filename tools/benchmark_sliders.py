@@ -2,8 +2,8 @@
 
     python tools/benchmark_sliders.py [--repeats 3]
 
-Each control of each view is moved through its values (at most twelve of them); the table has the
-median and the slowest answer. The views get made-up data of the size that the notebooks use.
+The tool moves each control of each view through its values, at most twelve of them. The table shows
+the median and the slowest response. The views get invented data of the size that the notebooks use.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@
     python tools/build_site.py              # into build/site; open build/site/index.html
     python tools/build_site.py --out DIR
 
-Nothing is executed: the pages show the committed outputs. The sources are laid out in
+Nothing is executed: the pages show the committed outputs. The tool lays out the sources in
 ``build/site-source`` as in the repository (``notebooks/*.ipynb``, ``docs/*.md``, README.md cut
-into pages), links to files that are no page are turned to the public repository, and Sphinx
-(``docs/site/conf.py``) makes the pages, each warning an error. At last every link inside the
-site must lead somewhere, and no page may load anything from another host: it reads the same
-without a network.
+into pages) and points links to files that are not pages at the public repository. Then Sphinx
+(``docs/site/conf.py``) builds the pages; every warning is an error. Finally, every link inside the
+site must lead somewhere, and no page may load anything from another host, so that the site reads
+the same without a network.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from execute_notebooks import NotebookError, read
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = "index.md"
-# Pages cut out of README.md: file, title, the README's sections in it. What stands before the
-# first section opens the landing page.
+# Pages cut out of README.md: file, title, and the README sections that go into it. The text before
+# the first section opens the landing page.
 CUTS = {
     "setup.md": ("Set-up", ("Set-up", "One command, headless", "Profiles: one switch")),
     "results.md": ("Results", ("Result", "Which part pays?", "What it costs")),
@@ -45,7 +45,7 @@ TOCTREE = "```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n"
 
 
 class SiteError(ValueError):
-    """What keeps the site from being built, and where."""
+    """What prevents the site from being built, and where."""
 
 
 # --- Text to text --------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def slug(heading: str) -> str:
 
 
 def outside_fences(text: str, change: Callable[[str], str]) -> str:
-    """``change`` applied to what stands outside code fences."""
+    """``change`` applied to everything outside code fences."""
     parts, end = [], 0
     for match in FENCE.finditer(text):
         parts += [change(text[end : match.start()]), match.group()]
@@ -106,7 +106,7 @@ def anchors(pages: Mapping[str, str]) -> dict[str, str]:
 
 
 def relink(text: str, here: str, pages: set[str], where: Mapping[str, str], blob: str) -> str:
-    """Markdown with its relative links turned to pages of the site, else to the repository.
+    """Markdown with its relative links pointed at pages of the site, or else at the repository.
 
     ``here`` is the file's place in the repository, ``pages`` are the site's files; ``where``
     says for README.md, which the site cuts up, what page has an anchor.
@@ -132,7 +132,7 @@ def relink(text: str, here: str, pages: set[str], where: Mapping[str, str], blob
 
 
 def open_links(badges: str) -> str:
-    """The badges as words: their pictures come from other hosts."""
+    """The badges as words, because their pictures come from other hosts."""
     links = re.findall(r"\[!\[([^\]]*)\]\([^)]*\)\]\(([^)]*)\)", badges)
     return " · ".join(f"[{name}]({address})" for name, address in links)
 
@@ -233,7 +233,7 @@ LOADS = {("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src")
 
 @dataclass
 class Page(HTMLParser):
-    """One page's anchors, its links, and what it loads to be seen."""
+    """One page's anchors, its links, and what it loads."""
 
     ids: set[str] = field(default_factory=set)
     links: list[str] = field(default_factory=list)

@@ -1,10 +1,10 @@
-"""What distillation adds over several seeds: the same command, run once a seed.
+"""What distillation adds over several seeds: the same command, run once per seed.
 
     python -m comet_lib distill --profile laptop --data DIR --seed 0 --output runs/seed0  # ...
     python tools/compare_seeds.py runs/seed0 runs/seed1 runs/seed2 --data DIR
 
-Each run holds its student and the same student without distillation. Both answer the test split;
-the interval is a paired bootstrap over tweets and seeds, as in ``comet_lib ablate``.
+Each run holds its student and the same student without distillation. Both answer the test split.
+The interval is a paired bootstrap over tweets and seeds, as in ``comet_lib lab ablate``.
 """
 
 from __future__ import annotations

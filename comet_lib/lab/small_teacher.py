@@ -30,7 +30,7 @@ from comet_lib.losses import hybrid_loss, soft_target_loss_from_probs
 from comet_lib.models import count_parameters, xlmr_config
 from comet_lib.profiles import Profile, Stage
 from comet_lib.recipe import claim
-from comet_lib.targets import cross_fit_and_splice
+from comet_lib.targets import cross_fit
 from comet_lib.training import (
     DistillationTrainer,
     SentimentCollator,
@@ -152,15 +152,14 @@ def build(profile: Profile, output: str | Path, say: Callable[[str], None] = pri
     say(f"tokenizer: {VOCABULARY:,} pieces from {len(texts):,} tweets")
     tokenizer = train_tokenizer(texts)
     say("soft targets: TF-IDF, out of fold")
-    targets, made, made_targets, _ = cross_fit_and_splice(
-        texts, train["label"][:], languages, SPLICES, profile.folds, profile.seed
-    )
+    soft = cross_fit(texts, train["label"][:], languages, profile.folds, profile.seed, SPLICES)
+    both = np.concatenate([soft.probabilities, soft.text_probabilities])
     table = tokenise(
-        [*texts, *made],
+        [*texts, *soft.texts],
         tokenizer,
         profile.max_length,
-        labels=[*train["label"][:], *[-100] * len(made)],
-        teacher_probs=np.concatenate([targets, made_targets]).astype(np.float32),
+        labels=[*train["label"][:], *[-100] * len(soft.texts)],
+        teacher_probs=both.astype(np.float32),
     )
     say(f"training on {len(table):,} tweets")
     set_seed(profile.seed)
@@ -180,7 +179,7 @@ def build(profile: Profile, output: str | Path, say: Callable[[str], None] = pri
             dev["text"][:], tokenizer, profile.max_length, labels=dev["label"][:]
         ),
         data_collator=SentimentCollator(tokenizer),
-        objective=BothTasks(tokenizer.mask_token_id, STAGE.temperature, STAGE.alpha, MLM_WEIGHT),
+        terms_of=BothTasks(tokenizer.mask_token_id, STAGE.temperature, STAGE.alpha, MLM_WEIGHT),
         compute_metrics=metrics,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(output / "work"))
