@@ -1,7 +1,7 @@
 """What travels to the browser: a small header that JSON can hold, and one block of bytes.
 
-The block is the ``codes`` of the teacher's and the student's maps, then of single heads where
-there are any; ``header["blocks"]`` says where each begins, its shape, and the scales.
+The block is the ``codes`` of the teacher's and the student's maps, then of single heads, if any;
+``header["blocks"]`` says where each begins, its shape, and the scales.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from comet_lib.lens.data import LensData
 def payload(data: LensData, heads: bool = True) -> tuple[dict[str, Any], bytes]:
     """Header and bytes of a lens; without single heads if ``heads`` is False."""
     parts = {"teacher": data.teacher, "student": data.student}
-    if heads and data.teacher_heads is not None:
-        parts["teacherHeads"] = data.teacher_heads
-    if heads and data.student_heads is not None:
-        parts["studentHeads"] = data.student_heads
+    singles = {"teacherHeads": data.teacher_heads, "studentHeads": data.student_heads}
+    if heads:
+        parts |= {name: part for name, part in singles.items() if part is not None}
     blocks, codes, offset = {}, [], 0
     for name, part in parts.items():
         shape = list(part.codes.shape)

@@ -42,7 +42,7 @@ def bare(*panels: Any) -> None:
         axes.spines[["top", "right"]].set_visible(False)
 
 
-def log_ticks(axes: Any, values: Sequence[float]) -> None:
+def log_ticks(axes: Any, values: Sequence[float] | np.ndarray) -> None:
     """A logarithmic x axis with ticks only at ``values``, written out."""
     axes.set_xscale("log")
     axes.minorticks_off()
