@@ -30,6 +30,7 @@ from comet_lib.errors import CometError
 from comet_lib.losses import HeadMix
 from comet_lib.models import only_positions
 from comet_lib.processes import share_of_batch
+from comet_lib.profiles import Stage
 from comet_lib.teacher import Answers, LiveTeacher, Questions, Teacher
 
 PROJECTION = "comet_projection"  # the student's submodule that is trained beside it
@@ -82,13 +83,26 @@ TERMS: dict[str, Term] = {
 LOGITS = ("soft_targets", "hard_labels")
 
 
-def check_terms(weights: Mapping[str, float]) -> None:
-    """Raise CometError for a term that is not in the table, or a negative weight."""
+def stage_one_weights(stage: Stage) -> dict[str, float]:
+    """alpha * soft targets + (1 - alpha) * attention, or the stage's own terms instead of it."""
+    return _checked(
+        {"soft_targets": stage.alpha, **(stage.terms or {"attention_kl": 1 - stage.alpha})}
+    )
+
+
+def stage_two_weights(stage: Stage) -> dict[str, float]:
+    """alpha * soft targets + (1 - alpha) * hard labels, and the stage's own terms besides."""
+    return _checked({"soft_targets": stage.alpha, "hard_labels": 1 - stage.alpha, **stage.terms})
+
+
+def _checked(weights: Mapping[str, float]) -> dict[str, float]:
+    """``weights``; raises CometError for a term that is not in the table, or a negative weight."""
     for name, weight in weights.items():
         if name not in TERMS and name not in LOGITS:
             raise CometError(f"unknown term {name!r}: choose from {', '.join([*LOGITS, *TERMS])}")
         if not weight >= 0:
             raise CometError(f"the weight of {name} is {weight}: give a number from 0 up")
+    return dict(weights)
 
 
 def questions_for(
@@ -128,7 +142,7 @@ class Objective:
     width: int = 0
 
     def __post_init__(self) -> None:
-        check_terms(self.weights)
+        _checked(self.weights)
 
     @classmethod
     def live(
@@ -233,7 +247,8 @@ def soft_targets(logits: Tensor, answers: Answers, temperature: float) -> Tensor
     if answers.logits is not None:
         return losses.soft_target_loss(logits, answers.logits, temperature)
     if answers.top:
-        return losses.soft_target_loss_topk(logits, *answers.top, temperature)
+        indices, top, tail = answers.top
+        return losses.soft_target_loss_topk(logits, indices, top, tail, temperature)
     if answers.probs is None:
         raise CometError(
             "the teacher gave no soft targets: ask it for logits, or give the batch teacher_probs"

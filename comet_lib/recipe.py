@@ -22,36 +22,27 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import comet_lib
 from comet_lib import evaluation, files, plots
-from comet_lib.attention import capture_maps
+from comet_lib.attention import capture_maps, layer_map
 from comet_lib.data import Source, find_source, leakage, load_sentiment, unseen
 from comet_lib.errors import CometError
 from comet_lib.files import locked, read_json, whole_folder, write_json, write_text
-from comet_lib.initialise import initialise_embeddings
-from comet_lib.loading import answering, check_numbers, check_pair, longest_text
+from comet_lib.loading import load_model, load_pair, longest_text, model_origin
 from comet_lib.models import (
     build_student,
     count_parameters,
-    load_model,
-    load_tokenizer,
-    model_origin,
+    initialise_embeddings,
     quiet,
     same_body,
-    xlmr_config,
+    student_config,
 )
-from comet_lib.objectives import check_terms
+from comet_lib.objectives import stage_one_weights, stage_two_weights
 from comet_lib.processes import give_back_memory, processes
 from comet_lib.profiles import PAPER_LANGUAGES, TINY, Profile
 from comet_lib.report import model_card, report_text
 from comet_lib.similarity import entropy
 from comet_lib.targets import check_enough, cross_fit
 from comet_lib.text import load_text
-from comet_lib.training import (
-    distil_task_agnostic,
-    fine_tune,
-    stage_one_weights,
-    stage_two_weights,
-    uniform_matches,
-)
+from comet_lib.training import distil_task_agnostic, fine_tune
 
 Say = Callable[[str], None]
 
@@ -205,12 +196,14 @@ def read_data(run: Run) -> tuple[DatasetDict, Dataset]:
 
 @dataclass(frozen=True)
 class Teachers:
-    """The masked-LM teacher of stage 1 and the sentiment teacher of stage 2."""
+    """The masked-LM teacher of stage 1, the sentiment teacher of stage 2, and what student they
+    can have."""
 
     masked_lm: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase  # the masked-LM teacher's, and the student's
     sentiment: PreTrainedModel
     sentiment_tokenizer: PreTrainedTokenizerBase
+    student: transformers.XLMRobertaConfig  # over the masked-LM teacher's vocabulary
 
 
 def read_teachers(profile: Profile) -> Teachers:
@@ -220,13 +213,9 @@ def read_teachers(profile: Profile) -> Teachers:
         CometError: one that cannot be read, has no mask piece, takes shorter texts than the
             profile's, or does not answer; or terms that are unknown.
     """
-    check_terms({**stage_one_weights(profile.stage1), **stage_two_weights(profile.stage2)})
-    pairs = []
-    for name, head in ((profile.teacher, "masked-lm"), (profile.sentiment_teacher, "sentiment")):
-        model, tokenizer = load_model(name, head), load_tokenizer(name)
-        check_pair(model, tokenizer)
-        pairs.append((model, tokenizer))
-    (teacher, tokenizer), (sentiment, sentiment_tokenizer) = pairs
+    stage_one_weights(profile.stage1), stage_two_weights(profile.stage2)
+    teacher, tokenizer = load_pair(profile.teacher, "masked-lm")
+    sentiment = load_pair(profile.sentiment_teacher, "sentiment")
     if tokenizer.mask_token_id is None:
         raise CometError(
             f"{profile.teacher}: its tokenizer has no mask piece, which stage 1 needs; set "
@@ -237,17 +226,8 @@ def read_teachers(profile: Profile) -> Teachers:
             f"{profile.teacher}: takes {longest} tokens of a text, and profile {profile.name} has "
             f"{profile.max_length}; give a teacher with more max_position_embeddings"
         )
-    uniform_matches(build_student(student_config(profile, teacher)), teacher)
-    with torch.inference_mode(), answering(teacher):
-        check_numbers(teacher, teacher(**tokenizer("a", return_tensors="pt")).logits)
-    # A head without our labels is refused here.
-    teacher_probabilities(sentiment, sentiment_tokenizer, ["a"], profile)
-    return Teachers(teacher, tokenizer, sentiment, sentiment_tokenizer)
-
-
-def student_config(profile: Profile, teacher: PreTrainedModel) -> transformers.XLMRobertaConfig:
-    """The profile's student over the teacher's vocabulary."""
-    return xlmr_config(profile.student, teacher.config.vocab_size, max(profile.max_length, 128))
+    layer_map(profile.student["num_hidden_layers"], teacher.config.num_hidden_layers)
+    return Teachers(teacher, tokenizer, *sentiment, student_config(profile, teacher))
 
 
 def teacher_probabilities(
@@ -301,10 +281,9 @@ def stage_one(run: Run, teachers: Teachers, texts: Dataset) -> PreTrainedModel:
     profile, folder = run.profile, run.work / "agnostic"
     if (student := run.finished("stage1", folder, "masked-lm")) is not None:
         return student
-    config = student_config(profile, teachers.masked_lm)
     set_seed(profile.seed)
-    student = build_student(config, "masked-lm")
-    if config.hidden_size <= teachers.masked_lm.config.hidden_size:
+    student = build_student(teachers.student, "masked-lm")
+    if teachers.student.hidden_size <= teachers.masked_lm.config.hidden_size:
         initialise_embeddings(student, teachers.masked_lm)
     run.say(f"stage 1: {len(texts):,} sentences without labels, the teacher's masked-LM targets")
     with run.clock.step("stage1"):
@@ -329,7 +308,7 @@ def stage_two(
     if (student := run.finished("stage2", folder)) is not None:
         return student
     set_seed(profile.seed)
-    student = build_student(student_config(profile, teachers.masked_lm))
+    student = build_student(teachers.student)
     same_body(student, agnostic)
     run.say("soft targets: the teacher's, and TF-IDF's out of fold, on real and spliced tweets")
     with run.clock.step("targets"):
@@ -357,7 +336,7 @@ def without_distillation(run: Run, teachers: Teachers, data: DatasetDict) -> Pre
     if (student := run.finished("no_distillation", folder)) is not None:
         return student
     set_seed(profile.seed)
-    student = build_student(student_config(profile, teachers.masked_lm))
+    student = build_student(teachers.student)
     run.say("for comparison: the same student from labels only, with as many steps")
     epochs = profile.stage2.epochs * (1 + profile.splices)
     with run.clock.step("no_distillation"):

@@ -17,8 +17,8 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline, make_union
 
 from comet_lib.errors import CometError
-from comet_lib.labels import LABELS
 from comet_lib.processes import give_back_memory
+from comet_lib.profiles import LABELS
 
 
 def tfidf_classifier(c: float = 8.0) -> Pipeline:

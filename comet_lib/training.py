@@ -41,7 +41,13 @@ from comet_lib.errors import CometError
 from comet_lib.evaluation import mean_weighted_f1
 from comet_lib.files import read_json
 from comet_lib.models import quiet
-from comet_lib.objectives import Objective, TermsOf, questions_for
+from comet_lib.objectives import (
+    Objective,
+    TermsOf,
+    questions_for,
+    stage_one_weights,
+    stage_two_weights,
+)
 from comet_lib.profiles import Profile, Stage
 from comet_lib.teacher import StoredCollator, ask_once, stored_answers
 
@@ -211,19 +217,6 @@ def uniform_matches(student: PreTrainedModel, teacher: PreTrainedModel) -> dict[
     return dict(enumerate(layer_map(depth, teacher.config.num_hidden_layers)))
 
 
-def stage_one_weights(stage: Stage) -> dict[str, float]:
-    """alpha * soft targets + (1 - alpha) * attention, or the stage's own terms instead of it."""
-    return {
-        "soft_targets": stage.alpha,
-        **(stage.terms or {"attention_kl": 1 - stage.alpha}),
-    }
-
-
-def stage_two_weights(stage: Stage) -> dict[str, float]:
-    """alpha * soft targets + (1 - alpha) * hard labels, and the stage's own terms besides."""
-    return {"soft_targets": stage.alpha, "hard_labels": 1 - stage.alpha, **stage.terms}
-
-
 def distil_task_agnostic(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
@@ -338,25 +331,26 @@ def fine_tune(
         CometError: terms without a teacher, or a cache that is another's.
     """
     stage, output = profile.stage2, Path(output)
-    weights = stage_two_weights(stage)
-    columns: dict[str, Any] = {"labels": train["label"][:]}
+    weights, width = stage_two_weights(stage), 0
+    columns = {"labels": train["label"][:]}
     if "teacher_probs" in train.column_names:
         columns["teacher_probs"] = train["teacher_probs"][:]
     table = tokenise(train["text"][:], tokenizer, profile.max_length, **columns)
+    dev_table = tokenise(dev["text"][:], tokenizer, profile.max_length, labels=dev["label"][:])
     collator: Any = SentimentCollator(tokenizer)
-    width = 0
     if stage.terms:
         if teacher is None:
             raise CometError(f"{', '.join(stage.terms)} in stage 2 need a teacher: give one")
         matches = uniform_matches(student, teacher) if matches is None else matches
-        asked = {"masked_lm": False, "max_length": profile.max_length}
-        questions = questions_for(weights, matches, **asked)
+        questions = questions_for(weights, matches, masked_lm=False, max_length=profile.max_length)
         bar = not arguments.get("disable_tqdm", False)
-        stored = ask_once(cache or output / "cache", table, teacher, tokenizer, questions, bar)
+        table = ask_once(cache or output / "cache", table, teacher, tokenizer, questions, bar)
         for name, values in columns.items():
-            stored = stored.add_column(name, list(values))
-        table, collator = stored, StoredCollator(questions, tokenizer.pad_token_id)
-        width = teacher.config.hidden_size
+            table = table.add_column(name, list(values))
+        collator, width = (
+            StoredCollator(questions, tokenizer.pad_token_id),
+            teacher.config.hidden_size,
+        )
     languages = np.asarray(dev["language"][:])
 
     def metrics(prediction: Any) -> dict[str, float]:
@@ -381,9 +375,7 @@ def fine_tune(
                 },
             ),
             train_dataset=table,
-            eval_dataset=tokenise(
-                dev["text"][:], tokenizer, profile.max_length, labels=dev["label"][:]
-            ),
+            eval_dataset=dev_table,
             data_collator=collator,
             terms_of=terms_of,
             compute_metrics=metrics,

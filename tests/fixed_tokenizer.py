@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from comet_lib.lab.small_teacher import SPECIALS, train_tokenizer
-from comet_lib.models import load_tokenizer
+from comet_lib.loading import load_tokenizer
 
 
 def fixed_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:

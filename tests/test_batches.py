@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from comet_lib.batches import MaskingCollator, tokenise
-from comet_lib.models import load_tokenizer
+from comet_lib.loading import load_tokenizer
 from comet_lib.profiles import ASSETS
 
 TEXTS = [f"habari njema sana {word} " * (1 + i % 5) for i, word in enumerate("abcdefghijklmnop")]

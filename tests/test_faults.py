@@ -289,7 +289,7 @@ def test_an_output_that_cannot_be_made(tmp_path: Path, monkeypatch: Any, capsys:
         capsys,
         *("distill", "--profile", "tiny", "--output", str(tmp_path / "file" / "out")),
     )
-    assert code == 2 and "check path, rights and free space" in line
+    assert code == 2 and "check the path, its permissions and free space" in line
 
 
 # --- A kill in the middle of a write -------------------------------------------------------

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
 import comet_lib
-from comet_lib.models import build_student, load_tokenizer, xlmr_config
+from comet_lib.loading import load_tokenizer
+from comet_lib.models import build_student, xlmr_config
 from comet_lib.processes import processes, share_of_batch
 from comet_lib.profiles import Stage, get_profile
 from comet_lib.text import load_text

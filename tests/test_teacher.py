@@ -183,7 +183,7 @@ CHILD = """
 import sys, time
 sys.path.insert(0, sys.argv[3])
 import test_teacher as t
-from comet_lib.models import load_tokenizer
+from comet_lib.loading import load_tokenizer
 tokenizer = load_tokenizer(sys.argv[2])
 teacher = t.a_teacher(tokenizer)
 teacher.register_forward_pre_hook(lambda *_: time.sleep(0.3))

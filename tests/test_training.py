@@ -309,7 +309,7 @@ CHILD = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import test_training as t
-from comet_lib.models import load_tokenizer
+from comet_lib.loading import load_tokenizer
 run = getattr(t, sys.argv[2])
 run(load_tokenizer(sys.argv[3]), t.Path(sys.argv[4]), callbacks=[t.Slowly()], disable_tqdm=True)
 """

@@ -18,7 +18,8 @@ from typing import Annotated
 import typer
 from transformers import set_seed
 
-from comet_lib.models import build_student, load_model, load_tokenizer
+from comet_lib.loading import load_model, load_tokenizer
+from comet_lib.models import build_student
 from comet_lib.profiles import get_profile
 from comet_lib.recipe import student_config
 from comet_lib.text import load_text

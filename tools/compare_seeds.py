@@ -18,7 +18,7 @@ import typer
 from comet_lib.data import find_source, load_sentiment
 from comet_lib.evaluation import mean_weighted_f1
 from comet_lib.lab.comparison import compared, f1_draws
-from comet_lib.models import load_model, load_tokenizer
+from comet_lib.loading import load_model, load_tokenizer
 from comet_lib.profiles import get_profile
 from comet_lib.recipe import teacher_probabilities
 

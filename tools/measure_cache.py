@@ -19,8 +19,9 @@ from transformers import PreTrainedModel, set_seed
 
 from comet_lib.attention import capture
 from comet_lib.batches import mask_row, tokenise
+from comet_lib.loading import load_model, load_tokenizer
 from comet_lib.losses import attention_kl, soft_target_loss, soft_target_loss_topk, topk_of_logits
-from comet_lib.models import build_student, load_model, load_tokenizer, only_positions
+from comet_lib.models import build_student, only_positions
 from comet_lib.profiles import get_profile
 from comet_lib.teacher import Questions, decode_maps, encode_maps, predicted_bytes
 from comet_lib.text import load_text

@@ -18,8 +18,8 @@ from typing import Annotated, Any
 import typer
 from transformers import TrainerCallback, set_seed
 
-from comet_lib.initialise import initialise_embeddings
-from comet_lib.models import build_student, load_model, load_tokenizer
+from comet_lib.loading import load_model, load_tokenizer
+from comet_lib.models import build_student, initialise_embeddings
 from comet_lib.profiles import get_profile
 from comet_lib.recipe import student_config
 from comet_lib.text import load_text

@@ -21,9 +21,9 @@ from transformers import PreTrainedModel, set_seed
 from comet_lib.attention import layer_map
 from comet_lib.data import load_sentiment, unseen
 from comet_lib.evaluation import mean_weighted_f1
-from comet_lib.initialise import copy_layers
 from comet_lib.lab.comparison import compared, f1_draws
-from comet_lib.models import build_student, load_model, load_tokenizer
+from comet_lib.loading import load_model, load_tokenizer
+from comet_lib.models import build_student, copy_layers
 from comet_lib.profiles import get_profile
 from comet_lib.recipe import teacher_probabilities
 from comet_lib.training import fine_tune

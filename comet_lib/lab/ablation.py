@@ -34,11 +34,11 @@ from comet_lib.batches import tokenise
 from comet_lib.data import find_source, load_sentiment, unseen
 from comet_lib.errors import CometError
 from comet_lib.files import claim, whole_folder, write_text
-from comet_lib.initialise import initialise_embeddings
 from comet_lib.lab.comparison import pack, read_runs
 from comet_lib.lab.variants import VARIANTS, Variant
+from comet_lib.loading import load_model, load_tokenizer
 from comet_lib.losses import mean_of_teachers
-from comet_lib.models import build_student, load_model, load_tokenizer, quiet, same_body
+from comet_lib.models import build_student, initialise_embeddings, quiet, same_body
 from comet_lib.objectives import TERMS
 from comet_lib.processes import give_back_memory
 from comet_lib.profiles import Profile

@@ -19,8 +19,7 @@ import matplotlib.pyplot as plt
 
 from comet_lib.errors import CometError
 from comet_lib.files import whole_file, write_text
-from comet_lib.lens.data import LensData
-from comet_lib.lens.payload import payload
+from comet_lib.lens.data import LensData, payload
 from comet_lib.lens.static import lens_figure
 
 HERE = Path(__file__).parent

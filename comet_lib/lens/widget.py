@@ -12,8 +12,7 @@ import anywidget
 import traitlets
 
 from comet_lib.errors import CometError
-from comet_lib.lens.data import LensData
-from comet_lib.lens.payload import payload
+from comet_lib.lens.data import LensData, payload
 
 HERE = Path(__file__).parent
 

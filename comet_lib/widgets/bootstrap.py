@@ -10,18 +10,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from comet_lib.errors import CometError
-from comet_lib.labels import LABELS
+from comet_lib.evaluation import f1_of_counts
 from comet_lib.plots import BLUE, COLOURS, GREY, ORANGE
+from comet_lib.profiles import LABELS
 from comet_lib.widgets.view import Built, View, bare, log_ticks
 
 SIZES = (50, 100, 200, 400, 800, 1600, 3200, 6400)
-
-
-def f1_of_counts(counts: np.ndarray) -> np.ndarray:
-    """Weighted F1 in percent of confusion counts (..., labels, predictions)."""
-    true, guessed = counts.sum(-1), counts.sum(-2)
-    f1 = 2 * np.diagonal(counts, axis1=-2, axis2=-1) / np.maximum(true + guessed, 1)
-    return 100 * (f1 * true).sum(-1) / np.maximum(true.sum(-1), 1)
 
 
 def confusion(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
