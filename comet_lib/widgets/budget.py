@@ -18,7 +18,7 @@ from comet_lib.plots import BLUE, GREEN, GREY, ORANGE, PINK
 from comet_lib.profiles import PAPER_STUDENT, PAPER_TEACHER, PAPER_VOCABULARY, shape
 from comet_lib.widgets.view import Built, View, bare
 
-#: One colour a component; the names are those of :func:`comet_lib.models.parameter_table`.
+#: One colour per component; the names are those of :func:`comet_lib.models.parameter_table`.
 COMPONENT_COLOURS = {
     "word embeddings": BLUE,
     "other embeddings": PINK,
@@ -108,7 +108,7 @@ class ParameterBudget(View):
         return _flops(self.sizes, self.length)
 
     def build(self) -> Built:
-        # No pyplot, no layout engine and few ticks: a slider must answer in under 100 ms.
+        # As bars_and_curves, and with few ticks: a slider must answer in under 100 ms.
         figure = Figure(figsize=(8, 3.4))
         both, alone = figure.subplots(2, 1, height_ratios=(2, 1))
         figure.subplots_adjust(left=0.09, right=0.98, top=0.91, bottom=0.12, hspace=0.5)
@@ -136,11 +136,10 @@ class ParameterBudget(View):
         both.set_xlim(0, 1.27 * largest)
         share = 100 * self.parameters / sum(self.teacher_counts.values())
         word = 100 * counts["word embeddings"] / self.parameters
-        both.set_title(
-            f"{share:.1f} % of the teacher's size; {word:.1f} % of the student is word embeddings",
-            loc="left",
-            fontsize=11,
+        title = (
+            f"{share:.1f} % of the teacher's size; {word:.1f} % of the student is word embeddings"
         )
+        both.set_title(title, loc="left", fontsize=11)
         stacked_shares(alone, {"student": counts}, percent=True)
 
     def describe(self) -> str:
@@ -155,6 +154,5 @@ class ParameterBudget(View):
 
 
 def _flops(sizes: Mapping[str, int], length: int) -> int:
-    return flops_per_token(
-        sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"], length
-    )
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers")
+    return flops_per_token(*(sizes[name] for name in names), length)
