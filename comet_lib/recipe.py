@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import comet_lib
 from comet_lib import evaluation, files, plots
-from comet_lib.attention import capture_maps, entropy, layer_map
+from comet_lib.attention import capture_maps, layer_map
 from comet_lib.data import Source, find_source, leakage, load_sentiment, unseen
 from comet_lib.errors import CometError
 from comet_lib.files import locked, read_json, whole_folder, write_json, write_text
@@ -39,6 +39,7 @@ from comet_lib.objectives import stage_one_weights, stage_two_weights
 from comet_lib.processes import give_back_memory, processes
 from comet_lib.profiles import PAPER_LANGUAGES, PAPER_ROWS, TINY, Profile
 from comet_lib.report import model_card, report_text
+from comet_lib.similarity import entropy
 from comet_lib.targets import check_enough, cross_fit
 from comet_lib.text import load_text
 from comet_lib.training import distil_task_agnostic, fine_tune

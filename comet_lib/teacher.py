@@ -38,11 +38,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import comet_lib
-from comet_lib.attention import capture, capture_hidden, capture_qkv, valid_pairs
+from comet_lib.attention import capture, capture_hidden, capture_qkv
 from comet_lib.batches import MASKED, mask_row, pad
 from comet_lib.errors import CometError
 from comet_lib.files import claim, read_json, whole_file, write_json
-from comet_lib.losses import topk_of_logits
+from comet_lib.losses import topk_of_logits, valid_pairs
 from comet_lib.models import only_positions
 from comet_lib.processes import processes
 

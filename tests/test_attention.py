@@ -22,9 +22,10 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from comet_lib import attention
-from comet_lib.attention import capture, capture_maps, layer_map, valid_pairs
+from comet_lib import attention, similarity
+from comet_lib.attention import capture, capture_hidden, capture_maps, layer_map
 from comet_lib.errors import CometError
+from comet_lib.losses import normalise_rows, valid_pairs
 
 LAYERS, HEADS, VOCABULARY = 3, 4, 60
 SIZES = dict(
@@ -249,7 +250,8 @@ def test_the_former_implementation_is_put_back_also_after_an_exception(former):
     with pytest.raises(RuntimeError, match="halt"), capture(model):
         raise RuntimeError("halt")
     assert model.config._attn_implementation == former
-    assert not any(attention._SLOTS in module.__dict__ for module in model.modules())
+    assert not any(attention._READERS.get(module) for module in model.modules())
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_nested_captures_of_one_model():
@@ -284,19 +286,93 @@ def test_capture_maps_keeps_the_mode_and_takes_no_gradient():
     torch.testing.assert_close(maps, capture_maps(model, make_inputs()))  # dropout was off
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_gradient_checkpointing_gives_the_same_gradients_inside_the_block():
-    model, inputs = make(attention_probs_dropout_prob=0.0).train(), make_inputs()
-    grads = []
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.zero_grad()
-        with capture(model) as maps:
+# ------------------------------------------------------- one capture around a whole training
+
+
+def test_a_later_pass_leaves_nothing_of_an_earlier_one():
+    model, inputs = make(), make_inputs()
+    with torch.no_grad(), capture(model, [0, 2]) as maps, capture_hidden(model, [1]) as hidden:
+        model(**inputs)
+        assert (list(maps), list(hidden)) == ([0, 2], [1])
+        model.encoder.layer[1].register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
             model(**inputs)
-            sum(m.square().sum() for m in maps.values()).backward()
-        grads.append([p.grad for n, p in model.named_parameters() if ".query." in n])
-    torch.testing.assert_close(*grads)
+        assert (list(maps), list(hidden)) == ([0], [])
+
+
+def test_a_checkpoint_saved_inside_is_the_one_saved_outside(tmp_path):
+    model, inputs = make(XLMRobertaForSequenceClassification), make_inputs()
+    model.save_pretrained(tmp_path / "outside")
+    with capture(model) as maps:
+        model(**inputs)
+        model.save_pretrained(tmp_path / "inside")
+        twin = copy.deepcopy(model)
+        twin(input_ids=inputs["input_ids"][:1])  # a copy is not captured
+        assert maps[0].shape == (3, 7, 7)
+    for file in sorted((tmp_path / "outside").iterdir()):
+        assert file.read_bytes() == (tmp_path / "inside" / file.name).read_bytes(), file.name
+    assert attention.NAME not in (tmp_path / "inside" / "config.json").read_text()
+    again = XLMRobertaForSequenceClassification.from_pretrained(tmp_path / "inside")
+    assert again.config._attn_implementation == "sdpa"
+    assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+def train(model, checkpointing, between=lambda: None):
+    """Three steps on maps and hidden states inside one capture of each: maps, then gradients."""
+    inputs, seen = make_inputs(), []
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
+    with capture(model) as maps, capture_hidden(model, [1]) as hidden:
+        for _ in range(3):
+            optimiser.zero_grad()
+            model(**inputs)
+            found = dict(maps)
+            loss = sum(m.square().sum() for m in maps.values()) + hidden[1].square().mean()
+            loss.backward()
+            # The backward pass runs the layers again, but the maps stay those of the forward pass.
+            assert all(maps[layer] is found[layer] for layer in found) and len(found) == LAYERS
+            seen += [m.detach().clone() for m in found.values()]
+            seen += [p.grad.clone() for p in model.parameters() if p.grad is not None]
+            optimiser.step()
+            between()
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_gradient_checkpointing_gives_the_same_maps_and_gradients():
+    plain = train(make(attention_probs_dropout_prob=0.0), False)
+    again = train(make(attention_probs_dropout_prob=0.0), True)
+    assert len(plain) == len(again) > 3 * LAYERS
+    torch.testing.assert_close(again, plain)
+    assert all(x.abs().max() > 0 for x in plain[:LAYERS])
+
+
+def test_an_evaluation_and_a_save_inside_change_no_step(tmp_path):
+    model = make(attention_probs_dropout_prob=0.0)
+
+    def between():
+        capture_maps(model, make_inputs(padded=False), [-1])
+        with torch.no_grad():
+            model.eval()(input_ids=make_inputs()["input_ids"][:1])
+        model.train().save_pretrained(tmp_path)
+
+    got = train(model, False, between)
+    assert model.config._attn_implementation == "sdpa"
+    torch.testing.assert_close(
+        got, train(make(attention_probs_dropout_prob=0.0), False), rtol=0, atol=0
+    )
+
+
+def test_under_autocast_maps_are_those_of_bfloat16_with_gradients():
+    model, inputs = make(initializer_range=0.1), make_inputs()
+    full = capture_maps(model, inputs)
+    with capture(model) as maps, torch.autocast("cpu", torch.bfloat16):
+        model(**inputs)
+    for layer, got in maps.items():
+        assert got.dtype == torch.bfloat16 and got.requires_grad
+        assert valid(got.float() - full[layer], MASK).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("layer", [LAYERS, -LAYERS - 1])
@@ -326,11 +402,10 @@ def test_the_function_follows_causal_and_grouped_attention(kv_heads):
     module.is_causal, module.num_key_value_groups = True, 4 // kv_heads
     query, key = torch.randn(1, 4, 5, 8), torch.randn(1, kv_heads, 5, 8)
     value = torch.eye(5).expand(1, kv_heads, 5, 5)  # so the output of sdpa is its weights
-    maps: dict[int, torch.Tensor] = {}
-    setattr(module, attention._SLOTS, [attention._Slot(maps, 0, "heads")])
     output, _ = attention.head_mean_attention(module, query, key, value, None)
-    torch.testing.assert_close(maps[0], output.transpose(1, 2))
-    assert maps[0].triu(1).abs().max() == 0
+    maps = attention._read_map(module, query, key, value, None, heads=True, small=False)
+    torch.testing.assert_close(maps, output.transpose(1, 2))
+    assert maps.triu(1).abs().max() == 0
 
 
 # ------------------------------------------------------------------ masks and layer maps
@@ -395,31 +470,31 @@ def row_entropy(row):
 
 
 def test_normalise_rows():
-    got = attention.normalise_rows(3 * random_maps(), MASK)
+    got = normalise_rows(3 * random_maps(), MASK)
     torch.testing.assert_close(got.sum(-1), MASK.double())
     assert (got[~valid_pairs(MASK)] == 0).all()
-    with pytest.raises(CometError, match="maps have shape"):
-        attention.normalise_rows(random_maps(), torch.ones(3, 6))
+    with pytest.raises(CometError, match=r"maps \(3, 7, 7\), mask \(3, 6\): must be"):
+        normalise_rows(random_maps(), torch.ones(3, 6))
 
 
 def test_entropy_equals_the_reference():
     maps = random_maps()
     rows = [row_entropy(row) for _, _, row in valid_rows(maps, MASK)]
-    assert attention.entropy(maps, MASK).item() == pytest.approx(sum(rows) / len(rows))
+    assert similarity.entropy(maps, MASK).item() == pytest.approx(sum(rows) / len(rows))
     maps = torch.rand(3, 7, 7, dtype=torch.float64)  # mass on padding: left out
     rows = [row_entropy(row) for _, _, row in valid_rows(maps, MASK)]
-    assert attention.entropy(maps, MASK).item() == pytest.approx(sum(rows) / len(rows))
+    assert similarity.entropy(maps, MASK).item() == pytest.approx(sum(rows) / len(rows))
 
 
 def test_entropy_of_uniform_and_of_pointed_maps():
     uniform, ones = torch.full((2, 8, 8), 1 / 8), torch.ones(2, 8)
-    assert attention.entropy(uniform, ones).item() == pytest.approx(math.log(8))
-    assert attention.entropy(torch.eye(8).expand(2, 8, 8), ones) == 0
+    assert similarity.entropy(uniform, ones).item() == pytest.approx(math.log(8))
+    assert similarity.entropy(torch.eye(8).expand(2, 8, 8), ones) == 0
 
 
 def test_js_divergence_equals_the_reference():
     a, b = random_maps(seed=0), random_maps(seed=1)
-    got = attention.js_divergence(a, b, MASK)
+    got = similarity.js_divergence(a, b, MASK)
     assert got.shape == MASK.shape
     expected = torch.zeros(3, 7, dtype=torch.float64)
     both = zip(valid_rows(a, MASK), valid_rows(b, MASK), strict=True)
@@ -430,18 +505,18 @@ def test_js_divergence_equals_the_reference():
                 x * math.log(x / m) for x, m in zip(row, middle, strict=True) if x > 0
             )
     torch.testing.assert_close(got, expected)
-    torch.testing.assert_close(got, attention.js_divergence(b, a, MASK))
+    torch.testing.assert_close(got, similarity.js_divergence(b, a, MASK))
 
 
 def test_js_divergence_limits():
     eye, ones = torch.eye(4)[None], torch.ones(1, 4)
-    assert (attention.js_divergence(eye, eye, ones) == 0).all()
-    far = attention.js_divergence(eye, eye.flip(-1), ones)
+    assert (similarity.js_divergence(eye, eye, ones) == 0).all()
+    far = similarity.js_divergence(eye, eye.flip(-1), ones)
     torch.testing.assert_close(far, torch.full((1, 4), math.log(2)))
     # Nearly equal rows must not round to below zero.
     maps = random_maps().float()
     near = maps * (1 + 1e-6 * torch.linspace(-1, 1, 7))
-    assert (attention.js_divergence(maps, near, MASK) >= 0).all()
+    assert (similarity.js_divergence(maps, near, MASK) >= 0).all()
 
 
 def cka_reference(x, y):
@@ -464,15 +539,15 @@ def cka_reference(x, y):
 def test_linear_cka_equals_the_reference_and_is_invariant():
     torch.manual_seed(3)
     x, y = torch.randn(9, 4), torch.randn(9, 6)
-    assert attention.linear_cka(x, y).item() == pytest.approx(cka_reference(x, y), rel=1e-5)
-    assert attention.linear_cka(x, x).item() == pytest.approx(1)
+    assert similarity.linear_cka(x, y).item() == pytest.approx(cka_reference(x, y), rel=1e-5)
+    assert similarity.linear_cka(x, x).item() == pytest.approx(1)
     rotation = torch.linalg.qr(torch.randn(4, 4)).Q
-    assert attention.linear_cka(x, 5 * x @ rotation + 3).item() == pytest.approx(1)
-    assert attention.linear_cka(torch.randn(1, 4), torch.randn(1, 6)) == 0
-    assert attention.linear_cka(torch.randn(0, 4), torch.randn(0, 6)) == 0
-    assert attention.linear_cka(torch.ones(5, 2), torch.randn(5, 2)) == 0
+    assert similarity.linear_cka(x, 5 * x @ rotation + 3).item() == pytest.approx(1)
+    assert similarity.linear_cka(torch.randn(1, 4), torch.randn(1, 6)) == 0
+    assert similarity.linear_cka(torch.randn(0, 4), torch.randn(0, 6)) == 0
+    assert similarity.linear_cka(torch.ones(5, 2), torch.randn(5, 2)) == 0
     with pytest.raises(CometError):
-        attention.linear_cka(x, y[:-1])
+        similarity.linear_cka(x, y[:-1])
 
 
 def rollout_reference(layers, b, mask):
@@ -490,19 +565,19 @@ def rollout_reference(layers, b, mask):
 
 def test_rollout_equals_the_reference():
     layers = [random_maps(seed=seed) for seed in range(3)]
-    got = attention.rollout(layers, MASK)
+    got = similarity.rollout(layers, MASK)
     for b, length in enumerate(MASK.sum(1)):
         expected = rollout_reference(layers, b, MASK)
         torch.testing.assert_close(got[b, :length, :length], expected)
     assert (got[~valid_pairs(MASK)] == 0).all()
     torch.testing.assert_close(got.sum(-1), MASK.double())
     shuffled = {2: layers[2], 0: layers[0], 1: layers[1]}
-    torch.testing.assert_close(attention.rollout(shuffled, MASK), got)
-    unmasked = attention.rollout(layers)  # valid rows never looked at padding
+    torch.testing.assert_close(similarity.rollout(shuffled, MASK), got)
+    unmasked = similarity.rollout(layers)  # valid rows never looked at padding
     torch.testing.assert_close(unmasked[valid_pairs(MASK)], got[valid_pairs(MASK)])
     for wrong in ([], [layers[0], layers[1][:, :3, :3]]):
         with pytest.raises(CometError):
-            attention.rollout(wrong)
+            similarity.rollout(wrong)
 
 
 EDGES = {
@@ -517,15 +592,15 @@ EDGES = {
 def test_metrics_at_the_edges(name):
     mask = EDGES[name]
     a, b = random_maps(mask, seed=0).float(), random_maps(mask, seed=1).float()
-    entropy = attention.entropy(a, mask)
-    js = attention.js_divergence(a, b, mask)
-    rolled = attention.rollout([a, b], mask)
+    entropy = similarity.entropy(a, mask)
+    js = similarity.js_divergence(a, b, mask)
+    rolled = similarity.rollout([a, b], mask)
     assert 0 <= entropy <= math.log(mask.shape[1]) + 1e-6
     assert ((js >= 0) & (js <= math.log(2) + 1e-6)).all()
     assert (js[mask == 0] == 0).all()
     torch.testing.assert_close(rolled.sum(-1), mask.float())
     rows = a[mask.bool()]
-    cka = attention.linear_cka(rows, b[mask.bool()])
+    cka = similarity.linear_cka(rows, b[mask.bool()])
     assert 0 <= cka <= 1 + 1e-9
     if name in ("one token", "all padding"):
         assert entropy == 0
@@ -534,11 +609,11 @@ def test_metrics_at_the_edges(name):
 def test_cka_of_many_pairs_is_that_of_each_pair():
     torch.manual_seed(0)
     xs, ys = torch.randn(2, 6, 5), torch.randn(3, 6, 4)
-    table = attention.cka_table(xs, ys)
+    table = similarity.cka_table(xs, ys)
     for i, x in enumerate(xs):
         for j, y in enumerate(ys):
-            assert table[i, j].item() == pytest.approx(attention.linear_cka(x, y).item())
-    assert attention.cka_table(xs[:, :1], ys[:, :1]).tolist() == [[0, 0, 0]] * 2
-    assert attention.cka_table(xs[:, :0], ys[:, :0]).tolist() == [[0, 0, 0]] * 2
+            assert table[i, j].item() == pytest.approx(similarity.linear_cka(x, y).item())
+    assert similarity.cka_table(xs[:, :1], ys[:, :1]).tolist() == [[0, 0, 0]] * 2
+    assert similarity.cka_table(xs[:, :0], ys[:, :0]).tolist() == [[0, 0, 0]] * 2
     with pytest.raises(CometError, match="same n"):
-        attention.cka_table(xs, ys[:, :5])
+        similarity.cka_table(xs, ys[:, :5])

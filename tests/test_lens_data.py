@@ -17,10 +17,11 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from comet_lib.attention import capture_maps, head_importance, js_divergence, linear_cka
+from comet_lib.attention import capture_maps
 from comet_lib.errors import CometError
 from comet_lib.lens.align import aggregate, labels, segments, shown, token_starts
 from comet_lib.lens.data import from_arrays, from_models, quantise
+from comet_lib.similarity import js_divergence, linear_cka
 
 TEXT = "Ọjọ́ dára, wọ́n yọ̀ 😀!"
 
@@ -229,45 +230,6 @@ def test_heads_are_kept_and_their_mean_is_the_map() -> None:
     assert s == pytest.approx(student[0, 3], abs=0.004)
     with pytest.raises(CometError, match="no single heads"):
         from_arrays("abcde", maps(2, 5), maps(1, 5)).pair(0, 0, teacher_head=0)
-
-
-def slow_importance(a: torch.Tensor, g: torch.Tensor, mask: torch.Tensor) -> list[float]:
-    batch, heads, length, _ = a.shape
-    total = [0.0] * heads
-    for h in range(heads):
-        for b in range(batch):
-            inner = 0.0
-            for q in range(length):
-                for k in range(length):
-                    if mask[b, q] and mask[b, k]:
-                        inner += float(a[b, h, q, k]) * float(g[b, h, q, k])
-            total[h] += abs(inner)
-    return [t / max(1, int(mask.any(-1).sum())) for t in total]
-
-
-def test_head_importance_agrees_with_loops_and_with_a_gate() -> None:
-    torch.manual_seed(0)
-    a = torch.tensor(maps(3, 2, 4)).requires_grad_()
-    weights = torch.randn(3, 2, 4, 4, dtype=a.dtype)
-    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
-    pairs = (mask[:, None, :, None] * mask[:, None, None, :]).bool()
-
-    def loss(x: torch.Tensor) -> torch.Tensor:
-        return (x * weights).masked_fill(~pairs, 0).sum((1, 2, 3)).sin().sum()
-
-    (g,) = torch.autograd.grad(loss(a), a)
-    g = g + (~pairs) * 7.0  # whatever stands in padding
-    ours = head_importance(a.detach(), g, mask)
-    assert ours.tolist() == pytest.approx(slow_importance(a.detach(), g, mask))
-
-    gate = torch.ones(3, 2, 1, 1, dtype=a.dtype, requires_grad=True)
-    (by_gate,) = torch.autograd.grad(loss(a.detach() * gate), gate)
-    assert ours.tolist() == pytest.approx((by_gate.abs().sum((0, 2, 3)) / 2).tolist())
-    assert head_importance(a.detach(), g, torch.zeros(3, 4)).tolist() == [0, 0]
-    one = torch.ones(1, 2, 1, 1)
-    assert head_importance(one, one, torch.ones(1, 1)).tolist() == [1, 1]
-    with pytest.raises(CometError, match="must both be"):
-        head_importance(a[:, :1], g, mask)
 
 
 # ------------------------------------------------------------------------ errors

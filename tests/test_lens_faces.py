@@ -18,9 +18,8 @@ import torch
 from comet_lib.errors import CometError
 from comet_lib.lens import AttentionLens
 from comet_lib.lens import export as export_module
-from comet_lib.lens.data import LensData, from_arrays
+from comet_lib.lens.data import LensData, from_arrays, payload
 from comet_lib.lens.export import embedded_json, page
-from comet_lib.lens.payload import payload
 from comet_lib.widgets.view import WIDGET_VIEW
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,6 +1,8 @@
 """Every loss against a slow reference in plain Python, and the properties it promises."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -38,6 +40,11 @@ def kl(p, q):
 
 def close(value, expected):
     return value.item() == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_the_losses_need_no_transformers():
+    code = "import sys, comet_lib.losses; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 # --------------------------------------------------------------------------- references

@@ -24,6 +24,7 @@ from comet_lib.losses import attention_loss, hybrid_loss, soft_target_loss
 from comet_lib.models import build_student, xlmr_config
 from comet_lib.plots import MAP_COLOURS
 from comet_lib.profiles import ASSETS, get_profile
+from comet_lib.similarity import js_divergence
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "images" / "copying.gif"
 SENTENCE = "Olùkọ́ tuntun yìí mọ bí a ṣe ń kọ́ ọmọ, ìṣirò ti wá rọrùn fún mi."

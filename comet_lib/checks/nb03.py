@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comet_lib.attention import attention_weights, valid_pairs
+from comet_lib.attention import attention_weights
 from comet_lib.checks.framework import (
     Misconception,
     Slip,
@@ -19,6 +19,7 @@ from comet_lib.checks.framework import (
     slips_and_pairs,
     value_of,
 )
+from comet_lib.losses import valid_pairs
 
 
 def _mask(source: torch.Generator, batch: int, length: int) -> Tensor:

@@ -1,7 +1,7 @@
 """One shared token axis for two tokenizers, and labels that are safe to draw.
 
-Two tokenizers cut one text at different places. The places where a token of both begins cut it
-into segments, the finest that both know; a map between tokens becomes a map between segments:
+Two tokenizers cut one text at different places. The places where both begin a token cut it into
+segments, the finest that both share; a map between tokens becomes a map between segments:
 
     A'_st = mean over the queries q in s of  sum over the keys k in t of  A_qk                (1)
 
@@ -17,16 +17,16 @@ import numpy as np
 
 from comet_lib.errors import CometError
 
-LABEL = 24  # characters that a label shows at most
-_JOINERS = "\u200c\u200d"  # invisible, but scripts and emoji are written with them
+LABEL = 24  # characters in a label, at most
+_JOINERS = "\u200c\u200d"  # invisible, but scripts and emoji need them
 
 
 def token_starts(spans: Sequence[tuple[int, int]], special: Sequence[int], text: str) -> np.ndarray:
-    """Where each token's first visible character stands: (n,) integers that never fall.
+    """The position of each token's first visible character: (n,) integers that never fall.
 
-    ``spans`` are the tokenizer's character offsets, ``special`` its special-tokens mask. White
-    space in front counts as none of the token. Special tokens before the text stand at -1, those
-    behind it at ``len(text) + 1``.
+    ``spans`` are the tokenizer's character offsets, ``special`` its special-tokens mask. Leading
+    white space does not belong to the token. Special tokens before the text are at -1, those after
+    it at ``len(text) + 1``.
     """
     found: list[int] = []
     inside = False
@@ -68,14 +68,11 @@ def aggregate(maps: np.ndarray, segment: np.ndarray) -> np.ndarray:
 
 
 def labels(
-    starts: np.ndarray,
-    ends: np.ndarray,
-    pieces: Sequence[str],
-    text: str,
+    starts: np.ndarray, ends: np.ndarray, pieces: Sequence[str], text: str
 ) -> tuple[str, ...]:
     """What to write at each place: the text itself, with its tone marks; "▁" where a word begins.
 
-    Special tokens, and tokens without a text of their own, show their piece.
+    Special tokens, and tokens without text of their own, show their piece.
     """
     found = []
     for start, end, piece in zip(starts.tolist(), ends.tolist(), pieces, strict=True):
@@ -89,10 +86,10 @@ def labels(
 
 
 def shown(token: str, limit: int = LABEL) -> str:
-    """A label that cannot disturb what stands around it, at most ``limit`` characters and "…".
+    """A label that cannot disturb its surroundings, at most ``limit`` characters and "…".
 
-    Control, format and bidirectional marks are spelled out (‹202E›), letters keep their marks
-    (Unicode NFC). HTML is not escaped here: whoever writes HTML does that.
+    Control, format and bidirectional marks are spelled out (‹202E›); letters keep their marks
+    (Unicode NFC). HTML is not escaped here; code that writes HTML does that.
     """
     safe = ""
     for c in unicodedata.normalize("NFC", token):

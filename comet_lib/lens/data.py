@@ -1,11 +1,11 @@
 """What a lens shows: two models' attention maps on one text, on one token axis, and their distance.
 
-Maps are kept as one byte a number. A map's largest number is its ``scale``, and
+Maps are stored as one byte per number. A map's largest number is its ``scale``, and
 
     p = scale * (code / 255)^2                                                               (1)
 
 The square spends the codes on small numbers: with linear steps, a row spread over 128 tokens
-would be 2 codes high. The error is at most 0.4 % of ``scale``, and least where ``p`` is small.
+would use only 2 codes. The error is at most 0.4 % of ``scale``, and smallest where ``p`` is small.
 All distances are computed before the maps are rounded.
 
 Shapes: T and S layers of the teacher and the student, K training steps (1 without checkpoints),
@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from comet_lib.attention import capture_maps, cka_table, entropy, js_divergence, layer_map
+from comet_lib.attention import capture_maps, layer_map
 from comet_lib.errors import CometError
 from comet_lib.lens.align import aggregate, labels, quoted, segments, shown, token_starts
+from comet_lib.similarity import cka_table, entropy, js_divergence
 
 LEVELS = 255
 
@@ -45,7 +46,7 @@ class Quantised:
 
 
 def quantise(maps: np.ndarray) -> Quantised:
-    """Maps (..., N, N), no number negative -> the same in one byte each, eq. (1)."""
+    """Maps (..., N, N) without negative numbers -> the same in one byte each, eq. (1)."""
     scale = maps.max((-2, -1)).astype(np.float32)
     share = maps / np.maximum(scale, np.finfo(np.float32).tiny)[..., None, None]
     return Quantised((np.sqrt(share) * LEVELS).round().astype(np.uint8), scale)
@@ -53,7 +54,7 @@ def quantise(maps: np.ndarray) -> Quantised:
 
 @dataclass(frozen=True, eq=False)
 class LensData:
-    """All that the lens draws. Rows of the maps sum to one; what touches padding is zero."""
+    """Everything the lens draws. Rows of the maps sum to one; what touches padding is zero."""
 
     tokens: tuple[str, ...]  # N labels, as they are drawn
     mask: np.ndarray  # (N,) bool: True for a token, False for padding
@@ -77,10 +78,8 @@ class LensData:
         student_head: int = -1,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The two maps (N, N) of a pair of layers; ``step`` is an index, head -1 is the mean."""
-        teacher, student = (
-            self.teacher.values(teacher_layer),
-            self.student.values(step, student_layer),
-        )
+        teacher = self.teacher.values(teacher_layer)
+        student = self.student.values(step, student_layer)
         if teacher_head >= 0:
             teacher = _heads(self.teacher_heads, "teacher").values(teacher_layer, teacher_head)
         if student_head >= 0:
@@ -90,9 +89,20 @@ class LensData:
 
     def widest(self) -> tuple[int, int]:
         """Teacher and student layer of the matched pair that differs most at the last step."""
-        apart = [float(self.js[-1, s, t]) for s, t in enumerate(self.matches)]
-        student = int(np.argmax(apart))
+        student = int(np.argmax([self.js[-1, s, t] for s, t in enumerate(self.matches)]))
         return self.matches[student], student
+
+    def start(self) -> dict[str, int]:
+        """What a lens shows first: the widest pair, at the last step, means over the heads."""
+        names = ("teacher_layer", "student_layer", "step", "teacher_head", "student_head")
+        return dict(zip(names, (*self.widest(), len(self.js) - 1, -1, -1), strict=True))
+
+    def limits(self) -> dict[str, tuple[int, int]]:
+        """The lowest and highest value of each choice in :meth:`start`."""
+        steps, students, teachers = self.js.shape
+        heads = [h.codes.shape[-3] if h else 0 for h in (self.teacher_heads, self.student_heads)]
+        counts = dict(zip(self.start(), (teachers, students, steps, *heads), strict=True))
+        return {name: (-name.endswith("_head"), n - 1) for name, n in counts.items()}
 
     def finding(self, teacher_layer: int, student_layer: int, step: int = -1) -> str:
         """One sentence on a pair of layers (head means)."""
@@ -115,10 +125,49 @@ class LensData:
 def _heads(heads: Quantised | None, who: str) -> Quantised:
     if heads is None:
         raise CometError(
-            f"this lens has no single heads of the {who}: make it with heads=True, or from arrays "
-            "of the shape (layers, heads, N, N)."
+            f"this lens has no single heads of the {who}: build it with heads=True, or from arrays "
+            "of shape (layers, heads, N, N)."
         )
     return heads
+
+
+# ------------------------------------------------------------------------ to the browser
+
+
+def payload(data: LensData, heads: bool = True) -> tuple[dict[str, Any], bytes]:
+    """What travels to the browser: a small header that fits into JSON, and one block of bytes.
+
+    The block is the ``codes`` of the teacher's and the student's maps, then of single heads, if any
+    and if ``heads``; ``header["blocks"]`` says where each begins, its shape, and the scales.
+    """
+    parts = {"teacher": data.teacher, "student": data.student}
+    singles = {"teacherHeads": data.teacher_heads, "studentHeads": data.student_heads}
+    if heads:
+        parts |= {name: part for name, part in singles.items() if part is not None}
+    blocks, codes, offset = {}, [], 0
+    for name, part in parts.items():
+        shape = list(part.codes.shape)
+        scale = _short(part.scale.ravel(), digits=8)
+        blocks[name] = {"shape": shape, "offset": offset, "scale": scale}
+        codes.append(part.codes.tobytes())
+        offset += part.codes.size
+    header = {
+        "tokens": list(data.tokens),
+        "mask": data.mask.astype(int).tolist(),
+        "matches": list(data.matches),
+        "steps": list(data.steps),
+        "js": _short(data.js),
+        "cka": _short(data.cka),
+        "teacherEntropy": _short(data.teacher_entropy),
+        "studentEntropy": _short(data.student_entropy),
+        "headsLeftOut": not heads and (data.teacher_heads or data.student_heads) is not None,
+        "blocks": blocks,
+    }
+    return header, b"".join(codes)
+
+
+def _short(numbers: np.ndarray, digits: int = 5) -> Any:
+    return np.round(numbers.astype(np.float64), digits).tolist()
 
 
 # ------------------------------------------------------------------------ from arrays
@@ -131,20 +180,20 @@ def from_arrays(
     matches: Sequence[int] | None = None,
     mask: Any = None,
 ) -> LensData:
-    """A lens on maps that you have.
+    """A lens on maps you already have.
 
     Args:
         tokens: N labels.
         teacher: maps (T, N, N), or with heads (T, H, N, N); numpy or torch.
         student: maps (S, N, N) or (S, H, N, N), or several training steps: a dict from step to
             such maps.
-        matches: for each student layer the teacher layer that it learns from (default: the
-            uniform map of :func:`comet_lib.attention.layer_map`).
+        matches: for each student layer, the teacher layer it learns from (default: the uniform
+            map of :func:`comet_lib.attention.layer_map`).
         mask: (N,), 1 for a token, 0 for padding (default: all are tokens). Rows are normalised
-            over what it leaves.
+            over the tokens.
 
     Raises:
-        CometError: shapes that do not fit, negative or missing numbers, an empty row.
+        CometError: shapes that do not fit, negative or missing numbers, or an empty row.
     """
     names = tuple(shown(str(token)) for token in tokens)
     if not names:
@@ -165,10 +214,8 @@ def from_arrays(
     if len({(maps.shape, None if heads is None else heads.shape) for maps, heads in found}) > 1:
         raise CometError("the student's maps differ in shape from step to step.")
     student_maps = torch.stack([maps for maps, _ in found])
-    student_heads = (
-        None if found[0][1] is None else torch.stack([h for _, h in found if h is not None])
-    )
-
+    heads = [single for _, single in found if single is not None]
+    student_heads = torch.stack(heads) if heads else None
     chosen = _matches(matches, student_maps.shape[1], len(teacher_maps))
     row = torch.from_numpy(valid)[None]
     kept = torch.from_numpy(np.flatnonzero(valid))
@@ -250,15 +297,15 @@ def from_models(
         teacher, student: encoders that :func:`comet_lib.attention.capture` supports. ``student``
             may be a dict from training step to checkpoint.
         tokenizer: the teacher's, and the student's too unless ``student_tokenizer`` is given;
-            then both maps are brought to the segments that both tokenizers know (see
+            then both maps are brought to the segments that both tokenizers share (see
             :mod:`comet_lib.lens.align`).
         text: one text; at most ``max_length`` tokens of it are read.
-        matches: as for :func:`from_arrays`.
-        heads: keep every single head as well (as many times more to store as there are heads).
+        matches: as in :func:`from_arrays`.
+        heads: keep every single head too (that multiplies the size by the number of heads).
 
     Raises:
-        CometError: no text, a tokenizer without character offsets, ids that a model's vocabulary
-            does not have.
+        CometError: no text, a tokenizer without character offsets, or ids that a model's
+            vocabulary does not have.
     """
     text = unicodedata.normalize("NFC", text)
     if not text.strip():
@@ -266,15 +313,15 @@ def from_models(
     tokenizers = [tokenizer] if student_tokenizer is None else [tokenizer, student_tokenizer]
     read = [_read(one, text, max_length) for one in tokenizers]
     end = min(max(stop for _, stop in one.spans) for one in read)
-    if len(read) == 2 and end < len(text.rstrip()):  # one was cut: both shall read the same
+    if len(read) == 2 and end < len(text.rstrip()):  # one was cut: let both read the same
         text = text[:end]
         read = [_read(one, text, max_length) for one in tokenizers]
     starts = [token_starts(one.spans, one.special, text) for one in read]
-    first, last, common = (
-        segments(starts[0], starts[-1])
-        if len(read) == 2
-        else (np.arange(len(starts[0])), np.arange(len(starts[0])), starts[0])
-    )
+    if len(read) == 2:
+        first, last, common = segments(*starts)
+    else:
+        first = last = np.arange(len(starts[0]))
+        common = starts[0]
     groups = [np.flatnonzero(first == k) for k in range(len(common))]
     names = labels(
         common,

@@ -1,8 +1,8 @@
 """The lens as a file: one HTML page that needs nothing else, or a PNG or SVG picture.
 
-The page holds ``lens.js`` as it is, and the data as JSON in which ``<`` is written ``\\u003c``, so
+The page holds ``lens.js`` unchanged, and the data as JSON in which ``<`` is written ``\\u003c``, so
 that no token can end its element. A content security policy with the hashes of our own script and
-style lets nothing else run, and nothing be fetched.
+style lets nothing else run and nothing be fetched.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ import matplotlib.pyplot as plt
 
 from comet_lib.errors import CometError
 from comet_lib.files import whole_file, write_text
-from comet_lib.lens.data import LensData
-from comet_lib.lens.payload import payload
-from comet_lib.lens.static import chosen_pair, lens_figure
+from comet_lib.lens.data import LensData, payload
+from comet_lib.lens.static import lens_figure
 
 HERE = Path(__file__).parent
 LIMIT = 1_000_000  # bytes; above it a page leaves single heads out
@@ -76,7 +75,7 @@ _PAGE = """<!DOCTYPE html>
 def page(data: LensData, selection: Mapping[str, int] | None = None) -> str:
     """The HTML page. ``selection`` has the names of :class:`comet_lib.lens.widget.LensWidget`.
 
-    Single heads are left out, and the page says so, where they would make it larger than 1 MB.
+    Single heads are left out, and the page says so, if they would make it larger than 1 MB.
     """
     text = _page(data, selection, heads=True)
     if len(text.encode()) > LIMIT and (data.teacher_heads or data.student_heads):
@@ -86,14 +85,7 @@ def page(data: LensData, selection: Mapping[str, int] | None = None) -> str:
 
 def _page(data: LensData, selection: Mapping[str, int] | None, heads: bool) -> str:
     header, maps = payload(data, heads)
-    teacher, student = chosen_pair(data, None, None)
-    chosen = {
-        "teacher_layer": teacher,
-        "student_layer": student,
-        "step": len(data.js) - 1,
-        "teacher_head": -1,
-        "student_head": -1,
-    } | dict(selection or {})
+    chosen = data.start() | dict(selection or {})
     script = (HERE / "lens.js").read_text(encoding="utf-8") + _START
     style = _PAGE_CSS + (HERE / "lens.css").read_text(encoding="utf-8")
     policy = (
@@ -113,9 +105,9 @@ def _page(data: LensData, selection: Mapping[str, int] | None, heads: bool) -> s
 
 
 def embedded_json(value: Any) -> str:
-    """JSON that may stand inside a ``<script>`` element, whatever its texts are."""
+    """JSON that is safe inside a ``<script>`` element, whatever its texts are."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for sign in "<>&\u2028\u2029":  # all of them only ever stand inside JSON's strings
+    for sign in "<>&\u2028\u2029":  # they occur only inside JSON's strings
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text
 
@@ -131,7 +123,7 @@ def write_lens(
     """Write ``path``, whole or not at all: ``.html`` the page, ``.png`` or ``.svg`` the figure.
 
     Raises:
-        CometError: another ending.
+        CometError: any other ending.
     """
     path = Path(path)
     kind = path.suffix.lower()

@@ -17,8 +17,8 @@ from comet_lib.errors import CometError
 from comet_lib.lens.data import LensData
 from comet_lib.plots import DIFFERENCE_COLOURS, GREY, MAP_COLOURS, ORANGE, PINK, drawable
 
-NAMED = 40  # at most so many tokens are written along an axis
-NUMBERED = 12  # a table of at most so many teacher layers has its numbers written in
+NAMED = 40  # tokens written along an axis, at most
+NUMBERED = 12  # teacher layers of a table that shows its numbers, at most
 
 
 def lens_figure(
@@ -30,13 +30,11 @@ def lens_figure(
     student_head: int = -1,
 ) -> Figure:
     """Three maps of one pair of layers (default: the matched pair that differs most), and the
-    table of all pairs (head means), unless there is one pair alone.
+    table of all pairs (head means) if there is more than one.
 
     ``step`` counts from 0 in ``data.steps``; head -1 is the mean. Colour grows with the square
-    root of the attention, so that small numbers are seen too; the bars tell the numbers.
-
-    Raises:
-        CometError: a layer or step that ``data`` does not have.
+    root of the attention, so that small numbers show too; the colour bars give the numbers.
+    Errors as in :func:`chosen_pair`.
     """
     teacher_layer, student_layer = chosen_pair(data, teacher_layer, student_layer, step)
     teacher, student = data.pair(teacher_layer, student_layer, step, teacher_head, student_head)
@@ -94,34 +92,35 @@ def lens_figure(
 def chosen_pair(
     data: LensData, teacher_layer: int | None, student_layer: int | None, step: int = -1
 ) -> tuple[int, int]:
-    """The pair of layers to show, where None was asked the data's choice; negative from the top."""
-    wide_teacher, wide_student = data.widest()
-    count, deep = len(data.student_entropy), data.student_entropy.shape[1]
-    high = len(data.teacher_entropy)
+    """The pair of layers to show. None leaves the choice to the data; negative counts from the top.
+
+    Raises:
+        CometError: a layer or step that ``data`` does not have.
+    """
+    steps, students, teachers = data.js.shape
     if student_layer is None:
-        student_layer = wide_student
-        if teacher_layer is not None and teacher_layer % high in data.matches:
-            student_layer = data.matches.index(teacher_layer % high)
-    if teacher_layer is None and -deep <= student_layer < deep:
-        teacher_layer = data.matches[student_layer]
-    for who, layer, layers in (
-        ("teacher_layer", wide_teacher if teacher_layer is None else teacher_layer, high),
-        ("student_layer", student_layer, deep),
-        ("step", step, count),
+        student_layer = data.widest()[1]
+        if teacher_layer is not None and teacher_layer % teachers in data.matches:
+            student_layer = data.matches.index(teacher_layer % teachers)
+    for who, index, count in (
+        ("teacher_layer", teacher_layer, teachers),
+        ("student_layer", student_layer, students),
+        ("step", step, steps),
     ):
-        if not -layers <= layer < layers:
-            raise CometError(f"{who} is {layer}, but must be from 0 to {layers - 1}.")
-    assert teacher_layer is not None
-    return teacher_layer % high, student_layer % deep
+        if index is not None and not -count <= index < count:
+            raise CometError(f"{who} is {index}, but must be from 0 to {count - 1}.")
+    if teacher_layer is None:
+        teacher_layer = data.matches[student_layer]
+    return teacher_layer % teachers, student_layer % students
 
 
 def layer_tables(
     tables: Mapping[str, np.ndarray], matches: Sequence[int], title: str = ""
 ) -> Figure:
-    """Tables (student layers, teacher layers) side by side; the matched cells are framed.
+    """Tables (student layers, teacher layers) side by side, with the matched cells framed.
 
     ``matches[i]`` is the teacher layer that student layer i learns from. Each table has its own
-    colour scale; tables of few layers also carry their numbers.
+    colour scale; small tables also show their numbers.
     """
     students, teachers = next(iter(tables.values())).shape
     figure, panels = plt.subplots(
@@ -140,7 +139,7 @@ def layer_tables(
 
 
 def draw_table(axes: Any, table: np.ndarray, matches: Sequence[int]) -> None:
-    """One table (student layers, teacher layers) into ``axes``, its matched cells framed."""
+    """Draw one table (student layers, teacher layers), with the matched cells framed."""
     students, teachers = table.shape
     axes.imshow(table, cmap="cividis", aspect="auto")
     middle = (table.min() + table.max()) / 2

@@ -1,6 +1,6 @@
 """The lens in a live notebook: an anywidget (0.9 and up) around ``lens.js``.
 
-Imported only when a lens is shown: anywidget belongs to the extra ``notebooks``.
+Imported only when a lens is shown, because anywidget belongs to the extra ``notebooks``.
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ import anywidget
 import traitlets
 
 from comet_lib.errors import CometError
-from comet_lib.lens.data import LensData
-from comet_lib.lens.payload import payload
-from comet_lib.lens.static import chosen_pair
+from comet_lib.lens.data import LensData, payload
 
 HERE = Path(__file__).parent
 
 
 class LensWidget(anywidget.AnyWidget):
-    """Draws one :class:`LensData`; what is selected is a plain attribute and follows the reader.
+    """Draws one :class:`LensData`; the selection is plain attributes that follow the reader.
 
-    ``teacher_layer`` and ``student_layer`` count from 0, ``step`` is an index into the steps, and a
-    head of -1 is the mean. A value that the data does not have raises :class:`CometError`.
+    ``teacher_layer`` and ``student_layer`` count from 0, ``step`` is an index into the steps, and
+    head -1 is the mean. A value that the data does not have raises :class:`CometError`.
     """
 
     _esm = (HERE / "lens.js").read_text(encoding="utf-8")
@@ -39,35 +37,13 @@ class LensWidget(anywidget.AnyWidget):
 
     def __init__(self, data: LensData) -> None:
         header, maps = payload(data)
-        teacher, student = chosen_pair(data, None, None)
-        super().__init__(
-            header=header,
-            maps=maps,
-            teacher_layer=teacher,
-            student_layer=student,
-            step=len(data.js) - 1,
-        )
+        self._limits = data.limits()
+        super().__init__(header=header, maps=maps, **data.start())
 
     @traitlets.validate("teacher_layer", "student_layer", "step", "teacher_head", "student_head")
     def _within(self, proposal: Any) -> int:
         name, value = proposal.trait.name, proposal.value
-        low, high = limits(self.header)[name]
+        low, high = self._limits[name]
         if not low <= value <= high:
             raise CometError(f"{name} is {value}, but must be from {low} to {high}.")
         return value
-
-
-def limits(header: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """The lowest and highest value of each selection."""
-    blocks = header["blocks"]
-
-    def heads(name: str) -> int:
-        return int(blocks[name]["shape"][-3]) if name in blocks else 0
-
-    return {
-        "teacher_layer": (0, blocks["teacher"]["shape"][0] - 1),
-        "student_layer": (0, blocks["student"]["shape"][1] - 1),
-        "step": (0, blocks["student"]["shape"][0] - 1),
-        "teacher_head": (-1, heads("teacherHeads") - 1),
-        "student_head": (-1, heads("studentHeads") - 1),
-    }

@@ -7,22 +7,15 @@ from collections.abc import Mapping, Sequence
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from comet_lib.errors import CometError
+from comet_lib.evaluation import f1_of_counts
 from comet_lib.plots import BLUE, COLOURS, GREY, ORANGE
 from comet_lib.profiles import LABELS
-from comet_lib.widgets.view import View
+from comet_lib.widgets.view import Built, View, bare, log_ticks
 
 SIZES = (50, 100, 200, 400, 800, 1600, 3200, 6400)
-
-
-def f1_of_counts(counts: np.ndarray) -> np.ndarray:
-    """Weighted F1 in percent of confusion counts (..., labels, predictions)."""
-    true, guessed = counts.sum(-1), counts.sum(-2)
-    f1 = 2 * np.diagonal(counts, axis1=-2, axis2=-1) / np.maximum(true + guessed, 1)
-    return 100 * (f1 * true).sum(-1) / np.maximum(true.sum(-1), 1)
 
 
 def confusion(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
@@ -41,7 +34,7 @@ def intervals_by_size(
 ) -> np.ndarray:
     """(len(sizes), 2) low and high end, in percent, of the 95 % interval of weighted F1.
 
-    As if the test split held ``size`` tweets: each draw picks that many of the given ones, with
+    As if the test split had ``size`` tweets: each draw picks that many of the given ones, with
     replacement. Labels and predictions (N,) are integers in LABELS order.
     """
     if not len(labels) or len(labels) != len(predictions):
@@ -62,7 +55,7 @@ class BootstrapView(View):
     """Weighted F1 of one or two models and its 95 % interval, against the number of tweets.
 
     ``models`` gives names and predictions (N,) for the same ``labels`` (N,). ``tweets`` (one of
-    ``SIZES``) is readable and settable; ``intervals`` and ``width`` follow it.
+    ``SIZES``) can be read and set; ``intervals`` and ``width`` follow it.
     """
 
     def __init__(
@@ -82,8 +75,7 @@ class BootstrapView(View):
         self.scores = {
             name: float(f1_of_counts(confusion(labels, guess))) for name, guess in models.items()
         }
-        slider = ipywidgets.SelectionSlider(options=SIZES, value=tweets, description="tweets")
-        super().__init__(tweets=slider)
+        super().__init__(tweets=ipywidgets.SelectionSlider(options=SIZES, value=tweets))
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
@@ -103,7 +95,7 @@ class BootstrapView(View):
         ends = list(self.intervals.values())
         return len(ends) == 2 and (ends[0][1] < ends[1][0] or ends[1][1] < ends[0][0])
 
-    def build(self) -> tuple[Figure, Sequence[Artist]]:
+    def build(self) -> Built:
         figure, axes = plt.subplots(figsize=(7.5, 3.4))
         figure.subplots_adjust(left=0.09, right=0.8, bottom=0.16, top=0.88)
         self._ends = {}
@@ -118,17 +110,14 @@ class BootstrapView(View):
             side = "bottom" if name == best else "top"  # scores may be almost the same
             axes.text(SIZES[-1] * 1.15, self.scores[name], name, color="black", va=side)
         self._place = axes.axvline(self.tweets, color=GREY, linestyle=":", linewidth=1)
-        axes.set_xscale("log")
-        axes.minorticks_off()
-        axes.set_xticks(SIZES, [f"{size:,}" for size in SIZES])
+        log_ticks(axes, SIZES)
         axes.set_xlim(SIZES[0] * 0.9, SIZES[-1] * 1.1)
-        axes.set_xlabel("tweets in the test split (log scale)")
-        axes.set_ylabel("weighted F1, percent")
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set(xlabel="tweets in the test split (log scale)", ylabel="weighted F1, percent")
+        bare(axes)
         title = axes.set_title(" ", loc="left", fontsize=11)
         return figure, [self._place, *self._ends.values(), title]
 
-    def move(self, figure: Figure, moving: Sequence[Artist]) -> None:
+    def move(self, figure: Figure) -> None:
         self._place.set_xdata([self.tweets] * 2)
         for name, ends in self.intervals.items():
             self._ends[name].set_data([self.tweets] * 2, ends)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ipywidgets
-from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -17,9 +16,9 @@ from comet_lib.models import encoder_parameters as encoder_parameters
 from comet_lib.models import layer_parameters as layer_parameters
 from comet_lib.plots import BLUE, GREEN, GREY, ORANGE, PINK
 from comet_lib.profiles import PAPER_STUDENT, PAPER_TEACHER, PAPER_VOCABULARY, shape
-from comet_lib.widgets.view import View
+from comet_lib.widgets.view import Built, View, bare
 
-#: One colour a component; the names are those of :func:`comet_lib.models.parameter_table`.
+#: One colour per component; the names are those of :func:`comet_lib.models.parameter_table`.
 COMPONENT_COLOURS = {
     "word embeddings": BLUE,
     "other embeddings": PINK,
@@ -30,9 +29,9 @@ COMPONENT_COLOURS = {
 
 
 def stacked_shares(axes: Any, rows: Mapping[str, Mapping[str, int]], percent: bool) -> None:
-    """One horizontal stacked bar a row: parameters in millions, or percent of the row's total.
+    """One horizontal stacked bar per row: parameters in millions, or percent of the row's total.
 
-    Bars and numbers that are there already go; the axis stays.
+    Removes bars and numbers that are already there; the axis stays.
     """
     for old in [*axes.patches, *axes.texts]:
         old.remove()
@@ -42,14 +41,9 @@ def stacked_shares(axes: Any, rows: Mapping[str, Mapping[str, int]], percent: bo
             width = 100 * count / total if percent else count / 1e6
             axes.barh(y, width, left=left, height=0.7, color=COMPONENT_COLOURS[name], label=name)
             if percent and width >= 7:
-                axes.text(
-                    left + width / 2,
-                    y,
-                    f"{width:.1f} %",
-                    ha="center",
-                    va="center",
-                    color="white" if COMPONENT_COLOURS[name] in (BLUE, GREY) else "black",
-                )
+                colour = "white" if COMPONENT_COLOURS[name] in (BLUE, GREY) else "black"
+                at = left + width / 2, y
+                axes.text(*at, f"{width:.1f} %", ha="center", va="center", color=colour)
             left += width
         if not percent:
             size = f" {total / 1e6:,.1f} M, {mebibytes(total):,.0f} MiB"
@@ -59,8 +53,8 @@ def stacked_shares(axes: Any, rows: Mapping[str, Mapping[str, int]], percent: bo
 class ParameterBudget(View):
     """Five sliders and what they cost, beside a teacher.
 
-    ``layers``, ``width``, ``heads``, ``feed_forward`` and ``vocabulary`` are readable and
-    settable; ``counts``, ``parameters``, ``mib`` and ``flops`` follow them.
+    ``layers``, ``width``, ``heads``, ``feed_forward`` and ``vocabulary`` can be read and set;
+    ``counts``, ``parameters``, ``mib`` and ``flops`` follow them.
     """
 
     def __init__(
@@ -76,23 +70,17 @@ class ParameterBudget(View):
         self.teacher_counts = component_counts(teacher, teacher_vocabulary, max_length)
         self.teacher_flops = _flops(teacher, length)
 
-        def slider(name: str, value: int, low: int, high: int, step: int = 1) -> Any:
-            return ipywidgets.IntSlider(
-                value=value,
-                min=low,
-                max=high,
-                step=step,
-                description=name,
-                style={"description_width": "7em"},
-                layout={"width": "auto", "max_width": "34em"},
-            )
+        def slider(value: int, low: int, high: int, step: int = 1) -> Any:
+            look: Any = {"style": {"description_width": "7em"}}
+            look["layout"] = {"width": "auto", "max_width": "34em"}
+            return ipywidgets.IntSlider(value=value, min=low, max=high, step=step, **look)
 
         super().__init__(
-            layers=slider("layers", student["num_hidden_layers"], 1, 24),
-            width=slider("width", student["hidden_size"], 32, 1024, 32),
-            heads=slider("heads", student["num_attention_heads"], 1, 16),
-            feed_forward=slider("feed-forward", student["intermediate_size"], 64, 4096, 64),
-            vocabulary=slider("vocabulary", vocabulary, 1_002, 250_002, 1_000),
+            layers=slider(student["num_hidden_layers"], 1, 24),
+            width=slider(student["hidden_size"], 32, 1024, 32),
+            heads=slider(student["num_attention_heads"], 1, 16),
+            feed_forward=slider(student["intermediate_size"], 64, 4096, 64),
+            vocabulary=slider(vocabulary, 1_002, 250_002, 1_000),
         )
 
     @property
@@ -119,8 +107,8 @@ class ParameterBudget(View):
         """Forward FLOPs a token, see :func:`comet_lib.models.flops_per_token`."""
         return _flops(self.sizes, self.length)
 
-    def build(self) -> tuple[Figure, Sequence[Artist]]:
-        # No pyplot, no layout engine and few ticks: a slider must answer in under 100 ms.
+    def build(self) -> Built:
+        # As bars_and_curves, and with few ticks: a slider must answer in under 100 ms.
         figure = Figure(figsize=(8, 3.4))
         both, alone = figure.subplots(2, 1, height_ratios=(2, 1))
         figure.subplots_adjust(left=0.09, right=0.98, top=0.91, bottom=0.12, hspace=0.5)
@@ -133,29 +121,26 @@ class ParameterBudget(View):
         for axes, rows in ((both, ("teacher", "student")), (alone, ("student",))):
             axes.set_yticks(range(len(rows)), rows)
             axes.set_ylim(len(rows) - 0.5, -0.5)
-            axes.spines[["top", "right"]].set_visible(False)
+        bare(both, alone)
         both.xaxis.set_major_locator(MaxNLocator(4))
         both.set_xlabel("parameters, millions")
         alone.set(xlim=(0, 100), xticks=[])
         alone.spines["bottom"].set_visible(False)
         return figure, [both, alone]
 
-    def move(self, figure: Figure, moving: Sequence[Artist]) -> None:
+    def move(self, figure: Figure) -> None:
         both, alone = figure.axes
         counts = self.counts
         stacked_shares(both, {"teacher": self.teacher_counts, "student": counts}, percent=False)
         largest = max(sum(self.teacher_counts.values()), sum(counts.values())) / 1e6
         both.set_xlim(0, 1.27 * largest)
-        both.set_title(self._headline(), loc="left", fontsize=11)
-        stacked_shares(alone, {"student": counts}, percent=True)
-
-    def _headline(self) -> str:
-        teacher = sum(self.teacher_counts.values())
-        share = 100 * self.parameters / teacher
-        word = 100 * self.counts["word embeddings"] / self.parameters
-        return (
+        share = 100 * self.parameters / sum(self.teacher_counts.values())
+        word = 100 * counts["word embeddings"] / self.parameters
+        title = (
             f"{share:.1f} % of the teacher's size; {word:.1f} % of the student is word embeddings"
         )
+        both.set_title(title, loc="left", fontsize=11)
+        stacked_shares(alone, {"student": counts}, percent=True)
 
     def describe(self) -> str:
         text = (
@@ -169,6 +154,5 @@ class ParameterBudget(View):
 
 
 def _flops(sizes: Mapping[str, int], length: int) -> int:
-    return flops_per_token(
-        sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"], length
-    )
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers")
+    return flops_per_token(*(sizes[name] for name in names), length)

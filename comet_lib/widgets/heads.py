@@ -7,12 +7,11 @@ from typing import Any
 
 import ipywidgets
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from comet_lib.errors import CometError
 from comet_lib.plots import attention_maps
-from comet_lib.widgets.view import View
+from comet_lib.widgets.view import Built, View
 
 
 class HeadView(View):
@@ -20,8 +19,8 @@ class HeadView(View):
 
     ``maps`` takes a layer number to an array (H, L, L) whose rows sum to 1, as
     ``capture_maps(..., heads=True)`` gives it for one sentence; ``tokens`` has L strings.
-    ``layer`` and ``head`` are readable and settable; ``map`` (L, L) and ``entropy`` (mean over
-    the rows, in nats) follow them. The colours mean the same for all heads.
+    ``layer`` and ``head`` can be read and set; ``map`` (L, L) and ``entropy`` (mean over the rows,
+    in nats) follow them. The colours mean the same for all heads.
 
     Raises:
         CometError: no layer, a map that is not (H, L, L), or a number of tokens other than L.
@@ -53,10 +52,8 @@ class HeadView(View):
                 f"to {len(heads) - 1}"
             )
         super().__init__(
-            layer=ipywidgets.SelectionSlider(
-                options=list(self.maps), value=layer, description="layer"
-            ),
-            head=ipywidgets.SelectionSlider(options=list(heads), value=head, description="head"),
+            layer=ipywidgets.SelectionSlider(options=list(self.maps), value=layer),
+            head=ipywidgets.SelectionSlider(options=list(heads), value=head),
         )
 
     @property
@@ -66,17 +63,17 @@ class HeadView(View):
 
     @property
     def entropy(self) -> float:
-        """Mean entropy of the rows in nats: 0 is one token, log L is all alike."""
+        """Mean entropy of the rows in nats: 0 is one token, log L is all tokens equally."""
         p = self.map
         return float(-(p * np.log(np.maximum(p, 1e-12))).sum(-1).mean())
 
-    def build(self) -> tuple[Figure, Sequence[Artist]]:
+    def build(self) -> Built:
         figure = attention_maps([self.map], self.tokens, [" "])
         axes = figure.axes[0]
         axes.images[0].set_clim(0, max(m.max() for m in self.maps.values()))
         return figure, [axes.images[0], axes.title]
 
-    def move(self, figure: Figure, moving: Sequence[Artist]) -> None:
+    def move(self, figure: Figure) -> None:
         axes = figure.axes[0]
         axes.images[0].set_data(self.map)
         axes.set_title(f"layer {self.layer}, head {self.head}: entropy {self.entropy:.2f} nats")

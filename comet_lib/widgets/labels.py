@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from comet_lib.errors import CometError
 from comet_lib.plots import BLUE, GREEN, GREY, ORANGE, PINK
-from comet_lib.widgets.view import View
+from comet_lib.widgets.view import Built, View, bare, log_ticks
 
 STEPS = 24  # stops of the slider between the smallest and the largest budget
 PALETTE = (PINK, ORANGE, GREEN, BLUE, GREY)
@@ -33,12 +32,12 @@ def labels_needed(score: float, budgets: np.ndarray, scores: np.ndarray) -> floa
 class LabelBudgetView(View):
     """Learning curves, and what they say at the number of labels of the slider.
 
-    ``budgets`` (K,) are numbers of labels, growing. ``curves`` maps a name to its scores (K,) in
-    percent: the first is the baseline from labels alone, the second is the one whose gain the
-    sentence states. ``intervals`` maps names to (K, 2). ``labels`` is readable and settable.
+    ``budgets`` (K,) are rising numbers of labels. ``curves`` maps a name to its scores (K,) in
+    percent: the first is the baseline with only labels, the second is the one whose gain the
+    sentence states. ``intervals`` maps names to (K, 2). ``labels`` can be read and set.
 
     Raises:
-        CometError: fewer than two budgets or curves, budgets that do not grow, a curve of another
+        CometError: fewer than two budgets or curves, budgets that do not rise, a curve of another
             length.
     """
 
@@ -64,9 +63,7 @@ class LabelBudgetView(View):
                 )
         between = np.geomspace(self.budgets[0], self.budgets[-1], STEPS).round()
         stops = sorted({int(n) for n in (*between, *self.budgets)})
-        slider = ipywidgets.SelectionSlider(
-            options=stops, value=stops[0], description="labels", continuous_update=False
-        )
+        slider = ipywidgets.SelectionSlider(options=stops, continuous_update=False)
         super().__init__(labels=slider)
 
     @property
@@ -80,25 +77,22 @@ class LabelBudgetView(View):
         first, second = list(self.scores.values())[:2]
         return second - first
 
-    def build(self) -> tuple[Figure, Sequence[Artist]]:
+    def build(self) -> Built:
         figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
         for (name, curve), colour in zip(self.curves.items(), PALETTE, strict=False):
             axes.plot(self.budgets, curve, color=colour, marker="o", label=name)
             if name in self.intervals:
                 low, high = self.intervals[name].T
                 axes.fill_between(self.budgets, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.set_xscale("log")
-        axes.set_xticks(self.budgets, [f"{n:,.0f}" for n in self.budgets])
-        axes.minorticks_off()
-        axes.set_xlabel("labelled tweets (log scale)")
-        axes.set_ylabel(f"{self.score}, percent")
+        log_ticks(axes, self.budgets)
+        axes.set(xlabel="labelled tweets (log scale)", ylabel=f"{self.score}, percent")
         axes.legend(frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
+        bare(axes)
         self._place = axes.axvline(self.labels, color=GREY, linewidth=1, linestyle="--")
         (self._gap,) = axes.plot([self.labels] * 2, [axes.dataLim.y0] * 2, "black", linewidth=3)
         return figure, [self._place, self._gap, axes.set_title(" ", loc="left")]
 
-    def move(self, figure: Figure, moving: Sequence[Artist]) -> None:
+    def move(self, figure: Figure) -> None:
         (first, low), (second, high) = list(self.scores.items())[:2]
         self._place.set_xdata([self.labels] * 2)
         self._gap.set_data([self.labels] * 2, [low, high])

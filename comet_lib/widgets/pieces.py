@@ -6,21 +6,20 @@ from collections.abc import Mapping, Sequence
 
 import ipywidgets
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from comet_lib.errors import CometError
 from comet_lib.plots import BLUE, GREY, ORANGE
-from comet_lib.widgets.view import View
+from comet_lib.widgets.view import LABEL_BOX, Built, View, bars_and_curves
 
 
 class PiecesView(View):
     """Coverage by language at some numbers of kept pieces -> coverage beside parameters.
 
-    ``kept`` are the numbers of pieces, rising, the last one the whole vocabulary; ``coverage``
-    has for each language as many percentages. A model has ``rest`` parameters without its
-    embedding table, and ``width`` for each piece. ``pieces`` is readable and settable (a number
-    of ``kept``); ``parameters`` and ``covered`` follow it.
+    ``kept`` are the numbers of pieces, rising, up to the whole vocabulary; ``coverage`` has as many
+    percentages for each language. A model has ``rest`` parameters without its embedding table, and
+    ``width`` for each piece. ``pieces`` (a number of ``kept``) can be read and set; ``parameters``
+    and ``covered`` follow it.
     """
 
     def __init__(
@@ -38,12 +37,9 @@ class PiecesView(View):
             raise CometError(f"coverage needs {len(self.kept)} percentages for each language")
         self.coverage = {name: np.asarray(row, dtype=float) for name, row in coverage.items()}
         self.rest, self.width = int(rest), int(width)
-        slider = ipywidgets.SelectionSlider(
-            options=[(f"{k:,}", k) for k in self.kept],
-            value=self.kept[len(self.kept) // 2] if pieces is None else pieces,
-            description="pieces",
-        )
-        super().__init__(pieces=slider)
+        chosen = self.kept[len(self.kept) // 2] if pieces is None else pieces
+        options = [(f"{k:,}", k) for k in self.kept]
+        super().__init__(pieces=ipywidgets.SelectionSlider(options=options, value=chosen))
 
     @property
     def parameters(self) -> int:
@@ -56,14 +52,17 @@ class PiecesView(View):
         at = self.kept.index(self.pieces)
         return {name: float(row[at]) for name, row in self.coverage.items()}
 
-    def build(self) -> tuple[Figure, Sequence[Artist]]:
-        figure = Figure(figsize=(8.5, 3.1))
-        bars, curves = figure.subplots(1, 2, width_ratios=(1, 1.2))
-        figure.subplots_adjust(left=0.07, right=0.98, top=0.86, bottom=0.18, wspace=0.25)
-        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
+    @property
+    def least(self) -> str:
+        """The language that is covered least."""
+        return min(self.covered, key=lambda name: self.covered[name])
+
+    def build(self) -> Built:
+        figure, bars, curves = bars_and_curves((1, 1.2), left=0.07, bottom=0.18)
         self._bars = bars.barh(list(self.coverage), 0, height=0.6).patches
         self._values = [
-            bars.text(2, name, "", va="center", fontsize=9, bbox=box) for name in self.coverage
+            bars.text(2, name, "", va="center", fontsize=9, bbox=LABEL_BOX)
+            for name in self.coverage
         ]
         bars.invert_yaxis()
         bars.set(xlim=(0, 100), xlabel="percent of the tokens covered")
@@ -74,15 +73,12 @@ class PiecesView(View):
         self._place = curves.axvline(millions[0], color="black", linewidth=0.8, linestyle=":")
         (self._dot,) = curves.plot([], [], "o", color=ORANGE)
         curves.set(xlabel="million parameters", ylim=(None, 102))
-        for axes in (bars, curves):
-            axes.spines[["top", "right"]].set_visible(False)
         titles = [axes.set_title(" ", loc="left") for axes in (bars, curves)]
         parts = [*self._bars, *self._values, *self._curves, self._place, self._dot]
         return figure, [*parts, *titles]
 
-    def move(self, figure: Figure, moving: Sequence[Artist]) -> None:
-        covered, (bars, curves) = self.covered, figure.axes
-        least = min(covered, key=lambda name: covered[name])
+    def move(self, figure: Figure) -> None:
+        covered, least, (bars, curves) = self.covered, self.least, figure.axes
         parts = zip(covered.items(), self._bars, self._values, self._curves, strict=True)
         for (name, value), bar, text, curve in parts:
             bar.set(width=value, color=ORANGE if name == least else BLUE)
@@ -94,12 +90,10 @@ class PiecesView(View):
         curves.set_title(f"coverage, percent ({least} in orange)", loc="left")
 
     def describe(self) -> str:
-        covered = self.covered
-        least = min(covered, key=lambda name: covered[name])
-        whole = self.rest + self.width * self.kept[-1]
+        covered, whole = self.covered, self.rest + self.width * self.kept[-1]
         return (
             f"With {self.pieces:,} of {self.kept[-1]:,} pieces the model has {self.parameters:,} "
             f"parameters ({100 * self.parameters / whole:.0f} %); of the tokens it covers "
             f"{np.mean(list(covered.values())):.1f} % (mean over languages), and "
-            f"{covered[least]:.1f} % in {least}, the least"
+            f"{covered[self.least]:.1f} % in {self.least}, the least"
         )

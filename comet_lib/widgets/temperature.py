@@ -7,11 +7,10 @@ from typing import Any
 
 import ipywidgets
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from comet_lib.plots import soft_target_bars
-from comet_lib.widgets.view import View
+from comet_lib.widgets.view import Built, View
 
 
 def soften(logits: np.ndarray, temperature: float) -> np.ndarray:
@@ -24,21 +23,15 @@ def soften(logits: np.ndarray, temperature: float) -> np.ndarray:
 class TemperatureView(View):
     """Logits (C,) of one text and their softmax at the temperature of the slider.
 
-    ``temperature`` (0.5 to 8) is readable and settable; ``probabilities`` follows it.
+    ``temperature`` (0.5 to 8) can be read and set; ``probabilities`` follows it.
     """
 
     def __init__(
         self, logits: Sequence[float], labels: Sequence[str], temperature: float = 1.0
     ) -> None:
         self.logits, self.labels = np.asarray(logits, dtype=float), list(labels)
-        slider = ipywidgets.FloatSlider(
-            value=temperature,
-            min=0.5,
-            max=8.0,
-            step=0.5,
-            description="temperature",
-            style={"description_width": "initial"},  # or the word is cut off
-        )
+        whole = {"description_width": "initial"}  # or the slider's name is cut off
+        slider = ipywidgets.FloatSlider(value=temperature, min=0.5, max=8.0, step=0.5, style=whole)
         super().__init__(temperature=slider)
 
     @property
@@ -46,7 +39,7 @@ class TemperatureView(View):
         """(C,) soft targets at the present temperature."""
         return soften(self.logits, self.temperature)
 
-    def build(self) -> tuple[Figure, Sequence[Artist]]:
+    def build(self) -> Built:
         both = {"T = 1": soften(self.logits, 1.0), "slider": self.probabilities}
         figure = soft_target_bars(both, self.labels, " ")
         (axes,) = figure.axes
@@ -55,7 +48,7 @@ class TemperatureView(View):
         self._legend: Any = axes.get_legend()
         return figure, [*bars, *self._values, self._legend, axes.set_title(" ", loc="left")]
 
-    def move(self, figure: Figure, moving: Sequence[Artist]) -> None:
+    def move(self, figure: Figure) -> None:
         (axes,) = figure.axes
         for bar, value, p in zip(axes.containers[1], self._values, self.probabilities, strict=True):
             bar.set_height(p)

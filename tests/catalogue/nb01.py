@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix
 
-from comet_lib.attention import entropy
+from comet_lib.similarity import entropy
 
 Answer = Callable[..., Any]
 
