@@ -1,12 +1,14 @@
-"""The checks: solutions pass, each catalogued wrong answer is named, nothing raises.
+"""The checks: solutions pass, each slip and each catalogued wrong answer is named, nothing raises.
 
-To add an exercise, add to ``catalogue/nbNN.py`` its solutions to SOLUTIONS and its wrong answers
-to MUTANTS: for each a function and a piece of the message that it must bring.
+``catalogue/nbNN.py`` adds to each exercise SOLUTIONS in several forms and MUTANTS, wrong answers
+that do more than repeat the formula of a slip: for each a function and a piece of its message.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import threading
 import time
 from importlib import import_module
@@ -20,6 +22,7 @@ from catalogue import nb00 as nb00_answers
 from comet_lib import checks as check
 from comet_lib.checks import framework as grading
 from comet_lib.checks import nb00
+from comet_lib.checks.draws import generator, normal
 from comet_lib.errors import CometError
 
 CATALOGUES = [
@@ -32,6 +35,8 @@ MUTANTS: dict[str, dict[str, tuple[Any, str]]] = {
 }
 EACH_SOLUTION = [(n, i) for n, answers in SOLUTIONS.items() for i in range(len(answers))]
 EACH_MUTANT = [(name, kind) for name, mutants in MUTANTS.items() for kind in mutants]
+EACH_SLIP = [(name, message) for name, it in check.EXERCISES.items() for message in it.slips]
+REPEATS = 3  # each time with other random tensors
 
 
 def endless(*_: Any) -> Any:
@@ -42,14 +47,16 @@ def endless(*_: Any) -> Any:
 def test_every_exercise_is_catalogued() -> None:
     assert set(check.EXERCISES) == set(SOLUTIONS) == set(MUTANTS)
     for name, exercise in check.EXERCISES.items():
-        assert len(MUTANTS[name]) >= 3, f"{name} needs at least three wrong answers"
+        wrong = len(MUTANTS[name]) + len(exercise.slips)
+        assert wrong >= 3, f"{name} needs at least three wrong answers"
         assert exercise.look, f"{name} does not say where to look"
+        assert exercise.reference.__doc__, f"{name} does not state its task"
         assert getattr(check, name) is exercise
 
 
 @pytest.mark.parametrize(("name", "index"), EACH_SOLUTION)
 def test_a_solution_passes(name: str, index: int, capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in range(5):  # each time with other random tensors
+    for _ in range(REPEATS):
         check.EXERCISES[name](SOLUTIONS[name][index])
     assert set(capsys.readouterr().out.splitlines()) == {f"PASS  {name}"}
 
@@ -59,10 +66,20 @@ def test_the_reference_passes(name: str) -> None:
     assert check.EXERCISES[name].examine(check.reference(name)).passed
 
 
+@pytest.mark.parametrize(("name", "message"), EACH_SLIP)
+def test_a_slip_is_named(name: str, message: str) -> None:
+    exercise = check.EXERCISES[name]
+    slip = exercise.slips[message]
+    start = f"{exercise.edge_case}, {message}" if slip.edge else message
+    for _ in range(REPEATS):
+        outcome = exercise.examine(slip.formula)
+        assert outcome.line == f"NOT YET  {name}: {start}. {slip.look or exercise.look}"
+
+
 @pytest.mark.parametrize(("name", "kind"), EACH_MUTANT)
 def test_a_mutant_is_named(name: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     answer, fragment = MUTANTS[name][kind]
-    for _ in range(5):
+    for _ in range(REPEATS):
         check.EXERCISES[name](answer)
         line = capsys.readouterr().out.strip()
         assert line.startswith(f"NOT YET  {name}: ")
@@ -83,9 +100,9 @@ def test_no_two_mutants_share_a_message(name: str) -> None:
 
 
 def test_the_slips_of_kd_loss_start_from_the_right_loss() -> None:
-    student, teacher = grading.normal(grading.generator(), 2, 5, 4)
+    student, teacher = normal(generator(), 2, 5, 4)
     right = check.EXERCISES["kd_loss"].reference(student, teacher, 2.5)
-    assert torch.allclose(nb00._kd_variant(student, teacher, 2.5).float(), right, rtol=1e-4)
+    assert torch.allclose(nb00._kd(student, teacher, 2.5).float(), right, rtol=1e-4)
     assert torch.allclose(nb00_answers.slow_kd(student, teacher, 2.5), right, rtol=1e-4)
 
 
@@ -169,8 +186,7 @@ def test_strict_raises(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def hasty() -> check.Exercise:
     """The retention check with a time limit of 0.2 s."""
-    it = check.retention
-    return check.Exercise("hasty", "00", it.verify, it.reference, it.look, True, 0.2)
+    return dataclasses.replace(check.retention, name="hasty", seconds=0.2)
 
 
 def stubborn(*_: Any) -> Any:
@@ -238,7 +254,7 @@ def test_an_exercise_can_ask_for_a_value(capsys: pytest.CaptureFixture[str]) -> 
         if answer != 4:
             raise check.Misconception("it is not 2 + 2")
 
-    value = check.Exercise("value", "00", verify, 4, "Count again.", False, 1.0)
+    value = check.Exercise("value", "00", 4, "Count again.", verify=verify, is_function=False)
     value(4)
     value(5)
     value(...)
@@ -251,9 +267,10 @@ def test_an_exercise_can_ask_for_a_value(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_an_exercise_has_one_name() -> None:
-    again = grading.exercise("kd_loss", notebook="00", reference=None, look="")
+    def kd_loss() -> None: ...
+
     with pytest.raises(CometError, match="defined twice"):
-        again(lambda answer: None)
+        grading.exercise(look="")(kd_loss)
 
 
 # --- Going on with the reference ---
@@ -313,9 +330,13 @@ def test_a_home_that_cannot_be_written_is_harmless(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("COMET_HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     check.retention(SOLUTIONS["retention"][0])
-    assert capsys.readouterr().out == "PASS  retention\n"
+    assert set(check.progress()) == {"retention"}  # kept in a folder for temporary files
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
+    check.retention(SOLUTIONS["retention"][0])
     assert check.progress() == {}
+    assert capsys.readouterr() == ("PASS  retention\n" * 2, "")
 
 
 def test_a_failed_write_leaves_the_old_record(
@@ -326,15 +347,18 @@ def test_a_failed_write_leaves_the_old_record(
     def full(*_: Any, **__: Any) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(json, "dump", full)
+    monkeypatch.setattr(os, "replace", full)
     check.soft_targets(SOLUTIONS["soft_targets"][0])  # raises nothing
     assert set(check.progress()) == {"retention"}
     assert [path.name for path in comet_home.iterdir()] == ["progress.json"]
 
 
-def test_the_home_defaults_to_a_folder_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_defaults_to_a_folder_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("COMET_HOME")
-    assert grading._progress_file() == Path.home() / ".comet" / "progress.json"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert grading._progress_file() == tmp_path / ".comet" / "progress.json"
 
 
 def test_the_course_map_shows_what_passed() -> None:

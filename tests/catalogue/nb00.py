@@ -201,7 +201,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "wrong power": (lambda s, t, T: slow_kd(s, t, T) * T, "right at temperature 1"),
         "not reduced": (
             lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1), "none"),
-            "where a scalar",
+            "but a scalar",
         ),
         "item": (lambda s, t, T: slow_kd(s, t, T).item(), "returned a float"),
         "raises": (lambda s, t, T: s @ t, "RuntimeError"),

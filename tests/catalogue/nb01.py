@@ -146,7 +146,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     },
     "attention_entropy": {
         "padding": (lambda m, k: rows(m).mean((0, 2)), "padded queries are counted"),
-        "B L": (lambda m, k: (rows(m) * k[:, None]).mean((0, 2)), "still counted below the line"),
+        "B L": (lambda m, k: (rows(m) * k[:, None]).mean((0, 2)), "still counted in the division"),
         "sentences": (
             lambda m, k: ((rows(m) * k[:, None]).sum(-1) / k.sum(-1)[:, None]).mean(0),
             "each sentence weighs the same",
@@ -179,7 +179,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             "the empty ones too",
         ),
         "worst": (lambda p, y, n: ece_of(p, y, n, absolute, lambda g, c: g.max()), "worst bin"),
-        "signed": (lambda p, y, n: ece_of(p, y, n, signed, mean), "too unsure cancel"),
+        "signed": (lambda p, y, n: ece_of(p, y, n, signed, mean), "underconfident bins cancel"),
         "minus": (lambda p, y, n: -ece_of(p, y, n, signed, mean), "confidence minus accuracy"),
         "one bin": (
             lambda p, y, n: (y.float().mean() - p.mean()).abs().item(),

@@ -99,7 +99,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "one matrix": (lambda d, f, h: layer(d, f, h) - 3 * (d * d + d), "only one attention"),
         "one way": (lambda d, f, h: layer(d, f, h) - f * d - d, "second feed-forward matrix"),
         "no feed-forward": (lambda d, f, h: 4 * (d * d + d) + 4 * d, "block is missing"),
-        "four times": (lambda d, f, h: layer(d, 4 * d, h), "taken to be 4 * hidden"),
+        "four times": (lambda d, f, h: layer(d, 4 * d, h), "assumed to be 4 * hidden"),
         "no norms": (lambda d, f, h: layer(d, f, h) - 4 * d, "exactly 4 * hidden"),
         "one norm": (lambda d, f, h: layer(d, f, h) - 2 * d, "exactly 2 * hidden"),
         "no inner biases": (lambda d, f, h: layer(d, f, h) - f - d, "feed-forward's biases"),

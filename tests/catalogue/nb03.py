@@ -188,8 +188,8 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             "queries and keys are averaged",
         ),
         "maximum": (lambda q, k, m: fast_map(q, k, m).max(1).values, "largest head"),
-        "first": (lambda q, k, m: fast_map(q, k, m)[:, 0], "first head alone"),
-        "last": (lambda q, k, m: fast_map(q, k, m)[:, -1], "last head alone"),
+        "first": (lambda q, k, m: fast_map(q, k, m)[:, 0], "only the first head"),
+        "last": (lambda q, k, m: fast_map(q, k, m)[:, -1], "only the last head"),
         "median": (lambda q, k, m: fast_map(q, k, m).median(1).values, "median"),
         "transposed": (lambda q, k, m: fast_map(q, k, m).mean(1).mT, "transposed"),
         "softmax": (lambda q, k, m: fast_map(q, k, m).mean(1).softmax(-1), "second softmax"),
@@ -206,11 +206,11 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "plain mean": (lambda v, m: v.mean(), "padding is counted"),
         "keys": (
             lambda v, m: (v * m[:, None, :]).sum() / (m.sum() * m.shape[1]),
-            "padded keys are left out and",
+            "padded keys are left out, but",
         ),
         "queries": (
             lambda v, m: (v * m[:, :, None]).sum() / (m.sum() * m.shape[1]),
-            "padded queries are left out and",
+            "padded queries are left out, but",
         ),
         "over B L L": (lambda v, m: (v * pairs(m)).mean(), "divided by B x L x L"),
         "over tokens": (lambda v, m: (v * pairs(m)).sum() / m.sum(), "by the number of tokens"),
@@ -228,7 +228,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             lambda v, m: (v * pairs(m)).sum() / (m.sum() * m.shape[1]),
             "pairs whose query is real",
         ),
-        "by row": (lambda v, m: (v * pairs(m)).mean(-1), "where a scalar"),
+        "by row": (lambda v, m: (v * pairs(m)).mean(-1), "but a scalar"),
         "item": (lambda v, m: slow_pairs(v, m).item(), "returned a float"),
         "other": (lambda v, m: slow_pairs(v, m) * 1.01, "is right, on random input"),
         "in place": (lambda v, m: v.mul_(pairs(m)).sum() / pairs(m).sum(), "changed its argument"),
@@ -236,7 +236,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     "rollout_step": {
         "no residual": (lambda a, r: a @ r, "residual connection is missing"),
         "order": (lambda a, r: r @ half(a), "wrong order"),
-        "not halved": (lambda a, r: a @ r + r, "nothing is halved"),
+        "not halved": (lambda a, r: a @ r + r, "but nothing is halved"),
         "identity after": (
             lambda a, r: (a @ r + torch.eye(a.shape[-1])) / 2,
             "mixed in after the product",

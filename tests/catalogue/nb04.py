@@ -105,7 +105,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             "softmax is applied to probabilities",
         ),
         "zero": (lambda p, q: (p * (p / q).log()).sum(-1).mean(), "probability 0"),
-        "rows": (lambda p, q: (p * (p / q).log()).sum(-1), "where a scalar"),
+        "rows": (lambda p, q: (p * (p / q).log()).sum(-1), "but a scalar"),
         "not zero": (lambda p, q: slow_kl(p, q) + 1, "KL(p || p) is not 0"),
         "squared": (lambda p, q: slow_kl(p, q) ** 2, "is right, on random input"),
         "item": (lambda p, q: slow_kl(p, q).item(), "returned a float"),
@@ -139,7 +139,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             "logarithms of the probabilities",
         ),
         "student alone": (lambda s, t, T: T * (s / T).softmax(-1) / len(s), "does not sum to 0"),
-        "loss": (losses.soft_target_loss, "shape () where shape"),
+        "loss": (losses.soft_target_loss, "shape (), but shape"),
     },
     "masked_attention_mse": {
         "no mask": (lambda s, t, m: F.mse_loss(s, t), "neither queries nor keys"),
@@ -237,7 +237,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     "hybrid": {
         "other way": (
             lambda sl, tl, sm, tm, m, T, a: (1 - a) * soft(sl, tl, T) + a * row_kl(sm, tm, m),
-            "alpha weighs the attention",
+            "alpha weights the attention",
         ),
         "attention in full": (
             lambda sl, tl, sm, tm, m, T, a: a * soft(sl, tl, T) + row_kl(sm, tm, m),
@@ -271,7 +271,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             lambda sl, tl, sm, tm, m, T, a: (
                 a * T * T * soft(sl, tl, T) + (1 - a) * row_kl(sm, tm, m)
             ),
-            "stands there twice",
+            "is there twice",
         ),
         "mse": (
             lambda sl, tl, sm, tm, m, T, a: (

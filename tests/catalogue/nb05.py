@@ -127,6 +127,6 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             lambda x, y: F.cross_entropy(x.transpose(1, 2), y.clamp_min(0)).exp(),
             "count as piece 0",
         ),
-        "by row": (lambda x, y: nll(x, y).exp(), "where a scalar"),
+        "by row": (lambda x, y: nll(x, y).exp(), "but a scalar"),
     },
 }

@@ -146,11 +146,11 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         ),
         "soft labelled": (
             lambda z, y, q, a: a * kl(z[y >= 0], q[y >= 0]) + (1 - a) * hard_of(z, y),
-            "reach the labelled rows alone",
+            "reach only the labelled rows",
         ),
         "soft unlabelled": (
             lambda z, y, q, a: a * kl(z[y < 0], q[y < 0]) + (1 - a) * hard_of(z, y),
-            "reach the unlabelled rows alone",
+            "reach only the unlabelled rows",
         ),
         "alpha": (lambda z, y, q, a: (1 - a) * kl(z, q) + a * hard_of(z, y), "of the hard labels"),
         "no alpha": (lambda z, y, q, a: kl(z, q) + hard_of(z, y), "added without alpha"),
@@ -164,7 +164,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             lambda z, y, q, a: (
                 a * kl(z, q) + (1 - a) * F.cross_entropy(z, torch.where(y < 0, q.argmax(-1), y))
             ),
-            "stands in for a missing one",
+            "replaces a missing one",
         ),
         "cross-entropy": (
             lambda z, y, q, a: a * F.cross_entropy(z, q) + (1 - a) * hard_of(z, y),
@@ -187,11 +187,11 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         ),
         "NaN": (
             lambda z, y, q, a: a * kl(z, q) + (1 - a) * F.cross_entropy(z, y),
-            "without a single label gives NaN",
+            "without labels, the result is NaN",
         ),
         "raises without": (
             lambda z, y, q, a: a * kl(z, q) + (1 - a) * hard_of(z, y) + 0 * float(y[y >= 0].max()),
-            "makes your function fail",
+            "without labels, your function raised",
         ),
         "no alpha without": (no_labels_no_alpha, "no longer weighted by alpha"),
         "nothing without": (no_labels_no_loss, "the soft loss is lost"),
@@ -201,7 +201,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         ),
         "detached": (
             lambda z, y, q, a: slow_mixed(z.detach(), y, q, a),
-            "the gradient of the student's logits is not",
+            "no gradient reaches the student",
         ),
         "item": (lambda z, y, q, a: slow_mixed(z, y, q, a).item(), "returned a float"),
     },

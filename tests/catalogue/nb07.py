@@ -141,7 +141,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "other": (lambda s: np.percentile(s, (1, 99)), "is right, on random input"),
     },
     "paired_difference": {
-        "sign": (lambda y, a, b, rows: paired(y, b, a, rows), "sign is turned round"),
+        "sign": (lambda y, a, b, rows: paired(y, b, a, rows), "sign is reversed"),
         "absolute": (lambda y, a, b, rows: abs(paired(y, a, b, rows)), "sign of the differences"),
         "fraction": (lambda y, a, b, rows: paired(y, a, b, rows) / 100, "points are wanted"),
         "labels": (

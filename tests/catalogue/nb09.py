@@ -64,7 +64,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         ),
         "best": (lambda a, b: max(a.values()) - max(b.values()), "best seed of each side"),
         "best difference": (lambda a, b: max(by_seed(a, b)), "best difference"),
-        "sign": (lambda a, b: -np.mean(by_seed(a, b)).item(), "sign is turned round"),
+        "sign": (lambda a, b: -np.mean(by_seed(a, b)).item(), "sign is reversed"),
         "sum": (lambda a, b: sum(by_seed(a, b)), "added up"),
         "list": (by_seed, "a number is wanted"),
         "missing": (lambda a, b: sum(a[s] - b[s] for s in a | b) / len(a), "raised KeyError"),
@@ -124,7 +124,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         ),
         "margin first": (
             lambda lo, hi, m: "equal" if max(-lo, hi) < m else words(lo, hi, m),
-            "small but sure",
+            "small but certain",
         ),
         "turned": (
             lambda lo, hi, m: {"better": "worse", "worse": "better"}.get(
