@@ -70,10 +70,11 @@ def test_the_reference_passes(name: str) -> None:
 def test_a_slip_is_named(name: str, message: str) -> None:
     exercise = check.EXERCISES[name]
     slip = exercise.slips[message]
-    start = f"{exercise.edge_case}, {message}" if slip.edge else message
+    named = f"{message}. {slip.look or exercise.look}"
     for _ in range(REPEATS):
-        outcome = exercise.examine(slip.formula)
-        assert outcome.line == f"NOT YET  {name}: {start}. {slip.look or exercise.look}"
+        found = exercise.examine(slip.formula)
+        assert found.state == "NOT YET"
+        assert found.message.removeprefix(f"{exercise.edge_case}, ") == named
 
 
 @pytest.mark.parametrize(("name", "kind"), EACH_MUTANT)

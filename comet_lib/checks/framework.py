@@ -90,14 +90,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Slip:
-    """A known mistake: the wrong ``formula``, with the answer's arguments, and where to ``look``.
-
-    With ``edge=True`` the formula is right on ordinary draws and wrong on the edge cases only.
-    """
+    """A known mistake: a wrong ``formula`` with the answer's arguments, and where to ``look``."""
 
     formula: Answer
     look: str = ""
-    edge: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,8 +105,8 @@ class Exercise:
         reference: The right answer.
         look: Where to look, if a misconception says nothing of its own.
         draws: Random source -> arguments on which the answer must equal the reference.
-        slips: Message -> known mistake. Slips that are partials of one function, with different
-            keywords, are also recognized in pairs.
+        slips: Message -> known mistake; those that are wrong only on the edge cases come first.
+            Partials of one function with different keywords are also recognized in pairs.
         edges: Random source -> further draws, compared once the ordinary ones are right.
         edge_case: Names them; every message about them begins with it ("with equal scores").
         read: (result, *draw) -> the result as it is compared, a tensor, a number or a tuple of
@@ -181,14 +177,14 @@ class Exercise:
 
         source = generator()
         draws = self.draws(source)
-        self._compare(answer, draws, edge=False)
+        self._compare(answer, draws)
         try:
-            self._compare(answer, self.edges(source), edge=True)
+            self._compare(answer, self.edges(source))
         except Misconception as wrong:
             raise Misconception(f"{self.edge_case}, {wrong.message}", wrong.look) from None
         self.extra(answer, draws)
 
-    def _compare(self, answer: Answer, draws: Draws, edge: bool) -> None:
+    def _compare(self, answer: Answer, draws: Draws) -> None:
         """Compare the answer with the reference on every draw.
 
         Raises ``Misconception`` for a wrong type, a wrong shape, NaN or infinity; then, if a value
@@ -201,7 +197,7 @@ class Exercise:
         if all(map(all_close, got, wanted)):
             return
         for message, slip in _with_pairs(self.slips):
-            if slip.edge == edge and self._explains(slip, draws, got):
+            if self._explains(slip, draws, got):
                 raise Misconception(message, slip.look)
         self.otherwise(answer, draws)
         pairs = [(a, b) for result in map(zip, got, wanted) for a, b in result]
@@ -252,7 +248,7 @@ def _with_pairs(slips: Mapping[str, Slip]) -> Iterator[tuple[str, Slip]]:
         if not (isinstance(f, partial) and isinstance(g, partial)):
             continue
         if (f.func, f.args) == (g.func, g.args) and not f.keywords.keys() & g.keywords.keys():
-            both = Slip(partial(f, **g.keywords), f"{one.look} {other.look}", one.edge)
+            both = Slip(partial(f, **g.keywords), f"{one.look} {other.look}")
             yield f"two things at once: {message}, and {message_2}", both
 
 

@@ -1,7 +1,6 @@
 """Exercises of notebook 00, the whole game."""
 
 # mypy: disable-error-code=has-type
-# (a slip may name the exercise that it stands in)
 
 from __future__ import annotations
 
@@ -42,20 +41,17 @@ def _large_logits(answer: Answer, draws: Draws) -> None:
     ],
     slips={
         "the logits are multiplied by the temperature": Slip(
-            lambda x, t: torch.softmax(x * t, -1),
-            "A high temperature must make the probabilities flatter, so divide.",
+            lambda x, t: torch.softmax(x * t, -1), "A high temperature flattens the result: divide."
         ),
         "the softmax runs over the first axis": Slip(
-            lambda x, t: torch.softmax(x / t, 0),
-            "The classes are the last axis: each row must sum to 1 (dim=-1).",
+            lambda x, t: torch.softmax(x / t, 0), "The classes are the last axis: dim=-1."
         ),
         "one softmax runs over the whole tensor": Slip(
             lambda x, t: torch.softmax((x / t).flatten(), 0).reshape(x.shape),
             "Each row is a distribution of its own: give the axis of the classes (dim=-1).",
         ),
         "these are log-probabilities, not probabilities": Slip(
-            lambda x, t: torch.log_softmax(x / t, -1),
-            "They are all negative: use softmax, not log_softmax.",
+            lambda x, t: torch.log_softmax(x / t, -1), "Use softmax, not log_softmax."
         ),
         "the temperature is ignored": Slip(
             lambda x, t: torch.softmax(x, -1), "The result must change when the temperature does."
@@ -163,17 +159,14 @@ def _kd_gradient_and_range(answer: Answer, draws: Draws) -> None:
             "Gradients shrink by T squared when both sides are softened; multiply the loss by T*T.",
         ),
         "the loss is multiplied by T, not by T squared": Slip(
-            partial(_kd, factor=1),
-            "Both the student and the teacher are softened: one factor T for each.",
+            partial(_kd, factor=1), "Student and teacher are both softened: one factor T for each."
         ),
         "the loss is divided by T squared": Slip(
-            partial(_kd, factor=-2),
-            "Softening has shrunk the gradients already; multiply to undo it.",
+            partial(_kd, factor=-2), "Softening shrinks the gradients; multiply to undo it."
         ),
         "the two sides of the KL divergence are swapped": Slip(
             partial(_kd, swapped=True),
-            "KL(teacher || student) weights by the teacher's probabilities. F.kl_div takes the "
-            "student's log-probabilities first and the teacher as target.",
+            "F.kl_div takes the student's log-probabilities first and the teacher as target.",
         ),
         "the loss is averaged over the classes too (reduction='mean')": Slip(
             partial(_kd, reduction="mean"),
@@ -181,16 +174,14 @@ def _kd_gradient_and_range(answer: Answer, draws: Draws) -> None:
         ),
         "the loss is summed over the batch (reduction='sum')": Slip(
             partial(_kd, reduction="sum"),
-            "It must not grow with the batch: divide by the number of rows "
-            "(reduction='batchmean').",
+            "It must not grow with the batch: divide by the rows (reduction='batchmean').",
         ),
         "the student enters as probabilities, without the logarithm": Slip(
             partial(_kd, student_as="probabilities"),
             "F.kl_div takes the logarithm of the student's probabilities: F.log_softmax.",
         ),
         "the student enters as raw logits, without a log-softmax": Slip(
-            partial(_kd, student_as="logits"),
-            "F.kl_div takes log-probabilities as its first argument: F.log_softmax.",
+            partial(_kd, student_as="logits"), "F.kl_div takes log-probabilities: F.log_softmax."
         ),
         "the teacher's probabilities are read as logarithms": Slip(
             partial(_kd, teacher_as="probabilities"),
@@ -203,20 +194,17 @@ def _kd_gradient_and_range(answer: Answer, draws: Draws) -> None:
             partial(_kd, softened=(0, 1)), "Divide the student's logits by it as well."
         ),
         "the temperature does not soften the logits": Slip(
-            partial(_kd, softened=(0, 0)),
-            "Divide both the student's and the teacher's logits by it before the softmax.",
+            partial(_kd, softened=(0, 0)), "Divide the logits of both by it, before the softmax."
         ),
         "the logits are multiplied by the temperature": Slip(
-            partial(_kd, softened=(-1, -1)),
-            "A high temperature must make the distributions flatter, so divide.",
+            partial(_kd, softened=(-1, -1)), "A high temperature flattens the softmax: divide."
         ),
         "this is the cross-entropy, which is the KL plus the teacher's entropy": Slip(
             partial(_kd, kind="cross-entropy"),
             "Subtract that entropy: the loss of a student equal to its teacher must be 0.",
         ),
         "the teacher's most likely class is taken as a hard label": Slip(
-            partial(_kd, kind="hard labels"),
-            "The soft targets are all of the teacher's probabilities, not their argmax.",
+            partial(_kd, kind="hard labels"), "Use all of the probabilities, not their argmax."
         ),
         "the softmax runs over the batch": Slip(
             partial(_kd, axis=0), "The classes are the last axis (dim=-1)."
@@ -252,6 +240,9 @@ def _scores(source: torch.Generator) -> Draws:
     look="It is the student's score as a percentage of the teacher's.",
     draws=_scores,
     slips={
+        "the percentage is held at 100": Slip(
+            lambda s, t: min(100.0, 100 * s / t), "Leave the min() out."
+        ),
         "this is a fraction, not a percentage": Slip(lambda s, t: s / t, "Multiply by 100."),
         "teacher and student are swapped": Slip(
             lambda s, t: 100 * t / s, "The teacher's score is the whole: divide by it."
@@ -266,23 +257,14 @@ def _scores(source: torch.Generator) -> Draws:
             lambda s, t: 100 * (t - s) / t, "The two add up to 100."
         ),
         "this is the relative change, not the percentage kept": Slip(
-            lambda s, t: 100 * (s - t) / t,
-            "Add 100, or divide the student's score itself by the teacher's.",
+            lambda s, t: 100 * (s - t) / t, "Add 100, or just divide by the teacher's score."
         ),
-        "the teacher's score is ignored": Slip(
-            lambda s, t: 100 * s, "Divide by the teacher's score."
-        ),
+        "the teacher's score is ignored": Slip(lambda s, t: 100 * s, "Divide by the teacher's."),
         "the result is rounded to a whole number": Slip(
-            lambda s, t: float(round(100 * s / t)),
-            "Return all digits and round only when you print.",
+            lambda s, t: float(round(100 * s / t)), "Return all digits; round when you print."
         ),
         "the result is cut to a whole number": Slip(
             lambda s, t: float(int(100 * s / t)), "Return all digits: / rather than //, no int()."
-        ),
-        "the percentage is held at 100": Slip(
-            lambda s, t: min(100.0, 100 * s / t),
-            "Such a student keeps more than 100 percent; leave the min() out.",
-            edge=True,
         ),
     },
     edge_case="with a student better than its teacher",

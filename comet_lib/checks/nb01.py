@@ -1,7 +1,6 @@
 """Exercises of notebook 01, meet the teacher."""
 
 # mypy: disable-error-code=has-type
-# (a slip may name the exercise that it stands in)
 
 from __future__ import annotations
 
@@ -51,6 +50,10 @@ def _pieces(tokenize: Tokenize, texts: Sequence[str]) -> list[str]:
     look="Count all pieces of all texts, count all their words, and divide once.",
     draws=lambda source: [(_chopper(size), _texts(source)) for size in (1, 2, 3, 4)],
     slips={
+        "an empty string is counted as a word": Slip(
+            lambda f, x: len(_pieces(f, x)) / sum(len(t.split(" ")) for t in x),
+            "Use text.split() without an argument.",
+        ),
         "these are words per token": Slip(
             lambda f, x: len(_words(x)) / len(_pieces(f, x)), "Divide the pieces by the words."
         ),
@@ -64,8 +67,7 @@ def _pieces(tokenize: Tokenize, texts: Sequence[str]) -> list[str]:
             "len(text) counts characters; text.split() gives the words.",
         ),
         "these are tokens per text": Slip(
-            lambda f, x: len(_pieces(f, x)) / len(x),
-            "Divide by the number of words, not by the number of texts.",
+            lambda f, x: len(_pieces(f, x)) / len(x), "Divide by the number of words, not of texts."
         ),
         "this is the number of tokens, not yet divided": Slip(
             lambda f, x: len(_pieces(f, x)), "Divide by the number of words."
@@ -81,11 +83,6 @@ def _pieces(tokenize: Tokenize, texts: Sequence[str]) -> list[str]:
         "two special tokens are added to each text": Slip(
             lambda f, x: (len(_pieces(f, x)) + 2 * len(x)) / len(_words(x)),
             "<s> and </s> belong to no word: count what tokenize(text) returns and no more.",
-        ),
-        "an empty string is counted as a word": Slip(
-            lambda f, x: len(_pieces(f, x)) / sum(len(t.split(" ")) for t in x),
-            'Use text.split() without an argument rather than text.split(" ").',
-            edge=True,
         ),
     },
     edge_case="where two spaces follow each other",
@@ -129,12 +126,10 @@ def _entropy(
     slips={
         "rows of padded queries are counted": Slip(
             partial(_entropy, over="all"),
-            "A padded row also sums to 1 but means nothing: multiply the rows by the mask and "
-            "divide by mask.sum().",
+            "A padded row means nothing: multiply by the mask, divide by mask.sum().",
         ),
         "padded rows are set to zero but still counted in the division": Slip(
-            partial(_entropy, over="B L"),
-            "Divide by the number of real tokens, mask.sum(), not by B times L.",
+            partial(_entropy, over="B L"), "Divide by the number of real tokens, mask.sum()."
         ),
         "each sentence weighs the same, however short it is": Slip(
             partial(_entropy, over="sentences"),
@@ -147,15 +142,11 @@ def _entropy(
             partial(_entropy, keys="mean"), "An entropy is a sum over the keys: .sum(-1)."
         ),
         "the entropy runs over the queries": Slip(
-            partial(_entropy, axis=-2),
-            "A row (last axis) is a distribution over keys and sums to 1; a column does not.",
+            partial(_entropy, axis=-2), "A row (last axis) is a distribution; a column is not."
         ),
-        "these are bits, not nats": Slip(
-            partial(_entropy, base=2.0), "Use the natural logarithm, torch.log."
-        ),
+        "these are bits, not nats": Slip(partial(_entropy, base=2.0), "Use torch.log."),
         "the sign is wrong": Slip(
-            partial(_entropy, sign=-1),
-            "log p is negative, so the entropy is minus the sum of p log p.",
+            partial(_entropy, sign=-1), "log p is negative: take minus the sum of p log p."
         ),
     },
 )
@@ -221,38 +212,36 @@ def _three_answers(source: torch.Generator) -> Draws:
     look="In each bin take |accuracy - mean confidence|, weighted by the bin's share of the rows.",
     draws=_three_answers,
     slips={
+        "rows fall out of the last bin": Slip(
+            partial(_ece, kind="one lost"),
+            "int(confidence * bins) is `bins` there; hold it at bins - 1.",
+        ),
         "every bin weighs the same": Slip(
             partial(_ece, kind="mean of bins"),
-            "A bin of three rows counts less than a bin of three hundred: weight each gap by the "
-            "bin's share of the rows.",
+            "Weight each gap by the bin's share of the rows: larger bins count more.",
         ),
         "every bin weighs the same, the empty ones too": Slip(
             partial(_ece, kind="all bins"),
             "Weight each gap by the bin's share of the rows; an empty bin then weighs nothing.",
         ),
         "this is the gap of the worst bin (the maximum calibration error)": Slip(
-            partial(_ece, kind="worst"),
-            "Average the gaps of the bins, weighted by their share of the rows.",
+            partial(_ece, kind="worst"), "Average the gaps, weighted by the bins' shares."
         ),
         "the gaps keep their signs, so overconfident and underconfident bins cancel": Slip(
-            partial(_ece, kind="signed"),
-            "Take the absolute value in each bin, before the sum.",
+            partial(_ece, kind="signed"), "Take the absolute value in each bin, before the sum."
         ),
         "the gaps keep their signs, confidence minus accuracy, so they cancel": Slip(
-            partial(_ece, kind="minus"),
-            "Take the absolute value in each bin, before the sum.",
+            partial(_ece, kind="minus"), "Take the absolute value in each bin, before the sum."
         ),
         "the absolute value is taken once, at the end": Slip(
             partial(_ece, kind="one bin"),
-            "That is |accuracy - mean confidence| of all rows, as if there were one bin; take it "
-            "bin by bin.",
+            "That is |accuracy - mean confidence| of one large bin; take it bin by bin.",
         ),
         "the gaps are squared": Slip(
             partial(_ece, kind="squared"), "Take the absolute value of each gap, not its square."
         ),
         "this is the root of the mean squared gap": Slip(
-            partial(_ece, kind="root"),
-            "Take the absolute value of each gap, without square and root.",
+            partial(_ece, kind="root"), "Take the absolute value of each gap instead."
         ),
         "the middle of the bin replaces the mean confidence": Slip(
             partial(_ece, kind="middle"), "Average the confidences that fall into the bin."
@@ -260,14 +249,7 @@ def _three_answers(source: torch.Generator) -> Draws:
         "the gaps are weighted by counts and not by shares": Slip(
             partial(_ece, kind="sum"), "Divide by the number of all rows."
         ),
-        "this is in percent": Slip(
-            partial(_ece, kind="percent"), "Return a fraction between 0 and 1."
-        ),
-        "rows fall out of the last bin": Slip(
-            partial(_ece, kind="one lost"),
-            "int(confidence * bins) is `bins` there; hold it at bins - 1.",
-            edge=True,
-        ),
+        "this is in percent": Slip(partial(_ece, kind="percent"), "Return a fraction, 0 to 1."),
     },
     edge_case="with confidences of exactly 1",
     edges=lambda source: [
@@ -310,8 +292,7 @@ def _shares(labels: Tensor, predictions: Tensor, classes: int, over: tuple[int, 
         ),
         "a pair that comes several times is counted once": Slip(
             lambda y, p, c: confusion.reference(y, p, c).clamp(max=1),
-            "matrix[labels, predictions] += 1 adds once for each distinct pair; use a loop, "
-            "torch.bincount, or index_put_ with accumulate=True.",
+            "Indexing with += adds once per distinct pair: use a loop or torch.bincount.",
         ),
         "each row is divided by its sum": Slip(
             partial(_shares, over=(1,)), "Return the counts; shares come later."

@@ -58,18 +58,15 @@ _embedding = partial(_miscount, budget.embedding_parameters)
         ),
         "two rows of `hidden` numbers are missing": Slip(
             partial(_embedding, rows=lambda v, d, m: -2 * d),
-            "Either the LayerNorm (a scale and a shift), or the two positions that XLM-R never "
-            "uses: its table has max_length + 2 rows.",
+            "The LayerNorm (scale and shift), or two positions: there are max_length + 2.",
         ),
         "three rows of `hidden` numbers are missing": Slip(
             partial(_embedding, rows=lambda v, d, m: -3 * d),
-            "The token-type table has one row; the LayerNorm has two, and so has the position "
-            "table beyond max_length.",
+            "One token type, two LayerNorm rows, two positions beyond max_length.",
         ),
         "four rows of `hidden` numbers are missing": Slip(
             partial(_embedding, rows=lambda v, d, m: -4 * d),
-            "The position table has max_length + 2 rows, and the LayerNorm has a scale and a "
-            "shift.",
+            "There are max_length + 2 positions, and the LayerNorm has a scale and a shift.",
         ),
         "five rows of `hidden` numbers are missing: only words and max_length positions count "
         "here": Slip(
@@ -85,8 +82,7 @@ _embedding = partial(_miscount, budget.embedding_parameters)
             "XLM-R learns a vector for each position (no fixed sines): max_length + 2 rows.",
         ),
         "the word embeddings are missing": Slip(
-            partial(_embedding, tables=lambda v, d, m: -d * v),
-            "They are the largest table of all: vocab_size rows.",
+            partial(_embedding, tables=lambda v, d, m: -d * v), "The largest table, vocab_size."
         ),
         "the word embeddings are counted twice": Slip(
             partial(_embedding, tables=lambda v, d, m: d * v),
@@ -97,8 +93,7 @@ _embedding = partial(_miscount, budget.embedding_parameters)
             "Each row holds `hidden` numbers: multiply.",
         ),
         "these are bytes, four for each number": Slip(
-            partial(_embedding, unit=lambda v, d, m: 3 * d * (v + m + 5)),
-            "Count the numbers; bytes come later.",
+            partial(_embedding, unit=lambda v, d, m: 3 * d * (v + m + 5)), "Count numbers."
         ),
         "the word table and the position table are multiplied": Slip(
             partial(_embedding, tables=lambda v, d, m: d * (v * (m + 2) - v - (m + 2))),
@@ -220,8 +215,7 @@ _one_embedding, _one_layer = budget.embedding_parameters, budget.layer_parameter
             "XLMRobertaModel ends with a Linear(hidden, hidden), its bias included.",
         ),
         "exactly `hidden` parameters are missing": Slip(
-            partial(_whole_encoder, pooler=lambda v, d, n, h, f, m: -d),
-            "The pooler is a Linear and has a bias.",
+            partial(_whole_encoder, pooler=lambda v, d, n, h, f, m: -d), "A Linear has a bias."
         ),
         "there is a pooler in every layer": Slip(
             partial(_whole_encoder, pooler=lambda v, d, n, h, f, m: (n - 1) * (d * d + d)),
@@ -310,8 +304,7 @@ def _large_flops(source: torch.Generator) -> Draw:
             partial(_flops, factor=1), "A multiply-add is two operations: multiply by 2."
         ),
         "the backward pass is counted too": Slip(
-            partial(_flops, factor=6),
-            "Training costs about three times the forward pass; count only the forward pass.",
+            partial(_flops, factor=6), "Count only the forward pass, a third of a training step."
         ),
         "only one layer is counted": Slip(
             partial(_flops, all_layers=False), "The token passes through `layers` of them."
@@ -320,21 +313,17 @@ def _large_flops(source: torch.Generator) -> Draw:
             partial(_flops, whole_text=True), "Count one token: do not multiply by `length`."
         ),
         "the attention products are missing": Slip(
-            partial(_flops, products=0),
-            "The token's query meets `length` keys, and its weights meet `length` values.",
+            partial(_flops, products=0), "A query meets `length` keys and `length` values."
         ),
         "only one of the two attention products is counted": Slip(
-            partial(_flops, products=1),
-            "Scores are Q K^T; then the weights multiply V, at the same price.",
+            partial(_flops, products=1), "After the scores Q K^T, the weights multiply V."
         ),
         "the attention products grow with length squared": Slip(
             partial(_flops, keys=2),
-            "All tokens together look at length * length pairs; one token looks at `length` "
-            "others.",
+            "All tokens have length * length pairs; one token has `length`.",
         ),
         "the attention products do not grow with the length": Slip(
-            partial(_flops, keys=0),
-            "A token is compared with every token of the text: length * hidden multiply-adds.",
+            partial(_flops, keys=0), "A token meets every token: length * hidden multiply-adds."
         ),
         "the attention's output matrix is missing": Slip(
             partial(_flops, projections=3), "Four projections: query, key, value and output."
@@ -343,12 +332,10 @@ def _large_flops(source: torch.Generator) -> Draw:
             partial(_flops, projections=1), "Four projections: query, key, value and output."
         ),
         "only one feed-forward matrix is counted": Slip(
-            partial(_flops, matrices=1),
-            "The feed-forward goes up to `intermediate` and back down to `hidden`.",
+            partial(_flops, matrices=1), "It goes up to `intermediate` and back down to `hidden`."
         ),
         "the feed-forward block is missing": Slip(
-            partial(_flops, matrices=0),
-            "Add its two matrix products, hidden * intermediate multiply-adds each.",
+            partial(_flops, matrices=0), "Add two products of hidden * intermediate multiply-adds."
         ),
         "biases and LayerNorms are counted as matrix products": Slip(
             partial(_flops, vectors=1), "Take only the matrices, not all of layer_parameters."

@@ -1,7 +1,6 @@
 """Exercises of notebook 03, see attention."""
 
 # mypy: disable-error-code=has-type
-# (a slip may name the exercise that it stands in)
 
 from __future__ import annotations
 
@@ -89,8 +88,7 @@ def _large_scores(answer: Answer, draws: Draws) -> None:
             "d is the width of one head, query.shape[-1]; without it the softmax is too sharp.",
         ),
         "the scores are divided by d, not by its square root": Slip(
-            partial(_map, scale="d"),
-            "A dot product of d random pairs has a standard deviation of sqrt(d).",
+            partial(_map, scale="d"), "A dot product of d terms has a deviation of sqrt(d)."
         ),
         "the scores are multiplied by the square root of d": Slip(
             partial(_map, scale="up"), "Divide, so that the scores of wide heads do not grow."
@@ -100,16 +98,14 @@ def _large_scores(answer: Answer, draws: Draws) -> None:
             "Each head has a softmax of its own: d is the width of one head, query.shape[-1].",
         ),
         "the mask is ignored, so padding is looked at": Slip(
-            partial(_map, masked="no"),
-            "Give padded keys a score of minus infinity before the softmax.",
+            partial(_map, masked="no"), "Before the softmax, set padded keys to minus infinity."
         ),
         "padded keys get the score 0, which is a score like any other": Slip(
             partial(_map, masked="zero score"),
             "exp(0) is 1: use minus infinity (masked_fill with float('-inf')), not a product.",
         ),
         "the mask is applied after the softmax, so rows with padding sum to less than 1": Slip(
-            partial(_map, masked="after"),
-            "Mask the scores, before the softmax; then the real keys share the whole 1.",
+            partial(_map, masked="after"), "Mask the scores: then the real keys share the whole 1."
         ),
         "the mask hides queries and not keys": Slip(
             partial(_map, masked="queries"), "The keys are the last axis: mask[:, None, None, :]."
@@ -119,20 +115,16 @@ def _large_scores(answer: Answer, draws: Draws) -> None:
             "In the tokenizer's mask 1 is a real token; masked_fill fills where it is given True.",
         ),
         "the softmax runs over the queries": Slip(
-            partial(_map, axis=-2),
-            "Each query distributes a total of 1 over the keys, the last axis (dim=-1).",
+            partial(_map, axis=-2), "A query's weights sum to 1 over the keys, the last axis."
         ),
         "queries and keys are swapped": Slip(
-            partial(_map, swapped=True),
-            "Row q of the map belongs to query q: query @ key.transpose(-1, -2).",
+            partial(_map, swapped=True), "Row q belongs to query q: query @ key.transpose(-1, -2)."
         ),
         "these are log-probabilities": Slip(
-            partial(_map, squash="log"),
-            "An attention map holds the probabilities: softmax, not log_softmax.",
+            partial(_map, squash="log"), "A map holds probabilities: softmax, not log_softmax."
         ),
         "each score is squashed by itself (a sigmoid)": Slip(
-            partial(_map, squash="sigmoid"),
-            "The keys of a row share a total of 1: that is a softmax.",
+            partial(_map, squash="sigmoid"), "The keys of a row share a total of 1: a softmax."
         ),
     },
     otherwise=rows_must_sum_to_one(
@@ -152,29 +144,14 @@ def _one_map_each(result: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
     """Name a mean over the wrong axes by its shape."""
     batch, heads, length, _ = query.shape
     wrong_axes = {
-        (heads, length, length): (
-            "the mean runs over the batch",
-            "Axis 0 is the sentences, axis 1 the heads.",
-        ),
-        (batch, heads, length): (
-            "the mean runs over the tokens",
-            "Average over axis 1 (the heads): the map of one sentence must stay L x L.",
-        ),
-        (batch, 1, length, length): (
-            "the axis of the heads is still there, with one entry",
-            "Leave keepdim=True out.",
-        ),
-        (batch, heads, length, length): (
-            "every head still has a map of its own",
-            "Average the maps over axis 1, the heads.",
-        ),
-        (length, length): (
-            "the mean runs over the batch as well",
-            "Each sentence keeps a map of its own: average only over axis 1.",
-        ),
+        (heads, length, length): "the mean runs over the batch, axis 0",
+        (batch, heads, length): "the mean runs over the tokens",
+        (batch, 1, length, length): "the axis of the heads is still there (keepdim=True)",
+        (batch, heads, length, length): "every head still has a map of its own",
+        (length, length): "the mean runs over the batch as well",
     }
     if isinstance(result, Tensor) and tuple(result.shape) in wrong_axes:
-        raise Misconception(*wrong_axes[tuple(result.shape)])
+        raise Misconception(wrong_axes[tuple(result.shape)])
     return result
 
 
@@ -204,8 +181,7 @@ def _mean_vectors(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
             _mean_vectors, "Each head has a map of its own; average the maps, not the vectors."
         ),
         "this is the largest head at each place, not the mean": Slip(
-            lambda *qkm: attention_map.reference(*qkm).amax(1),
-            "Rows of a maximum sum to more than 1; average instead.",
+            lambda *qkm: attention_map.reference(*qkm).amax(1), "Its rows sum to more than 1."
         ),
         "this is only the first head": Slip(
             lambda *qkm: attention_map.reference(*qkm)[:, 0], "Average over all of axis 1."
@@ -256,8 +232,7 @@ def _mean_over(values: Tensor, keep: Tensor) -> Tensor:
     draws=_masked_values,
     slips={
         "padding is counted: this is the plain mean over B x L x L": Slip(
-            lambda v, m: v.mean(),
-            "Build the pairs from the mask: mask[:, :, None] * mask[:, None, :].",
+            lambda v, m: v.mean(), "Build pairs from the mask: mask[:, :, None] * mask[:, None]."
         ),
         "padded keys are left out, but padded queries are not": Slip(
             lambda v, m: _mean_over(v, m.bool()[:, None, :]),
@@ -285,8 +260,7 @@ def _mean_over(values: Tensor, keep: Tensor) -> Tensor:
             "Sum over the whole batch, then divide once by all valid pairs.",
         ),
         "the mask is upside down: this is the mean over padding": Slip(
-            lambda v, m: _mean_over(v, ~valid_pairs(m)),
-            "In the tokenizer's mask 1 is a real token.",
+            lambda v, m: _mean_over(v, ~valid_pairs(m)), "In the mask 1 is a real token."
         ),
         "a pair counts as soon as one of its two tokens is real": Slip(
             lambda v, m: _mean_over(v, m.bool()[:, :, None] | m.bool()[:, None, :]),
@@ -316,37 +290,29 @@ def _mixed(attention: Tensor) -> Tensor:
     ],
     slips={
         "the residual connection is missing": Slip(
-            lambda a, r: a @ r,
-            "Half of each token stays where it is: mix in the identity, A / 2 + I / 2.",
+            lambda a, r: a @ r, "Half of each token stays: mix in the identity, A / 2 + I / 2."
         ),
         "the two factors are in the wrong order": Slip(
-            lambda a, r: r @ _mixed(a),
-            "The new layer comes after those below, so it goes on the left.",
+            lambda a, r: r @ _mixed(a), "The new layer acts last, so it goes on the left."
         ),
         "the identity is added but nothing is halved": Slip(
             lambda a, r: 2 * _mixed(a) @ r, "Rows now sum to 2: take one half of each."
         ),
         "the identity is mixed in after the product": Slip(
-            lambda a, r: _mixed(a @ r),
-            "What stays is the result of the layers below, R: mix first, then multiply.",
+            lambda a, r: _mixed(a @ r), "What stays is a part of R: mix first, then multiply."
         ),
         "this is an element-wise product": Slip(
-            lambda a, r: _mixed(a) * r,
-            "Paths from token to token add up over the tokens between them: use @.",
+            lambda a, r: _mixed(a) * r, "Paths add up over the tokens between them: use @."
         ),
-        "the layers below are ignored": Slip(
-            lambda a, r: _mixed(a), "Multiply the mixed map by `previous`."
-        ),
+        "the layers below are ignored": Slip(lambda a, r: _mixed(a), "Multiply by `previous`."),
         "the two maps are averaged, not chained": Slip(
-            lambda a, r: 0.5 * a + 0.5 * r,
-            "One layer feeds the next: a matrix product, (A / 2 + I / 2) @ R.",
+            lambda a, r: 0.5 * a + 0.5 * r, "One layer feeds the next: (A / 2 + I / 2) @ R."
         ),
         "the map is transposed": Slip(
             lambda a, r: _mixed(a).mT @ r, "Row q of A is the query that looks; it stays a row."
         ),
         "the identity is mixed into the layers below and not into this one": Slip(
-            lambda a, r: a @ _mixed(r),
-            "The residual connection belongs to the layer that you add: mix it into A.",
+            lambda a, r: a @ _mixed(r), "The residual belongs to the layer you add: mix it into A."
         ),
     },
     otherwise=rows_must_sum_to_one(

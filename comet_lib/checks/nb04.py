@@ -1,7 +1,6 @@
 """Exercises of notebook 04, the hybrid loss."""
 
 # mypy: disable-error-code=has-type
-# (a slip may name the exercise that it stands in)
 
 from __future__ import annotations
 
@@ -48,15 +47,13 @@ def _must_be_zero(answer: Answer, draw: tuple[Any, ...], message: str, look: str
     ),
     slips={
         "the two distributions are swapped: this is KL(q || p)": Slip(
-            lambda p, q: kl_divergence.reference(q, p),
-            "The weights in front of the logarithms are the teacher's, p.",
+            lambda p, q: kl_divergence.reference(q, p), "The weights are the teacher's, p."
         ),
         "the sign is wrong: a KL divergence is never negative": Slip(
             lambda p, q: -kl_divergence.reference(p, q), "Write log p - log q, which is log(p / q)."
         ),
         "this is the cross-entropy, not the KL": Slip(
-            lambda p, q: -torch.xlogy(p, q).sum(-1).mean(),
-            "Subtract the entropy of p: for q = p the result must be 0.",
+            lambda p, q: -torch.xlogy(p, q).sum(-1).mean(), "Subtract the entropy of p."
         ),
         "the mean runs over the classes too": Slip(
             lambda p, q: kl_divergence.reference(p, q) / p.shape[-1],
@@ -67,12 +64,10 @@ def _must_be_zero(answer: Answer, draw: tuple[Any, ...], message: str, look: str
             "The loss must not grow with the batch: divide by the number of rows.",
         ),
         "the logarithms are not natural but to base 2": Slip(
-            lambda p, q: (p * (p.log2() - q.log2())).sum(-1).mean(),
-            "Use torch.log: nats, as in the library.",
+            lambda p, q: (p * (p.log2() - q.log2())).sum(-1).mean(), "Use torch.log: nats."
         ),
         "the weights p in front of the logarithms are missing": Slip(
-            lambda p, q: (p.log() - q.log()).sum(-1).mean(),
-            "Multiply each log(p / q) by p before you sum.",
+            lambda p, q: (p.log() - q.log()).sum(-1).mean(), "Multiply each log(p / q) by p."
         ),
         "the softmax is applied to probabilities": Slip(
             lambda p, q: kl_divergence.reference(p.softmax(-1), q.softmax(-1)),
@@ -104,12 +99,12 @@ def _gradient(
     T: float,
     *,
     power: int = 1,
-    softened: tuple[int, int] = (1, 1),
+    hot: tuple[int, int] = (1, 1),
     axis: int = -1,
     of: Callable[..., Tensor] = torch.softmax,
 ) -> Tensor:
     """The gradient with some parts replaced by slips; with none, the right value."""
-    return T**power * (of(s / T ** softened[0], axis) - of(t / T ** softened[1], axis)) / len(s)
+    return T**power * (of(s / T ** hot[0], axis) - of(t / T ** hot[1], axis)) / len(s)
 
 
 def _rows_sum_to_zero(answer: Answer, draws: Draws) -> None:
@@ -128,36 +123,32 @@ def _rows_sum_to_zero(answer: Answer, draws: Draws) -> None:
     ],
     slips={
         "one factor T is missing": Slip(
-            partial(_gradient, power=0),
-            "T squared from the loss times 1/T from the chain rule (s / T) leaves one T.",
+            partial(_gradient, power=0), "T squared of the loss times 1/T of the chain rule is T."
         ),
         "there is one factor T too many": Slip(
-            partial(_gradient, power=2),
-            "The chain rule through s / T brings 1/T: of T squared only one T stays.",
+            partial(_gradient, power=2), "The chain rule through s / T divides T squared by T."
         ),
         "this is the gradient of the loss without T squared": Slip(
             partial(_gradient, power=-1), "Multiply by T squared."
         ),
         "the sign is wrong: this points from the student to the teacher": Slip(
-            lambda s, t, T: -_gradient(s, t, T),
-            "A gradient points uphill; it is student minus teacher.",
+            lambda s, t, T: -_gradient(s, t, T), "A gradient points uphill: student minus teacher."
         ),
         "it is not divided by the number of rows": Slip(
             lambda s, t, T: _gradient(s, t, T) * len(s),
             "The loss is a mean over N rows, so each row's gradient is divided by N.",
         ),
         "it is divided by the number of all entries": Slip(
-            lambda s, t, T: _gradient(s, t, T) / s.shape[-1],
-            "Divide only by the number of rows, len(student_logits).",
+            lambda s, t, T: _gradient(s, t, T) / s.shape[-1], "Divide only by the number of rows."
         ),
         "the logits are not softened": Slip(
-            partial(_gradient, softened=(0, 0)), "Divide both by T before the softmax."
+            partial(_gradient, hot=(0, 0)), "Divide both by T before the softmax."
         ),
         "the student's logits are not softened": Slip(
-            partial(_gradient, softened=(0, 1)), "Write s / T."
+            partial(_gradient, hot=(0, 1)), "Write s / T."
         ),
         "the teacher's logits are not softened": Slip(
-            partial(_gradient, softened=(1, 0)), "Write t / T."
+            partial(_gradient, hot=(1, 0)), "Write t / T."
         ),
         "the softmax runs over the rows": Slip(
             partial(_gradient, axis=0), "The classes are the last axis: dim=-1."
@@ -166,8 +157,7 @@ def _rows_sum_to_zero(answer: Answer, draws: Draws) -> None:
             lambda s, t, T: (s - t) / s.numel(), "For a finite T the softmax stays."
         ),
         "the logarithms of the probabilities are subtracted": Slip(
-            partial(_gradient, of=torch.log_softmax),
-            "The derivative of log-softmax gives the probabilities themselves.",
+            partial(_gradient, of=torch.log_softmax), "Subtract the probabilities themselves."
         ),
     },
     otherwise=_rows_sum_to_zero,
@@ -230,15 +220,13 @@ def _more_padding_changes_nothing(answer: Answer, draws: Draws) -> None:
             partial(_mse, queries=False), "Mask the rows too: mask[:, :, None]."
         ),
         "padded keys are counted": Slip(
-            partial(_mse, keys=False), "Mask the columns too: mask[:, None, :]."
+            partial(_mse, keys=False), "Mask columns too: mask[:, None]."
         ),
         "the errors at padding are left out, but it still counts in the division": Slip(
-            partial(_mse, by="all"),
-            "Divide by the number of valid pairs, pairs.sum(), not by B * L * L.",
+            partial(_mse, by="all"), "Divide by the number of valid pairs, not by B * L * L."
         ),
         "the sum is divided by the number of rows, not of pairs": Slip(
-            partial(_mse, by="rows"),
-            "A mean of squared errors divides by the number of entries it sums.",
+            partial(_mse, by="rows"), "Divide by the number of entries in the sum."
         ),
         "the sum is divided by the number of sentences": Slip(
             partial(_mse, by="batch"), "Divide by the number of valid pairs."
@@ -319,31 +307,26 @@ def _gradients_and_blind_student(answer: Answer, draws: Draws) -> None:
     ),
     slips={
         "rows of padded queries are counted": Slip(
-            partial(_row_kl, rows="all"),
-            "A padded query's row sums to 1 as well, but means nothing: leave it out.",
+            partial(_row_kl, rows="all"), "A padded query's row means nothing: leave it out."
         ),
         "padded rows are left out of the sum, but not of the division": Slip(
-            partial(_row_kl, by="all"),
-            "Divide by mask.sum(), the number of valid rows, not by B * L.",
+            partial(_row_kl, by="all"), "Divide by the number of valid rows, mask.sum()."
         ),
         "the two maps are swapped: this is KL(student || teacher)": Slip(
             lambda s, t, m: _row_kl(t, s, m), "The teacher's weights come before the logarithms."
         ),
         "the sum is divided by the number of sentences": Slip(
             partial(_row_kl, by="batch"),
-            "F.kl_div's batchmean divides only by the first axis; here the rows are the batch: "
-            "divide by mask.sum().",
+            "F.kl_div's batchmean divides by the first axis; divide by mask.sum().",
         ),
         "the sum is divided by the number of pairs": Slip(
-            partial(_row_kl, by="pairs"),
-            "A KL is a sum over keys: average only over rows, or the 1/L comes back.",
+            partial(_row_kl, by="pairs"), "A KL is a sum over keys: average only over rows."
         ),
         "the rows are summed, not averaged": Slip(
             partial(_row_kl, by="nothing"), "Divide by the number of valid rows."
         ),
         "this is the cross-entropy, not the KL": Slip(
-            partial(_row_kl, entropy=False),
-            "Subtract the entropy of the teacher's rows: equal maps must give 0.",
+            partial(_row_kl, entropy=False), "Subtract the teacher's entropy: equal maps give 0."
         ),
         "the sign is wrong: a KL divergence is never negative": Slip(
             partial(_row_kl, sign=-1), "Write log teacher - log student."
@@ -384,19 +367,13 @@ def _hybrid_draws(source: torch.Generator) -> Draws:
 
 
 def _hybrid(
-    sl: Tensor,
-    tl: Tensor,
-    sm: Tensor,
-    tm: Tensor,
-    mask: Tensor,
-    T: float,
-    alpha: float,
-    *,
+    *draw: Any,
     soft: Callable[[float, float], float] = lambda a, T: a,
     maps: Callable[[float, float], float] = lambda a, T: 1 - a,
     attention: Answer = losses.attention_kl,
 ) -> Tensor:
     """The two losses, each with its weight (a function of alpha and T)."""
+    sl, tl, sm, tm, mask, T, alpha = draw
     soft_loss, map_loss = losses.soft_target_loss(sl, tl, T), attention(sm, tm, mask)
     return soft(alpha, T) * soft_loss + maps(alpha, T) * map_loss
 
@@ -410,8 +387,7 @@ def _hybrid(
             "alpha belongs to the soft targets, 1 - alpha to the attention.",
         ),
         "the attention term has no weight": Slip(
-            partial(_hybrid, maps=lambda a, T: 1),
-            "Multiply it by (1 - alpha), so that both weights sum to 1.",
+            partial(_hybrid, maps=lambda a, T: 1), "Multiply it by 1 - alpha."
         ),
         "the soft targets have no weight": Slip(
             partial(_hybrid, soft=lambda a, T: 1), "Multiply them by alpha."
@@ -420,8 +396,7 @@ def _hybrid(
             partial(_hybrid, maps=lambda a, T: a), "The attention term has 1 - alpha."
         ),
         "the two terms are added without weights": Slip(
-            partial(_hybrid, soft=lambda a, T: 1, maps=lambda a, T: 1),
-            "alpha and 1 - alpha are missing.",
+            partial(_hybrid, soft=lambda a, T: 1, maps=lambda a, T: 1), "Use alpha and 1 - alpha."
         ),
         "the soft targets lack the factor T squared": Slip(
             partial(_hybrid, soft=lambda a, T: a / T**2),
@@ -432,27 +407,23 @@ def _hybrid(
             "There is no temperature in the maps: T squared belongs to the soft targets only.",
         ),
         "T squared is there twice": Slip(
-            partial(_hybrid, soft=lambda a, T: a * T**2),
-            "losses.soft_target_loss multiplies by T * T already.",
+            partial(_hybrid, soft=lambda a, T: a * T**2), "losses.soft_target_loss has it."
         ),
         "the attention term is the MSE, but the row-wise KL is wanted": Slip(
-            partial(_hybrid, attention=losses.attention_mse),
-            "Use attention_row_kl, or losses.attention_kl.",
+            partial(_hybrid, attention=losses.attention_mse), "Use attention_row_kl."
         ),
         "teacher and student are swapped in the soft targets": Slip(
             lambda sl, tl, *rest: _hybrid(tl, sl, *rest), "The student's logits come first."
         ),
         "teacher and student are swapped in the maps": Slip(
-            lambda sl, tl, sm, tm, *rest: _hybrid(sl, tl, tm, sm, *rest),
-            "The student's maps come first.",
+            lambda sl, tl, sm, tm, *rest: _hybrid(sl, tl, tm, sm, *rest), "Student's maps first."
         ),
         "the temperature is left at 1": Slip(
             lambda sl, tl, sm, tm, m, T, a: _hybrid(sl, tl, sm, tm, m, 1.0, a),
             "Pass the temperature to the soft-target loss.",
         ),
         "the attention term counts padding": Slip(
-            partial(_hybrid, attention=partial(_row_kl, rows="all")),
-            "Pass the mask to the attention loss.",
+            partial(_hybrid, attention=partial(_row_kl, rows="all")), "Pass on the mask."
         ),
     },
     extra=lambda answer, draws: check_gradients(answer, draws[0], (0, 2), (1, 3)),

@@ -1,7 +1,6 @@
 """Exercises of notebook 05, stage one: distil without labels."""
 
 # mypy: disable-error-code=has-type
-# (a slip may name the exercise that it stands in)
 
 from __future__ import annotations
 
@@ -50,23 +49,19 @@ def _must_be_bool(answer: Answer, draws: Draws) -> None:
     ],
     slips={
         "True and False are swapped": Slip(
-            lambda labels, ignore: labels == ignore,
-            "`ignore` marks the positions that were NOT hidden; you want the others.",
+            lambda y, ignore: y == ignore, "`ignore` marks the positions that were NOT hidden."
         ),
         "piece 0 is lost": Slip(
-            lambda labels, ignore: labels > 0,
-            "0 is the number of a piece; only `ignore` means 'no label'.",
+            lambda y, ignore: y > 0, "0 is the number of a piece; only `ignore` means 'no label'."
         ),
         "every position is kept": Slip(
-            lambda labels, ignore: torch.ones_like(labels),
-            "Most positions were not hidden; their label is `ignore`.",
+            lambda y, ignore: torch.ones_like(y), "The label of most positions is `ignore`."
         ),
         "the number -100 is written into your function": Slip(
-            lambda labels, ignore: labels != IGNORE,
-            "Compare with the argument `ignore`: other code marks with -1 or 0.",
+            lambda y, ignore: y != IGNORE, "Compare with `ignore`: other code marks with -1 or 0."
         ),
         "these are the labels themselves, with 0 where there is none": Slip(
-            lambda labels, ignore: labels.masked_fill(labels == ignore, 0),
+            lambda y, ignore: y.masked_fill(y == ignore, 0),
             "Return True or False for each position: the comparison itself.",
         ),
     },
@@ -102,7 +97,6 @@ def _logit_draws(source: torch.Generator) -> Draws:
 
 
 INVERTED = "you keep the positions that were not hidden"
-SELECT = "A label of -100 means: not hidden. Select labels != -100."
 
 
 def _masked_shape(result: Any, hidden: Tensor, labels: Tensor, head: _Head) -> Any:
@@ -111,22 +105,13 @@ def _masked_shape(result: Any, hidden: Tensor, labels: Tensor, head: _Head) -> A
     if not isinstance(result, Tensor) or result.shape == (masked, classes):
         return result
     named = {
-        (*labels.shape, classes): (
-            "you return logits at all positions, shape (B, L, V)",
-            "Only the M masked positions count: the result has the shape (M, V).",
-        ),
-        (int((labels > 0).sum()), classes): (
-            "piece 0 is lost",
-            "0 is the number of a piece; select labels != -100.",
-        ),
-        (labels.numel() - masked, classes): (INVERTED, SELECT),
-        (masked, hidden.shape[-1]): (
-            "these are the hidden states at the masked positions, not logits",
-            "Gathering is half of it: now apply head(...) to them.",
-        ),
+        (*labels.shape, classes): "you return logits at all positions, shape (B, L, V)",
+        (int((labels > 0).sum()), classes): "piece 0 is lost: only -100 means no label",
+        (labels.numel() - masked, classes): INVERTED,
+        (masked, hidden.shape[-1]): "these are the hidden states, not logits",
     }
     if tuple(result.shape) in named:
-        raise Misconception(*named[tuple(result.shape)])
+        raise Misconception(named[tuple(result.shape)])
     return result
 
 
@@ -149,11 +134,10 @@ def _head_runs_on_few(answer: Answer, draws: Draws) -> None:
     draws=_logit_draws,
     read=_masked_shape,
     slips={
-        INVERTED: Slip(lambda h, y, head: head(h[y == IGNORE]), SELECT),
+        INVERTED: Slip(lambda h, y, head: head(h[y == IGNORE])),
         "the positions come in another order": Slip(
             lambda h, y, head: head(h[y != IGNORE].flip(0)),
-            "Boolean indexing reads row after row; leave it as it comes, so that it fits "
-            "labels[labels != -100].",
+            "Keep the order of labels[labels != -100]: row after row.",
         ),
         "these are probabilities, not logits": Slip(
             lambda h, y, head: head(h[y != IGNORE]).softmax(-1),
@@ -195,36 +179,30 @@ def _one_layer_each(result: Any, student_layers: int, teacher_layers: int) -> Te
     read=_one_layer_each,
     slips={
         "the layers are counted from 1": Slip(
-            lambda s, t: [(i + 1) * t // s for i in range(s)],
-            "The library counts from 0: subtract 1 from each.",
+            lambda s, t: [(i + 1) * t // s for i in range(s)], "Count from 0: subtract 1."
         ),
         "you take the first layer of each group": Slip(
             partial(layer_map, how="skip"),
             "Take the last one, so that the student's last layer learns from the teacher's last.",
         ),
         "you take the top layers only": Slip(
-            partial(layer_map, how="last"),
-            "Spread the student's layers evenly over the teacher's.",
+            partial(layer_map, how="last"), "Spread the student's layers evenly over the teacher's."
         ),
         "you take the bottom layers only": Slip(
             lambda s, t: range(s), "Spread the student's layers evenly over the teacher's."
         ),
         "the size of a group is rounded before it is multiplied": Slip(
             lambda s, t: [(i + 1) * (t // s) - 1 for i in range(s)],
-            "With 3 student and 4 teacher layers T // S is 1 and the last layer is never reached: "
-            "multiply first, then divide.",
+            "Multiply first, then divide: 4 // 3 is 1 and never reaches the last layer.",
         ),
         "fractions are kept": Slip(
-            lambda s, t: [(i + 1) * t / s - 1 for i in range(s)],
-            "A layer has a whole number: use // rather than /.",
+            lambda s, t: [(i + 1) * t / s - 1 for i in range(s)], "Use // rather than /."
         ),
         "the layers run from the first to the last, both included": Slip(
             lambda s, t: torch.linspace(0, t - 1, s).long(),
             "The first student layer takes the end of the first group, not teacher layer 0.",
         ),
-        "the list runs backwards": Slip(
-            lambda s, t: layer_map(s, t)[::-1], "Student layer 0 comes first."
-        ),
+        "the list runs backwards": Slip(lambda s, t: layer_map(s, t)[::-1], "Layer 0 comes first."),
     },
 )
 def match_layers(student_layers: int, teacher_layers: int) -> list[int]:
@@ -249,16 +227,13 @@ def _nll(logits: Tensor, labels: Tensor) -> Tensor:
             lambda x, y: _nll(x, y).mean(), "Finish with .exp()."
         ),
         "the losses are summed, not averaged": Slip(
-            lambda x, y: _nll(x, y).sum().exp(),
-            "The perplexity of a text must not grow with its length: take the mean.",
+            lambda x, y: _nll(x, y).sum().exp(), "It must not grow with the text: take the mean."
         ),
         "the exponential is taken before the mean": Slip(
-            lambda x, y: _nll(x, y).exp().mean(),
-            "Average the losses first; exp comes last (the geometric mean of 1/p).",
+            lambda x, y: _nll(x, y).exp().mean(), "Average first (the geometric mean of 1/p)."
         ),
         "the mean divides by all positions, masked or not": Slip(
-            lambda x, y: (_nll(x, y).sum() / y.numel()).exp(),
-            "Divide by the number of masked positions.",
+            lambda x, y: (_nll(x, y).sum() / y.numel()).exp(), "Count masked positions only."
         ),
         "2 is raised to a loss in nats": Slip(
             lambda x, y: 2 ** _nll(x, y).mean(),

@@ -1,7 +1,6 @@
 """Exercises of notebook 06, stage two."""
 
 # mypy: disable-error-code=has-type
-# (a slip may name the exercise that it stands in)
 
 from __future__ import annotations
 
@@ -106,12 +105,10 @@ def _geometric(first: Tensor, second: Tensor, weight: float) -> Tensor:
     ],
     slips={
         "the two teachers are swapped": Slip(
-            lambda a, b, w: w * a + (1 - w) * b,
-            "With weight 0 the second teacher must not count at all.",
+            lambda a, b, w: w * a + (1 - w) * b, "With weight 0 only the first teacher counts."
         ),
         "the first teacher counts in full beside the second's share": Slip(
-            lambda a, b, w: a + w * b,
-            "Then a row sums to 1 + weight: give the first teacher what is left, 1 - weight.",
+            lambda a, b, w: a + w * b, "Give the first teacher what is left, 1 - weight."
         ),
         "both teachers count by the same weight": Slip(
             lambda a, b, w: w * a + w * b, "Give the first teacher what is left, 1 - weight."
@@ -218,22 +215,27 @@ def _certain_teacher_and_gradient(answer: Answer, draws: Draws) -> None:
     look="alpha * KL over all rows + (1 - alpha) * cross-entropy over the rows with a label.",
     draws=_mixed_draws,
     slips={
+        "the soft loss is no longer weighted by alpha": Slip(
+            _only_with_labels(losses.soft_target_loss_from_probs),
+            "Keep the weights: alpha * soft + (1 - alpha) * 0.",
+        ),
+        "the soft loss is lost": Slip(
+            _only_with_labels(lambda z, q: z.sum() * 0), "Such rows still have their soft targets."
+        ),
         "the hard loss is divided by all rows, labelled or not": Slip(
             partial(_mixed, hard_count="all"),
-            "Average it over the labelled rows: F.cross_entropy(logits[known], labels[known]). "
-            "Otherwise a batch with few labels hardly listens to them.",
+            "Average it over the labelled rows: F.cross_entropy(logits[known], labels[known]).",
         ),
         "the hard loss is summed, not averaged": Slip(
             partial(_mixed, hard_count="sum"), "Divide it by the number of labelled rows."
         ),
         "the soft targets reach only the labelled rows": Slip(
             partial(_mixed, soft_rows="labelled"),
-            "Every row has a soft target, so average the soft loss over all rows: otherwise the "
-            "unlabelled ones teach nothing.",
+            "Average it over all rows: otherwise the unlabelled ones teach nothing.",
         ),
         "the soft targets reach only the unlabelled rows": Slip(
             partial(_mixed, soft_rows="unlabelled"),
-            "A labelled row has a soft target too: average the soft loss over all rows.",
+            "A labelled row has a soft target too: average over all.",
         ),
         "alpha is the weight of the hard labels": Slip(
             partial(_mixed, shares=lambda alpha: (1 - alpha, alpha)),
@@ -259,26 +261,14 @@ def _certain_teacher_and_gradient(answer: Answer, draws: Draws) -> None:
         ),
         "the soft loss is a cross-entropy, which is the KL plus the teacher's entropy": Slip(
             partial(_mixed, soft_kind="cross-entropy"),
-            "Its gradient is the same, but it is not 0 where the student equals its teacher: use "
-            "the KL divergence.",
+            "Use the KL divergence: it is 0 where the student equals its teacher.",
         ),
         "the two sides of the KL divergence are swapped": Slip(
-            partial(_mixed, soft_kind="swapped"),
-            "KL(teacher || student): the teacher's probabilities are the weights.",
+            partial(_mixed, soft_kind="swapped"), "The weights are the teacher's probabilities."
         ),
         "the soft loss is averaged over the classes too (reduction='mean')": Slip(
             partial(_mixed, soft_count="entries"),
             "A KL is a sum over classes: average over the rows only (reduction='batchmean').",
-        ),
-        "the soft loss is no longer weighted by alpha": Slip(
-            _only_with_labels(losses.soft_target_loss_from_probs),
-            "Keep the weights: alpha * soft + (1 - alpha) * 0.",
-            edge=True,
-        ),
-        "the soft loss is lost": Slip(
-            _only_with_labels(lambda z, q: z.sum() * 0),
-            "Such rows still have their soft targets.",
-            edge=True,
         ),
     },
     edge_case="in a batch without labels",

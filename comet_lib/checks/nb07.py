@@ -1,7 +1,6 @@
 """Exercises of notebook 07, measure honestly."""
 
 # mypy: disable-error-code=has-type
-# (a slip may name the exercise that it stands in)
 
 from __future__ import annotations
 
@@ -104,17 +103,14 @@ def _missing_labels(answer: Answer, draws: Draws) -> None:
     draws=_labelled,
     slips={
         "this is the accuracy (and so is the weighted mean of the recalls)": Slip(
-            _accuracy,
-            "Take precision and recall together: 2 * hits / (true + guessed) for each label.",
+            _accuracy, "For each label take F1, 2 * hits / (true + guessed)."
         ),
         "every label counts the same: this is macro F1": Slip(
-            partial(_average_f1, weights="equal"),
-            "Weight each label by its share of the true labels.",
+            partial(_average_f1, weights="equal"), "Weight labels by their share of the true ones."
         ),
         "the weights come from the predictions": Slip(
             partial(_average_f1, weights="guessed"),
-            "Count how often a label is true, not how often it is guessed; a model must not "
-            "choose its own weights.",
+            "Count how often a label is true: a model must not choose its own weights.",
         ),
         "this is a fraction, but percent is wanted": Slip(
             lambda y, g: _average_f1(y, g) / 100, "Multiply by 100."
@@ -126,8 +122,7 @@ def _missing_labels(answer: Answer, draws: Draws) -> None:
             _f1_of_averages, "Take F1 of each label first, then average."
         ),
         "the factor 2 of F1 is missing": Slip(
-            lambda y, g: _average_f1(y, g) / 2,
-            "F1 is 2 * hits / (true + guessed): a perfect model must reach 100.",
+            lambda y, g: _average_f1(y, g) / 2, "A perfect model must reach 100."
         ),
     },
     extra=_missing_labels,
@@ -182,12 +177,10 @@ def _normal_interval(scores: np.ndarray, scale: float = 1.0) -> tuple[float, flo
         ),
         "the standard deviation is divided by the root of the number of draws": Slip(
             lambda s: _normal_interval(s, len(s) ** -0.5),
-            "We choose the number of draws: an interval must not shrink with it. The spread of "
-            "the scores is already the uncertainty.",
+            "An interval must not shrink with more draws: the spread is the uncertainty.",
         ),
         "this is the mean plus and minus 1.96 standard deviations": Slip(
-            _normal_interval,
-            "That assumes a normal curve; take the percentiles, which follow any shape.",
+            _normal_interval, "Percentiles need no normal curve."
         ),
         "the high end comes first": Slip(
             partial(np.percentile, q=(97.5, 2.5)), "Return low, high."
@@ -250,8 +243,7 @@ def _a_model_equals_itself(answer: Answer, draws: Draws) -> None:
             "Ours minus theirs, so that a positive difference speaks for us.",
         ),
         "the sign of the differences is dropped": Slip(
-            lambda *draw: abs(_differences(*draw)),
-            "A draw in which theirs wins must count against ours.",
+            lambda *draw: abs(_differences(*draw)), "A draw that theirs wins must count."
         ),
         "these are fractions, but points are wanted": Slip(
             lambda *draw: _differences(*draw) / 100, "Use weighted F1 in percent."
@@ -364,16 +356,13 @@ def _first_only(train_texts: Sequence[str], dev_texts: Sequence[str]) -> list[bo
     slips={
         "texts are compared as they are written": Slip(
             partial(_alike, form=str),
-            "One tone mark has two spellings in Unicode, and spaces may double: normalise both "
-            "sides.",
+            "Normalise both: one tone mark has two spellings, and spaces may double.",
         ),
         "runs of white space are not made equal": Slip(
-            partial(_alike, form=partial(unicodedata.normalize, "NFC")),
-            "Use normalise, which does that as well.",
+            partial(_alike, form=partial(unicodedata.normalize, "NFC")), "Use normalise."
         ),
         "the two spellings of a tone mark in Unicode are not made equal": Slip(
-            partial(_alike, form=lambda text: " ".join(text.split())),
-            "Use normalise, which brings both sides to NFC.",
+            partial(_alike, form=lambda text: " ".join(text.split())), "Use normalise."
         ),
         "capital and small letters count as equal": Slip(
             partial(_alike, form=lambda text: normalise(text.casefold())),
@@ -392,8 +381,7 @@ def _first_only(train_texts: Sequence[str], dev_texts: Sequence[str]) -> list[bo
             "True must mark the rows whose text is in train.",
         ),
         "of a text that is twice in dev only the first is marked": Slip(
-            _first_only,
-            "Every row that is in train is leaked, so walk over the rows, not over a set.",
+            _first_only, "Every row that is in train is leaked: walk over the rows."
         ),
     },
 )

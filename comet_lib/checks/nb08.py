@@ -1,7 +1,6 @@
 """Exercises of notebook 08, shrink and ship."""
 
 # mypy: disable-error-code=has-type
-# (a slip may name the exercise that it stands in)
 
 from __future__ import annotations
 
@@ -185,8 +184,7 @@ def _tokens(source: torch.Generator) -> Draws:
             lambda i, k: 100 * len(k) / len(i.unique()), "Look at each token of ids."
         ),
         "the tokens are divided by the number of kept pieces": Slip(
-            lambda i, k: token_coverage.reference(i, k) * len(i) / len(k),
-            "Divide by the number of tokens.",
+            lambda i, k: token_coverage.reference(i, k) * len(i) / len(k), "Divide by len(ids)."
         ),
         "this is a count, not a percentage": Slip(lambda i, k: float(torch.isin(i, k).sum())),
     },
@@ -284,16 +282,13 @@ def _row_of_zeros(answer: Answer, draws: Draws) -> None:
         ),
         "the scale is the largest size / (2 ** bits - 1)": Slip(
             partial(_quantised, levels=lambda bits: 2**bits - 1),
-            "That is the number of steps from end to end; on each side of zero there are "
-            "2 ** (bits - 1) - 1.",
+            "On each side of zero there are 2 ** (bits - 1) - 1 steps.",
         ),
         "bits is not used: the codes always go up to 127": Slip(
-            partial(_quantised, levels=lambda bits: 127),
-            "With 4 bits they end at 7: 2 ** (bits - 1) - 1.",
+            partial(_quantised, levels=lambda bits: 127), "With 4 bits they end at 7."
         ),
         "the codes are cut off, not rounded": Slip(
-            partial(_quantised, rounding=torch.trunc),
-            "`.to(torch.int8)` drops the fraction: call .round() before it.",
+            partial(_quantised, rounding=torch.trunc), "Call .round() before .to(torch.int8)."
         ),
         "the codes are rounded down": Slip(
             partial(_quantised, rounding=torch.floor),
@@ -354,20 +349,17 @@ def _front(sizes: Tensor, scores: Tensor, strict: str = "one") -> Tensor:
     slips={
         "True marks the forms that are beaten": Slip(lambda s, f: ~_front(s, f), "Negate it."),
         "a larger form counts as the better one": Slip(
-            lambda s, f: _front(-s, f),
-            "Size is a cost: smaller is better. Score is a gain: higher is better.",
+            lambda s, f: _front(-s, f), "Smaller sizes and higher scores are better."
         ),
         "a form is off the front only if another is better in both respects": Slip(
             partial(_front, strict="both"), "Equal in size and worse in score is beaten too."
         ),
         "every form beats itself": Slip(
             partial(_front, strict="none"),
-            "No larger and no worse is not enough, as each form is that to itself: ask for "
-            "strictly better in at least one of both.",
+            "Ask for no larger, no worse, and strictly better in at least one of both.",
         ),
         "only the smallest and the best form are left": Slip(
-            lambda s, f: (s == s.min()) | (f == f.max()),
-            "The front is all forms between them that no other beats.",
+            lambda s, f: (s == s.min()) | (f == f.max()), "Keep all forms that no other beats."
         ),
         "only the size is looked at": Slip(partial(_front, strict="size")),
         "only the score is looked at": Slip(partial(_front, strict="score")),

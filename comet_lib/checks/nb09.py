@@ -1,7 +1,6 @@
 """Exercises of notebook 09, capstone."""
 
 # mypy: disable-error-code=has-type
-# (a slip may name the exercise that it stands in)
 
 from __future__ import annotations
 
@@ -56,8 +55,7 @@ def _common(ours: Scores, theirs: Scores) -> np.ndarray:
             lambda a, b: float(_common(a, b).max()), "Take the mean; one lucky seed is no result."
         ),
         "the sign is reversed": Slip(
-            lambda a, b: float(-_common(a, b).mean()),
-            "Ours minus theirs, so that a positive number speaks for us.",
+            lambda a, b: float(-_common(a, b).mean()), "Take ours minus theirs."
         ),
         "the differences are added up, not averaged": Slip(
             lambda a, b: float(_common(a, b).sum()), "Divide by the number of seeds in common."
@@ -109,24 +107,19 @@ def _numbers(wanted: str) -> Any:
             "That is safe too, but loses power. The second smallest needs only m - 1, and so on.",
         ),
         "an adjusted value is smaller than that of a smaller p-value": Slip(
-            partial(_holm, change="falls"),
-            "Going up the sorted values, keep the largest so far: np.maximum.accumulate.",
+            partial(_holm, change="falls"), "Keep the largest so far: np.maximum.accumulate."
         ),
         "a probability is above 1": Slip(partial(_holm, change="no cap"), "Cut at 1: np.minimum."),
         "the values come back sorted": Slip(
-            partial(_holm, change="sorted"),
-            "Put each back where its p-value was: out[order] = adjusted.",
+            partial(_holm, change="sorted"), "Restore the order: out[order] = adjusted."
         ),
         "the smallest p-value gets the smallest factor": Slip(
-            partial(_holm, change="reversed"),
-            "The smallest is the most likely to be luck: it gets m.",
+            partial(_holm, change="reversed"), "The smallest p-value gets the factor m."
         ),
         "the factors are one too small: the smallest gets m - 1": Slip(
             partial(_holm, change="late"), "The smallest of m gets m, the largest gets 1."
         ),
-        "nothing is corrected": Slip(
-            lambda p: p, "Of twenty true nulls, one is expected below 0.05."
-        ),
+        "nothing is corrected": Slip(lambda p: p, "One of 20 true nulls falls below 0.05."),
     },
 )
 def holm(p: np.ndarray) -> np.ndarray:
@@ -161,24 +154,21 @@ def _variant_and_score(result: Any, *draw: np.ndarray) -> Tensor:
     slips={
         "the variant is chosen on test": Slip(
             lambda d, t: (t.mean(1).argmax(), t.mean(1).max()),
-            "The best of many on test is best partly by luck on test: its score is too high. "
-            "Choose on dev.",
+            "Choose on dev: the best of many on test owes its score partly to luck on test.",
         ),
         "the score is that of dev": Slip(
             lambda d, t: (d.mean(1).argmax(), d.mean(1).max()),
             "The winner on dev was chosen for its dev score, which is too high for that reason.",
         ),
         "the variant with the best single seed is chosen": Slip(
-            lambda d, t: (d.max(1).argmax(), t[d.max(1).argmax()].mean()),
-            "Choose by the mean over the seeds.",
+            lambda d, t: (d.max(1).argmax(), t[d.max(1).argmax()].mean()), "Choose by the mean."
         ),
         "the best seed's test score is reported": Slip(
             lambda d, t: (d.mean(1).argmax(), t[d.mean(1).argmax()].max()),
             "Report the mean over the seeds: nobody knows beforehand which will be the lucky one.",
         ),
         "the test score is that of the best variant on test, not of the chosen one": Slip(
-            lambda d, t: (d.mean(1).argmax(), t.mean(1).max()),
-            "Report the variant you chose, whatever another one did.",
+            lambda d, t: (d.mean(1).argmax(), t.mean(1).max()), "Report the variant you chose."
         ),
     },
 )

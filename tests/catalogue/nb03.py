@@ -173,7 +173,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "raises": (lambda q, k, m: q @ k, "RuntimeError"),
     },
     "head_mean": {
-        "batch": (lambda q, k, m: fast_map(q, k, m).mean(0), "runs over the batch. "),
+        "batch": (lambda q, k, m: fast_map(q, k, m).mean(0), "over the batch, axis 0"),
         "tokens": (lambda q, k, m: fast_map(q, k, m).mean(-1), "runs over the tokens"),
         "keepdim": (lambda q, k, m: fast_map(q, k, m).mean(1, keepdim=True), "still there"),
         "no mean": (lambda q, k, m: fast_map(q, k, m), "every head still has"),

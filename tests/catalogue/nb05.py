@@ -83,7 +83,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "head first": (lambda h, y, head: head(h)[y != -100], "the head ran at"),
         "all": (lambda h, y, head: head(h), "logits at all positions"),
         "inverted": (lambda h, y, head: head(h[y == -100]), "not hidden. Select"),
-        "hidden": (lambda h, y, head: h[y != -100], "not logits. Gathering"),
+        "hidden": (lambda h, y, head: h[y != -100], "the hidden states, not logits"),
         "piece 0": (lambda h, y, head: head(h[y > 0]), "piece 0 is lost"),
         "order": (lambda h, y, head: head(h[y != -100]).flip(0), "another order"),
         "softmax": (lambda h, y, head: head(h[y != -100]).softmax(-1), "are probabilities"),
