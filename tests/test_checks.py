@@ -33,10 +33,9 @@ SOLUTIONS: dict[str, list[Any]] = {k: v for c in CATALOGUES for k, v in c.SOLUTI
 MUTANTS: dict[str, dict[str, tuple[Any, str]]] = {
     k: v for c in CATALOGUES for k, v in c.MUTANTS.items()
 }
-EACH_SOLUTION = [(n, i) for n, answers in SOLUTIONS.items() for i in range(len(answers))]
-EACH_MUTANT = [(name, kind) for name, mutants in MUTANTS.items() for kind in mutants]
 EACH_SLIP = [(name, message) for name, it in check.EXERCISES.items() for message in it.slips]
-REPEATS = 3  # each time with other random tensors
+REPEATS = 2  # each time with other random arguments
+each_exercise = pytest.mark.parametrize("name", check.EXERCISES)
 
 
 def endless(*_: Any) -> Any:
@@ -54,16 +53,11 @@ def test_every_exercise_is_catalogued() -> None:
         assert getattr(check, name) is exercise
 
 
-@pytest.mark.parametrize(("name", "index"), EACH_SOLUTION)
-def test_a_solution_passes(name: str, index: int, capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in range(REPEATS):
-        check.EXERCISES[name](SOLUTIONS[name][index])
+@each_exercise
+def test_the_solutions_pass(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for solution in [check.reference(name), *SOLUTIONS[name]] * REPEATS:
+        check.EXERCISES[name](solution)
     assert set(capsys.readouterr().out.splitlines()) == {f"PASS  {name}"}
-
-
-@pytest.mark.parametrize("name", SOLUTIONS)
-def test_the_reference_passes(name: str) -> None:
-    assert check.EXERCISES[name].examine(check.reference(name)).passed
 
 
 @pytest.mark.parametrize(("name", "message"), EACH_SLIP)
@@ -77,27 +71,22 @@ def test_a_slip_is_named(name: str, message: str) -> None:
         assert found.message.removeprefix(f"{exercise.edge_case}, ") == named
 
 
-@pytest.mark.parametrize(("name", "kind"), EACH_MUTANT)
-def test_a_mutant_is_named(name: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    answer, fragment = MUTANTS[name][kind]
-    for _ in range(REPEATS):
+@each_exercise
+def test_each_mutant_is_named_by_its_own_message(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines: dict[str, str] = {}
+    for kind, (answer, fragment) in [*MUTANTS[name].items()] * REPEATS:
         check.EXERCISES[name](answer)
-        line = capsys.readouterr().out.strip()
-        assert line.startswith(f"NOT YET  {name}: ")
-        assert fragment in line
-        assert "\n" not in line
-
-
-@pytest.mark.parametrize("name", MUTANTS)
-def test_no_two_mutants_share_a_message(name: str) -> None:
-    messages = [
-        check.EXERCISES[name].examine(answer).message for answer, _ in MUTANTS[name].values()
-    ]
-    assert len(set(messages)) == len(messages)
+        lines[kind] = capsys.readouterr().out.strip()
+        assert lines[kind].startswith(f"NOT YET  {name}: "), kind
+        assert fragment in lines[kind], kind
+        assert "\n" not in lines[kind], kind
+    assert len(set(lines.values())) == len(lines)
     for kind, (_, fragment) in MUTANTS[name].items():
         # A pair of slips is named by both of its messages, so it holds their pieces too.
-        alone = [m for m in messages if kind == "two slips" or "two things at once" not in m]
-        assert sum(fragment in message for message in alone) == 1, fragment
+        single = [x for x in lines.values() if kind == "two slips" or "two things at once" not in x]
+        assert sum(fragment in line for line in single) == 1, fragment
 
 
 def test_the_slips_of_kd_loss_start_from_the_right_loss() -> None:
@@ -107,14 +96,12 @@ def test_the_slips_of_kd_loss_start_from_the_right_loss() -> None:
     assert torch.allclose(nb00_answers.slow_kd(student, teacher, 2.5), right, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [..., None, lambda *a: ..., lambda *a: ... * 2, lambda *a: torch.softmax(..., -1), [1, ...]],
-)
-@pytest.mark.parametrize("name", SOLUTIONS)
-def test_an_open_answer_is_todo(name: str, answer: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    check.EXERCISES[name](answer)
-    assert capsys.readouterr().out.startswith(f"TODO  {name}: ")
+@each_exercise
+def test_an_open_answer_is_todo(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    blanks = (lambda *a: ..., lambda *a: ... * 2, lambda *a: torch.softmax(..., -1))
+    for answer in (..., None, [1, ...], *blanks):
+        check.EXERCISES[name](answer)
+        assert capsys.readouterr().out.startswith(f"TODO  {name}: "), answer
 
 
 class Nasty(Exception):
@@ -134,30 +121,28 @@ def recursive(*arguments: Any) -> Any:
     return recursive(*arguments)
 
 
-@pytest.mark.parametrize(
-    ("answer", "fragment"),
-    [
-        (3, "type int"),
-        (torch.zeros(3), "type Tensor"),
-        ("kd_loss", "type str"),
-        (quits, "SystemExit: 3 (at `raise SystemExit(3)`)"),
-        (nasty, "raised Nasty (at"),
-        (recursive, "RecursionError"),
-        (lambda *a: object(), "returned a object"),
-        (lambda *a: torch.zeros(3, 9, 2), "returned"),
-        (lambda *a: torch.zeros((), dtype=torch.complex64), ""),
-        (lambda *a: {}, "returned a dict"),
-        (int, "TypeError"),
-    ],
-)
-@pytest.mark.parametrize("name", SOLUTIONS)
-def test_a_strange_answer_never_raises(
-    name: str, answer: Any, fragment: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    check.EXERCISES[name](answer)
-    line = capsys.readouterr().out
-    assert line.startswith(f"NOT YET  {name}: ")
-    assert fragment in line
+STRANGE = [
+    (3, "type int"),
+    (torch.zeros(3), "type Tensor"),
+    ("kd_loss", "type str"),
+    (quits, "SystemExit: 3 (at `raise SystemExit(3)`)"),
+    (nasty, "raised Nasty (at"),
+    (recursive, "RecursionError"),
+    (lambda *a: object(), "returned a object"),
+    (lambda *a: torch.zeros(3, 9, 2), "returned"),
+    (lambda *a: torch.zeros((), dtype=torch.complex64), ""),
+    (lambda *a: {}, "returned a dict"),
+    (int, "TypeError"),
+]
+
+
+@each_exercise
+def test_a_strange_answer_never_raises(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for answer, fragment in STRANGE:
+        check.EXERCISES[name](answer)
+        line = capsys.readouterr().out
+        assert line.startswith(f"NOT YET  {name}: "), fragment
+        assert fragment in line
 
 
 def test_a_keyboard_interrupt_still_stops_the_cell() -> None:

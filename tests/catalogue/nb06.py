@@ -31,13 +31,6 @@ def first_fold(rows: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
     return out
 
 
-def from_row_zero(rows: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
-    out = torch.zeros(sum(len(r) for r in rows), parts[0].shape[1])
-    for part in parts:
-        out[: len(part)] = part
-    return out
-
-
 def kl(logits: Tensor, probs: Tensor, reduction: str = "batchmean") -> Tensor:
     return F.kl_div(F.log_softmax(logits, -1), probs, reduction=reduction)
 
@@ -98,9 +91,6 @@ SOLUTIONS: dict[str, list[Answer]] = {
 
 MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     "fold_targets": {
-        "fold order": (lambda rows, parts: torch.cat(parts), "in the order of the folds"),
-        "gather": (lambda rows, parts: torch.cat(parts)[torch.cat(rows)], "read from, not written"),
-        "from zero": (from_row_zero, "from row 0 on"),
         "one fold": (first_fold, "a row of zeros"),
         "divided": (fold_sum, "no longer sum to 1"),
         "one hot": (
@@ -111,22 +101,10 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "list": (lambda rows, parts: list(parts), "returned a list"),
     },
     "mix_targets": {
-        "swapped": (lambda a, b, w: w * a + (1 - w) * b, "swapped"),
-        "sum": (lambda a, b, w: a + w * b, "counts in full"),
-        "same weight": (lambda a, b, w: w * (a + b), "by the same weight"),
-        "mean": (lambda a, b, w: (a + b) / 2, "plain mean"),
-        "geometric": (lambda a, b, w: a ** (1 - w) * b**w, "whose rows do not sum"),
         "logits": (
             lambda a, b, w: torch.softmax((1 - w) * a.log() + w * b.log(), -1),
             "the logits are averaged",
         ),
-        "votes": (
-            lambda a, b, w: (
-                (1 - w) * F.one_hot(a.argmax(-1), 3).float() + w * F.one_hot(b.argmax(-1), 3)
-            ),
-            "its doubt is lost",
-        ),
-        "softmax": (lambda a, b, w: torch.softmax((1 - w) * a + w * b, -1), "softmax is taken"),
         "first": (lambda a, b, w: a, "is right, on random input"),
         "in place": (lambda a, b, w: a.mul_(1 - w) + w * b, "argument 1 in place"),
     },
