@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import re
 import threading
 import time
 from importlib import import_module
@@ -21,7 +23,7 @@ from catalogue import nb00 as nb00_answers
 
 from comet_lib import checks as check
 from comet_lib.checks import framework as grading
-from comet_lib.checks import nb00
+from comet_lib.checks import nb00, nb04
 from comet_lib.checks.draws import generator, normal
 from comet_lib.errors import CometError
 
@@ -257,6 +259,30 @@ def test_an_exercise_has_one_name() -> None:
 
     with pytest.raises(CometError, match="defined twice"):
         grading.exercise(look="")(kd_loss)
+
+
+def test_the_example_in_contributing_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.split("## Add an exercise")[1].split("\n## ")[0]
+    fences = re.findall(r"^(`{3,4})\w+\n(.*?)^\1$", section, re.DOTALL | re.MULTILINE)
+    assert sum(code.count("\n") for _, code in fences) <= 85
+    definition, stub, _, solution, entries = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    monkeypatch.setattr(grading, "EXERCISES", {})
+    names = vars(nb04) | {"math": math, "__name__": "comet_lib.checks.nb04"}
+    exec(definition, names)
+    example = grading.EXERCISES["effective_classes"]
+    assert example.notebook == "04"
+    catalogue: dict[str, Any] = {"SOLUTIONS": {}, "MUTANTS": {}, "torch": torch}
+    exec(entries, catalogue)
+    exec(stub, catalogue)
+    assert example.examine(catalogue["effective_classes"]).state == "TODO"
+    exec(solution, catalogue)
+    for right in (catalogue["effective_classes"], *catalogue["SOLUTIONS"]["effective_classes"]):
+        assert example.examine(right).passed
+    for message, slip in example.slips.items():
+        assert example.examine(slip.formula).message.startswith(message)
+    for answer, fragment in catalogue["MUTANTS"]["effective_classes"].values():
+        assert fragment in example.examine(answer).message
 
 
 # --- Going on with the reference ---
