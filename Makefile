@@ -1,11 +1,11 @@
-# The course's commands. Each does its own set-up: a virtual environment in .venv, torch
-# first, then this repository with the versions of constraints.txt. A second call is quick:
-# stamp files in .venv remember what is installed, until pyproject.toml or constraints.txt
-# changes. All paths are relative, so the checkout's folder may have spaces in its name.
+# The course's commands. Each sets up what it needs: a virtual environment in .venv, torch
+# first, then this repository with the versions in constraints.txt. Stamp files in .venv record
+# what is installed, so a second call starts at once until pyproject.toml or constraints.txt
+# changes. All paths are relative, so the path of your checkout may contain spaces.
 
 PYTHON      ?= python3
 VENV        ?= .venv
-# pip's --index-url for torch alone. Empty: wherever pip looks by default.
+# Where torch comes from (pip's --index-url). Empty: tools/torch_index.py chooses.
 TORCH_INDEX ?=
 PIP_ARGS    ?=
 LAB_ARGS    ?=
@@ -16,7 +16,7 @@ NOTEBOOK    ?= notebooks/00_the_whole_game.ipynb
 CHROMIUM    ?= /usr/bin/chromium
 SHOTS       ?=
 BROWSER_TESTS ?= tests_browser
-# make test-floors: the oldest that pyproject.toml allows, and what they alone still need
+# make test-floors: the oldest versions that pyproject.toml allows, and what only they need
 FLOORS      := ipywidgets==7.7.1 anywidget==0.9.0 ipython_genutils==0.2.0
 
 # make distill
@@ -28,14 +28,20 @@ ARGS        ?=
 PY  := $(VENV)/bin/python
 PIP := "$(PY)" -m pip --disable-pip-version-check install $(PIP_ARGS) -c constraints.txt
 
-# One torch thread in each test worker: workers share the cores, and results repeat.
-# COMET_* settings of the reader's shell must not change what is tested.
+# One torch thread per test worker: workers share the cores, and results repeat.
+# COMET_* settings in your shell must not change what is tested.
 TEST_ENV := env -u COMET_DATA -u COMET_SEED -u COMET_STRICT COMET_PROFILE=tiny \
             HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-# In PYTHONPATH: notebooks then reach no network, as the unit tests do not (tests/offline).
+# In PYTHONPATH, this cuts notebooks off from the network, as unit tests are (tests/offline).
 OFFLINE := $(CURDIR)/tests/offline
+# A worker that runs out of unit tests takes some from the other. A notebook stays with one
+# worker, and the notebooks with the most cells start first.
+UNIT  := -m pytest -n $(WORKERS) --dist worksteal tests
+NBVAL := -m pytest -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+         -n $(WORKERS) --dist loadscope notebooks/*.ipynb
 
 .DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help lab test lint types unit nbval browser test-browser test-floors test-colab test-binder \
@@ -44,52 +50,54 @@ OFFLINE := $(CURDIR)/tests/offline
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  Variables: PYTHON (now: $(PYTHON)), TORCH_INDEX (a package index for torch alone,"
-	@echo "  such as PyTorch's CPU wheel index: see pytorch.org's install page), LAB_ARGS, WORKERS;"
+	@echo "  Every command sets up what it needs. Variables: PYTHON (now: $(PYTHON)), LAB_ARGS,"
+	@echo "  WORKERS, TORCH_INDEX (an index for torch; without an NVIDIA GPU, Linux gets a CPU build);"
 	@echo "  for make distill: DATA, PROFILE, OUTPUT, ARGS."
 
-lab: $(VENV)/.ready-lab ## set up, then open the course in JupyterLab
+# make test installs all that make lab needs, and make lab all that make distill needs.
+LAB := $(firstword $(wildcard $(VENV)/.ready-test) $(VENV)/.ready-lab)
+RUN := $(firstword $(wildcard $(VENV)/.ready-test $(VENV)/.ready-lab) $(VENV)/.ready-run)
+
+lab: $(LAB) ## open the course in JupyterLab
 	"$(PY)" -m jupyterlab $(LAB_ARGS) "$(NOTEBOOK)"
 
-test: lint types unit nbval ## set up, then lint, types, unit tests, notebooks
+# Without its cache mypy takes half a minute on one core, so it runs beside the unit tests.
+test: lint ## run every check: lint, types, unit tests and all notebooks
+	@$(MAKE) types & types=$$!; $(MAKE) unit && wait $$types && $(MAKE) nbval
 
-lint: $(VENV)/.ready-test ## of make test: ruff, code and notebooks
+lint: $(VENV)/.ready-test ## part of make test: ruff on code and notebooks
 	"$(PY)" -m ruff check .
 	"$(PY)" -m ruff format --check .
 
-types: $(VENV)/.ready-test ## of make test: mypy
+types: $(VENV)/.ready-test ## part of make test: mypy
 	"$(PY)" -m mypy
 
-unit: $(VENV)/.ready-test ## of make test: the unit tests
-	$(TEST_ENV) "$(PY)" -m pytest -n $(WORKERS) tests
+unit: $(VENV)/.ready-test ## part of make test: the unit tests
+	$(TEST_ENV) "$(PY)" $(UNIT)
 
-nbval: $(VENV)/.ready-test ## of make test: every notebook, on the tiny profile
+nbval: $(VENV)/.ready-test ## part of make test: every notebook, on the tiny profile
 	home="$$(mktemp -d)" && trap 'rm -rf "$$home"' EXIT && \
-	$(TEST_ENV) COMET_HOME="$$home" PYTHONPATH="$(OFFLINE)" "$(PY)" -m pytest \
-	    -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
-	    -n $(WORKERS) --dist loadscope notebooks/*.ipynb
+	$(TEST_ENV) COMET_HOME="$$home" PYTHONPATH="$(OFFLINE)" "$(PY)" $(NBVAL)
 
-browser: $(VENV)/.ready-browser # what test-browser needs, and no more
+browser: $(VENV)/.ready-browser # only what test-browser needs
 
-test-browser: browser ## set up, then try lens and widgets in Chromium and JupyterLab (SHOTS=dir keeps pictures)
+test-browser: browser ## test the lens and widgets in Chromium and JupyterLab (SHOTS=dir keeps screenshots)
 	$(TEST_ENV) CHROMIUM="$(CHROMIUM)" $(if $(SHOTS),COMET_SHOTS="$(SHOTS)") \
 	    "$(PY)" -m pytest $(BROWSER_TESTS)
 
-test-floors: $(VENV)/.ready-floors ## set up, then test the lens under the oldest ipywidgets and anywidget
+test-floors: $(VENV)/.ready-floors ## test the lens with the oldest ipywidgets and anywidget
 	PYTHONPATH="$(VENV)/floors" $(TEST_ENV) "$(PY)" -m pytest tests/test_lens_*.py
 
-# Colab's versions lie over those of $(VENV), in an environment of their own that sees the rest.
+# Colab's versions shadow those of $(VENV), in an environment of their own that sees the rest.
 COLAB := $(VENV)/colab
-test-colab: $(VENV)/.ready-colab ## set up, then unit tests and notebooks with Google Colab's versions
-	$(TEST_ENV) PYTHONPATH="$(CURDIR)" "$(COLAB)/bin/python" -m pytest -n $(WORKERS) tests
+test-colab: $(VENV)/.ready-colab ## run unit tests and notebooks with Google Colab's versions
+	$(TEST_ENV) PYTHONPATH="$(CURDIR)" "$(COLAB)/bin/python" $(UNIT)
 	home="$$(mktemp -d)" && trap 'rm -rf "$$home"' EXIT && \
-	$(TEST_ENV) COMET_HOME="$$home" PYTHONPATH="$(CURDIR):$(OFFLINE)" "$(COLAB)/bin/python" -m pytest \
-	    -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
-	    -n $(WORKERS) --dist loadscope notebooks/*.ipynb
+	$(TEST_ENV) COMET_HOME="$$home" PYTHONPATH="$(CURDIR):$(OFFLINE)" "$(COLAB)/bin/python" $(NBVAL)
 
-# binder/postBuild as Binder runs it, in an environment with pip alone; then what it installed
-# is used away from the checkout, with the packages of $(VENV) in the place of conda's.
-test-binder: $(VENV)/.ready-test ## set up, then run binder/postBuild in a new environment and use the result
+# Run binder/postBuild as Binder does, in an environment with nothing but pip; then use what it
+# installed from outside the checkout, with the packages of $(VENV) instead of conda's.
+test-binder: $(VENV)/.ready-test ## run binder/postBuild in a new environment and use the result
 	new="$$(mktemp -d)" && trap 'rm -rf "$$new"' EXIT && \
 	"$(PY)" -m venv "$$new" && \
 	PATH="$$new/bin:$$PATH" PIP_DISABLE_PIP_VERSION_CHECK=1 binder/postBuild && \
@@ -99,16 +107,14 @@ test-binder: $(VENV)/.ready-test ## set up, then run binder/postBuild in a new e
 	    "$$(bin/python -c 'from comet_lib.profiles import ASSETS; print(ASSETS / "teacher")')" \
 	    "Kitabu hiki kinanifurahisha."
 
-site: $(VENV)/.ready-site ## set up, then build the course's website in build/site and check its links
+site: $(VENV)/.ready-site ## build the course's website in build/site and check its links
 	$(TEST_ENV) "$(PY)" tools/build_site.py
 
-# After make lab or make test nothing is missing: no second install, which would need a network.
-RUN := $(or $(firstword $(wildcard $(VENV)/.ready-lab $(VENV)/.ready-test)),$(VENV)/.ready-run)
-distill: $(RUN) ## set up, then distil and print the result table (DATA=dir PROFILE=laptop)
+distill: $(RUN) ## distil and print the result table (DATA=dir PROFILE=laptop)
 	"$(PY)" -m comet_lib distill --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") \
 	    $(if $(OUTPUT),--output "$(OUTPUT)") $(ARGS)
 
-format: $(VENV)/.ready-test ## let ruff put code and notebooks in order
+format: $(VENV)/.ready-test ## format code and notebooks with ruff, and apply its fixes
 	"$(PY)" -m ruff check --fix .
 	"$(PY)" -m ruff format .
 
@@ -125,30 +131,27 @@ EXTRAS_site := [notebooks,dev,site]
 
 $(VENV)/.ready-venv:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	    echo "This course needs Python 3.11 or newer, and '$(PYTHON)' is not that:" \
-	         "name one with PYTHON, for example: make lab PYTHON=python3.12" >&2; exit 1; }
+	    echo "This course needs Python 3.11 or newer, but '$(PYTHON)' is older or missing." \
+	         "Name another one, for example: make lab PYTHON=python3.12" >&2; exit 1; }
 	"$(PYTHON)" -m venv "$(VENV)"
 	@touch "$@"
 
-# torch first and by itself, so that TORCH_INDEX concerns nothing else.
+# torch first and by itself, so that its index serves nothing else.
 $(VENV)/.ready-torch: $(VENV)/.ready-venv constraints.txt
-	@if [ "$$(uname -s)" = Linux ] && [ -z "$(TORCH_INDEX)" ] && ! command -v nvidia-smi >/dev/null && \
-	    "$(PY)" -c 'import importlib.util as i, sys; sys.exit(bool(i.find_spec("torch")))'; then \
-	    echo "No NVIDIA GPU seen. If pip now starts to download a CUDA torch (some GB), stop it" \
-	         "and give TORCH_INDEX=address of PyTorch's CPU wheel index: see README.md."; fi
-	$(PIP) $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") torch
+	@options="$$(TORCH_INDEX="$(TORCH_INDEX)" "$(PY)" tools/torch_index.py $(PIP_ARGS))" && \
+	    set -x && $(PIP) $$options torch
 	@touch "$@"
 
-# Playwright drives Debian's Chromium; a browser of its own is not downloaded.
+# Playwright drives Debian's Chromium instead of downloading a browser.
 $(VENV)/.ready-browser: $(VENV)/.ready-test
 	@test -x "$(CHROMIUM)" || { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && \
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || { \
-	    echo "No Chromium at $(CHROMIUM): install it (Debian: apt-get install chromium), or name" \
-	         "one: make test-browser CHROMIUM=/path/to/chrome" >&2; exit 1; }
+	    echo "There is no Chromium at $(CHROMIUM). Install it (Debian: apt-get install chromium)," \
+	         "or name another: make test-browser CHROMIUM=/path/to/chrome" >&2; exit 1; }
 	$(PIP) playwright
 	@touch "$@"
 
-# Packages of $(VENV) are found through a .pth file; pip takes Colab's where they differ.
+# A .pth file makes the packages of $(VENV) visible; pip installs Colab's where they differ.
 $(VENV)/.ready-colab: $(VENV)/.ready-test colab/versions.txt
 	"$(PY)" -m venv --clear "$(COLAB)"
 	"$(PY)" tools/share_packages.py "$(COLAB)"
@@ -157,11 +160,14 @@ $(VENV)/.ready-colab: $(VENV)/.ready-test colab/versions.txt
 	    -r "$(COLAB)/versions.txt"
 	@touch "$@"
 
-# Beside the tested versions, not in their place: PYTHONPATH comes first.
+# Beside the tested versions, which PYTHONPATH shadows.
 $(VENV)/.ready-floors: $(VENV)/.ready-test
 	$(subst -c constraints.txt,,$(PIP)) --no-deps --upgrade --target "$(VENV)/floors" $(FLOORS)
 	@touch "$@"
 
+# The first of these installs talks; a later one adds a few packages, and only says so.
+LATER := $(firstword $(foreach set,run lab test site,$(wildcard $(VENV)/.ready-$(set))))
 $(VENV)/.ready-%: $(VENV)/.ready-torch pyproject.toml constraints.txt
-	$(PIP) -e ".$(EXTRAS_$*)"
+	$(if $(LATER),@echo "Adding what make $* needs to $(VENV) ...")
+	$(if $(LATER),@)$(PIP) $(if $(LATER),--quiet) -e ".$(EXTRAS_$*)"
 	@touch "$@"

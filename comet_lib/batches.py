@@ -1,4 +1,4 @@
-"""From texts to batches: one table of token ids, batches of like length, padding and masks.
+"""From texts to batches: one table of token ids, batches of similar length, padding and masks.
 
 Nothing here draws from the shared random state, so a run that is stopped and resumed sees the same
 batches and the same masks as one that was not.
@@ -7,48 +7,98 @@ batches and the same masks as one that was not.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
+from datasets.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
-from transformers.data.data_collator import DataCollatorMixin
+from transformers import PreTrainedTokenizerBase
 
 #: Texts tokenised at a time: a fast tokenizer keeps far more for each text than its ids.
 CHUNK = 1000
 MASKED = 0.15  # share of the tokens that are masked, as in BERT
 
+TOKENS = Features(
+    {
+        "input_ids": List(Value("int32")),
+        "attention_mask": List(Value("int8")),
+        "length": Value("int64"),
+    }
+)
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """No progress bars of ``datasets`` inside; a table takes seconds."""
+    were_off = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_off:
+            enable_progress_bars()
+
 
 def tokenise(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, **columns: Any
+    texts: Sequence[str] | Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    path: Path | None = None,
+    **columns: Any,
 ) -> Dataset:
-    """A table with ``input_ids``, ``attention_mask``, ``length`` and the given columns."""
-    ids: list[np.ndarray] = []
-    for start in range(0, len(texts), CHUNK):
-        chunk = list(texts[start : start + CHUNK])
-        encoded = tokenizer(chunk, truncation=True, max_length=max_length)
-        ids += [np.array(row, dtype=np.int32) for row in encoded["input_ids"]]
-    return Dataset.from_dict(
-        {
+    """A table with ``input_ids``, ``attention_mask``, ``length`` and the given columns.
+
+    ``texts`` is a list, or a table with a column ``text``. With ``path``, the table is written
+    there and memory-mapped instead of held in memory.
+    """
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
+        ids = tokenizer(batch["text"], truncation=True, max_length=max_length)["input_ids"]
+        return {
             "input_ids": ids,
-            "attention_mask": [np.ones(len(row), dtype=np.int8) for row in ids],
+            "attention_mask": [[1] * len(row) for row in ids],
             "length": [len(row) for row in ids],
-            **columns,
         }
-    )
+
+    if not isinstance(texts, Dataset):
+        texts = Dataset.from_dict({"text": list(texts)})
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with no_bars():
+        table = texts.map(
+            encode,
+            batched=True,
+            batch_size=CHUNK,
+            remove_columns=texts.column_names,
+            features=TOKENS,
+            keep_in_memory=path is None,
+            load_from_cache_file=False,
+            cache_file_name=path and str(path),
+            new_fingerprint="tokens",  # hashing a tokenizer takes longer than using it
+        )
+    for name, values in columns.items():
+        table = table.add_column(name, list(values), new_fingerprint=f"tokens-{name}")
+    return table
 
 
 class LengthBatches(Sampler[int]):
-    """Row numbers in an order that makes each ``batch_size`` of them alike in length.
+    """Row numbers in an order that makes each ``batch_size`` of them similar in length.
 
-    Every epoch is shuffled, cut into blocks of 50 batches, each block sorted by length, and the
-    batches shuffled again: little padding, and no slope from long to short texts. The order
-    follows from ``seed`` and ``epoch()``.
+    Every epoch is shuffled and cut into blocks of 50 batches; each block is sorted by length, and
+    the batches are shuffled again: little padding, and no slope from long to short texts. The
+    order follows from ``seed`` and ``epoch()``.
     """
 
     BLOCK = 50
@@ -77,18 +127,27 @@ class LengthBatches(Sampler[int]):
             yield from batch.tolist()
 
 
-class SentimentCollator(DataCollatorWithPadding):
-    """Pads a batch; ``labels`` and, if there, ``teacher_probs`` and ``row`` become tensors."""
+def pad(rows: Sequence[Sequence[int] | np.ndarray], pad_token_id: int) -> dict[str, Tensor]:
+    """Rows of token ids -> ``input_ids`` and ``attention_mask``, both int64 (B, L)."""
+    ids = [torch.as_tensor(np.asarray(row), dtype=torch.long) for row in rows]
+    ones = [torch.ones_like(row) for row in ids]
+    return {
+        "input_ids": pad_sequence(ids, True, pad_token_id),
+        "attention_mask": pad_sequence(ones, True),
+    }
 
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        inputs = [
-            {"input_ids": f["input_ids"], "attention_mask": f["attention_mask"]} for f in features
-        ]
-        batch = dict(super().__call__(inputs))
-        batch["labels"] = torch.tensor([f["labels"] for f in features])
-        for name in ("teacher_probs", "row"):
-            if name in features[0]:
-                batch[name] = torch.tensor([f[name] for f in features])
+
+@dataclass
+class SentimentCollator:
+    """Pads a batch; ``labels`` (B,) and, if there, ``teacher_probs`` (B, 3) become tensors."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        batch = pad([row["input_ids"] for row in rows], self.tokenizer.pad_token_id)
+        for name in ("labels", "teacher_probs"):
+            if name in rows[0]:
+                batch[name] = torch.tensor([row[name] for row in rows])
         return batch
 
 
@@ -97,8 +156,8 @@ def mask_row(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Token ids (n) -> masked ids (n) and the masked positions (m), from ``seed`` and ``row``.
 
-    Each token but the special ones is chosen with probability 0.15; of the chosen, 80 % become the
-    mask, 10 % another piece, and 10 % stay. Devlin et al. 2019, arXiv 1810.04805.
+    Each token except the special ones is chosen with probability 0.15. Of the chosen, 80 % become
+    the mask, 10 % another piece, and 10 % stay. Devlin et al. 2019, arXiv 1810.04805.
     """
     source = np.random.default_rng([seed, row])
     masked = np.array(ids, dtype=np.int32)
@@ -112,24 +171,20 @@ def mask_row(
 
 
 @dataclass
-class MaskingCollator(DataCollatorMixin):
-    """Masks rows of ``tokenise`` by :func:`mask_row` and pads them: input_ids, attention_mask and
-    labels (B, L), which are -100 but for the pieces that were chosen.
+class MaskingCollator:
+    """Masks rows of :func:`tokenise` by :func:`mask_row` and pads them.
 
-    A row's mask follows from ``run_seed``, its own tokens and the epoch, which is the row's column
-    ``epoch`` if it has one (0 for held-out text: the same masks each time), else ``epoch()``. So it
-    is other words in each epoch, but neither a resumed run nor a batch's other rows change it.
+    A batch has ``input_ids``, ``attention_mask`` and ``labels`` (B, L); labels are -100 except at
+    the chosen pieces. A row's mask follows from ``run_seed``, its own tokens and the epoch, which
+    is the row's column ``epoch`` if it has one (0 for held-out text: the same masks each time),
+    else ``epoch()``. So masks differ between epochs, but not on resume or with batch composition.
     """
 
     tokenizer: PreTrainedTokenizerBase
     run_seed: int = 0
     epoch: Callable[[], int] = lambda: 0
-    return_tensors: str = "pt"
 
-    def torch_call(self, examples: Sequence[dict[str, Any] | None]) -> dict[str, torch.Tensor]:
-        rows = [row for row in examples if row is not None]
-        if not rows:  # trained on before the run was resumed: the Trainer throws this batch away
-            return {}
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         inputs, labels = [], []
         for row in rows:
             ids = np.array(row["input_ids"], dtype=np.int64)
@@ -138,11 +193,7 @@ class MaskingCollator(DataCollatorMixin):
             masked, at = mask_row(ids, self.tokenizer, self.run_seed, key)
             label = np.full_like(ids, -100)
             label[at] = ids[at]
-            inputs.append(torch.from_numpy(masked).long())
+            inputs.append(masked)
             labels.append(torch.from_numpy(label))
-        ones = [torch.ones_like(ids) for ids in inputs]
-        return {
-            "input_ids": pad_sequence(inputs, True, self.tokenizer.pad_token_id),
-            "attention_mask": pad_sequence(ones, True),
-            "labels": pad_sequence(labels, True, -100),
-        }
+        batch = pad(inputs, self.tokenizer.pad_token_id)
+        return {**batch, "labels": pad_sequence(labels, True, -100)}

@@ -1,15 +1,15 @@
-"""AfriSenti and unlabelled text, from a folder, the hub or the bundled sample.
+"""AfriSenti and unlabelled text, from a folder, the hub, or the bundled sample.
 
-A folder is laid out as ``afrisenti/{lang}/{train,dev,test}.tsv`` (columns ``tweet`` and ``label``)
-and ``text/{lang}.txt`` (one sentence a line). Everything comes out as ``datasets`` tables in
-Unicode NFC, so that Yoruba's and Igbo's tone marks stay as written.
+A folder holds ``afrisenti/{lang}/{train,dev,test}.tsv`` (columns ``tweet`` and ``label``) and
+``text/{lang}.txt`` (one sentence per line). Everything comes out as ``datasets`` tables in Unicode
+NFC, so Yoruba's and Igbo's tone marks stay as written.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dat
 from huggingface_hub import HfApi
 
 from comet_lib.errors import CometError
-from comet_lib.labels import LABELS, LANGUAGES
-from comet_lib.profiles import ASSETS, Profile
+from comet_lib.profiles import ASSETS, LABELS, LANGUAGES, Profile
 
 SPLITS = ("train", "dev", "test")
 FEATURES = Features(
@@ -31,26 +30,18 @@ FEATURES = Features(
     }
 )
 
-#: The hub copy whose Parquet lies on a branch of its own; its integer labels are in HUB_LABELS.
+#: The hub copy, whose Parquet is on a branch of its own; HUB_LABELS names its integer labels.
 HUB_REPOSITORY = "shmuhammad/AfriSenti-twitter-sentiment"
 HUB_REVISION = "refs/convert/parquet"
 HUB_ROOT = f"hf://datasets/{HUB_REPOSITORY}@{HUB_REVISION.replace('/', '%2F')}"
 HUB_LABELS = ("positive", "neutral", "negative")
-#: FineWeb-2's names for the paper's languages (stage-1 text of the gpu profile).
-FINEWEB = {
-    "kin": "kin_Latn",
-    "swa": "swh_Latn",
-    "hau": "hau_Latn",
-    "ibo": "ibo_Latn",
-    "yor": "yor_Latn",
-}
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the data comes from: ``kind`` is folder, hub or sample; ``root`` is a path or URL.
+    """Where the data comes from: ``kind`` is folder, hub, or sample; ``root`` is a path or URL.
 
-    ``why`` says what to do about a source that is not the one that was wanted.
+    ``why`` says what to do if this is not the source that was wanted.
     """
 
     kind: str
@@ -66,12 +57,12 @@ class Source:
 
 
 def normalise(text: str) -> str:
-    """Unicode NFC with runs of white space as one space. Tone marks are kept, never stripped."""
+    """Unicode NFC with each run of white space as one space. Tone marks stay."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def check_language(code: str) -> str:
-    """``code`` itself if it may name a language folder (letters only, so no path tricks)."""
+    """``code`` itself if it can name a language folder (only letters, so no path tricks)."""
     if not re.fullmatch(r"[a-z]{2,8}", code):
         raise CometError(
             f"language code {code!r} is not valid: use ISO 639-3 letters such as "
@@ -84,11 +75,11 @@ def decode(path: Path) -> str:
     """The text of a UTF-8 file; a BOM is dropped, CRLF becomes LF.
 
     Raises:
-        CometError: file missing, not UTF-8 or holding NUL bytes; names the file and the row.
+        CometError: the file is missing, is not UTF-8, or holds NUL bytes; names file and row.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
-            raise CometError(f"{path}: is no file; give a text file in its place")
+        if path.exists() and not path.is_file():  # reading a pipe would never end
+            raise CometError(f"{path}: not a file; put a text file there instead")
         raw = path.read_bytes()
     except OSError as error:
         raise CometError(f"{path}: cannot be read ({error.strerror}); check the path") from error
@@ -103,94 +94,96 @@ def decode(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """The place (file and row, for messages) and the cells of each row that is not blank.
+
+    The header comes first, in lower case. It is row 1, as in an editor. Quotes are plain
+    characters (tweets are full of them).
+    """
+    header, *lines = decode(path).split("\n")
+    yield f"{path}, row 1", _header(header.split("\t"))
+    filled = [(row, line) for row, line in enumerate(lines, start=2) if line.strip()]
+    for row, line in filled:
+        yield f"{path}, row {row}", line.split("\t")
+    if not filled:
+        raise CometError(f"{path}: has a header but no rows; give at least one text")
+
+
+def _header(cells: list[str]) -> list[str]:
+    return [cell.strip().lower() for cell in cells]
+
+
+def _text(place: str, column: str, cell: str) -> str:
+    if not (text := normalise(cell)):
+        raise CometError(f"{place}: the {column} is empty; remove the row or fill it in")
+    return text
+
+
 def read_tsv(path: str | Path) -> pd.DataFrame:
     """One split: columns ``text`` (NFC) and ``label`` (a name of LABELS).
 
-    Quotes are plain characters (tweets are full of them). Row numbers in errors count the header
-    as row 1, as an editor shows them.
-
     Raises:
-        CometError: naming file, row and mend, for a bad header, a wrong number of columns, an
+        CometError: naming file, row, and fix, for a bad header, a wrong number of columns, an
             empty tweet, an unknown label, a second header, or a file without rows.
     """
-    path = Path(path)
-    lines = decode(path).split("\n")
-    header = [name.strip().lower() for name in lines[0].split("\t")]
+    rows = _rows(Path(path))
+    place, header = next(rows)
     for column in ("tweet", "label"):
         if header.count(column) != 1:
             raise CometError(
-                f"{path}, row 1: needs one column {column!r}, but the header is {lines[0][:80]!r}; "
+                f"{place}: needs one column {column!r}, but the header is {str(header)[:80]}; "
                 "the first row must be tweet<TAB>label"
             )
-    at_tweet, at_label = header.index("tweet"), header.index("label")
-    texts: list[str] = []
-    labels: list[str] = []
-    for row, line in enumerate(lines[1:], start=2):
-        if not line.strip():
-            continue
-        cells = line.split("\t")
+    found = []
+    for place, cells in rows:
         if len(cells) != len(header):
             raise CometError(
-                f"{path}, row {row}: has {len(cells)} columns where the header has {len(header)}; "
+                f"{place}: has {len(cells)} columns where the header has {len(header)}; "
                 "separate tweet and label by one tab, with no tab inside the tweet"
             )
-        text, label = normalise(cells[at_tweet]), cells[at_label].strip().casefold()
-        if [cell.strip().lower() for cell in cells] == header:
-            raise CometError(f"{path}, row {row}: repeats the header; remove this row")
-        if not text:
-            raise CometError(f"{path}, row {row}: the tweet is empty; remove the row or fill it in")
+        if _header(cells) == header:
+            raise CometError(f"{place}: repeats the header; remove this row")
+        cell = dict(zip(header, cells, strict=True))
+        text, label = _text(place, "tweet", cell["tweet"]), cell["label"].strip().casefold()
         if label not in LABELS:
             raise CometError(
-                f"{path}, row {row}: unknown label {cells[at_label][:40]!r}; "
-                f"use one of {', '.join(LABELS)}"
+                f"{place}: unknown label {cell['label'][:40]!r}; use one of {', '.join(LABELS)}"
             )
-        texts.append(text)
-        labels.append(label)
-    if not texts:
-        raise CometError(f"{path}: has a header but no rows; give at least one tweet")
-    return pd.DataFrame({"text": texts, "label": labels})
+        found.append((text, label))
+    return pd.DataFrame(found, columns=["text", "label"])
 
 
 def read_texts(path: str | Path) -> list[str]:
     """Texts to label: column ``tweet`` or ``text`` of a TSV, whatever its other columns, as NFC.
 
     Raises:
-        CometError: naming file, row and mend, for a bad header, a short row or an empty text.
+        CometError: naming file, row, and fix, for a bad header, a short row, or an empty text.
     """
-    path = Path(path)
-    lines = decode(path).split("\n")
-    header = [name.strip().lower() for name in lines[0].split("\t")]
-    at = next((header.index(name) for name in ("tweet", "text") if name in header), None)
-    if at is None:
+    rows = _rows(Path(path))
+    place, header = next(rows)
+    column = next((name for name in ("tweet", "text") if name in header), None)
+    if column is None:
         raise CometError(
-            f"{path}, row 1: needs a column tweet or text, but the header is {lines[0][:80]!r}; "
-            "write the column's name into the first row"
+            f"{place}: needs a column tweet or text, but the header is {str(header)[:80]}; "
+            "write the column's name in the first row"
         )
-    texts = []
-    for row, line in enumerate(lines[1:], start=2):
-        if not line.strip():
-            continue
-        cells = line.split("\t")
-        if at >= len(cells) or not (text := normalise(cells[at])):
-            raise CometError(
-                f"{path}, row {row}: the {header[at]} is empty; remove the row or fill it in"
-            )
-        texts.append(text)
-    if not texts:
-        raise CometError(f"{path}: has a header but no rows; give at least one text")
-    return texts
+    at = header.index(column)
+    return [_text(place, column, "".join(cells[at : at + 1])) for place, cells in rows]
 
 
 def read_hub(language: str, split: str, root: str = HUB_ROOT) -> pd.DataFrame:
     """One split of the hub's Parquet branch (or of a local copy of that layout, for tests).
 
     The layout is ``{root}/{lang}/{train,validation,test}/*.parquet``. Label names come from the
-    file's own ClassLabel; plain integers are read in HUB_LABELS order.
+    file's own ClassLabel; plain integers follow HUB_LABELS.
+
+    Raises:
+        CometError: an unreachable hub, a missing column, an unknown label, or a row without text.
     """
     files = f"{root}/{language}/{'validation' if split == 'dev' else split}/*.parquet"
     try:
         table = load_dataset("parquet", data_files={"x": files}, split="x")
-    except Exception as error:  # the hub client raises many kinds; all mean the same to a reader
+    except Exception as error:  # of many kinds, which all mean the same to a reader
         raise CometError(
             f"AfriSenti {language}/{split} could not be read from the hub "
             f"({type(error).__name__}); connect to the network, or set COMET_DATA to a local folder"
@@ -199,10 +192,9 @@ def read_hub(language: str, split: str, root: str = HUB_ROOT) -> pd.DataFrame:
     if column is None or "label" not in table.column_names:
         raise CometError(f"{files}: needs the columns tweet and label, has {table.column_names}")
     feature = table.features["label"]
-    labels = table["label"][:]
-    # By a table, not by an index: -1, which means no label elsewhere, would be the last name.
+    # A table, not an index: -1, which means no label elsewhere, would be the last name.
     by_number = dict(enumerate(feature.names if isinstance(feature, ClassLabel) else HUB_LABELS))
-    labels = [by_number.get(label, label) for label in labels]
+    labels = [by_number.get(label, label) for label in table["label"][:]]
     unknown = sorted({str(label) for label in labels} - set(LABELS))
     if unknown:
         raise CometError(
@@ -210,15 +202,15 @@ def read_hub(language: str, split: str, root: str = HUB_ROOT) -> pd.DataFrame:
         )
     texts = table[column][:]
     if not all(isinstance(text, str) for text in texts):
-        raise CometError(f"{files}: a {column} is no text; give each row one")
+        raise CometError(f"{files}: a {column} is not text; give each row one")
     return pd.DataFrame({"text": [normalise(text) for text in texts], "label": labels})
 
 
 def _hub_reachable(seconds: float = 5) -> bool:
-    """One short question: without a network, reading a file would be retried for over a minute."""
+    """One short question: without a network, the client would retry a file for over a minute."""
     try:
         HfApi().dataset_info(HUB_REPOSITORY, timeout=seconds)
-    except Exception:  # the hub client raises many kinds; all mean that it cannot be used now
+    except Exception:  # of many kinds, which all mean that the hub cannot be used now
         return False
     return True
 
@@ -227,14 +219,12 @@ def find_source(profile: Profile) -> Source:
     """A local folder if the profile names one, else the hub if it answers, else the sample."""
     if profile.data:
         return Source("folder", profile.data)
-    if not profile.use_hub:
-        return Source("sample", str(ASSETS / "sample"))
-    if _hub_reachable():
+    if profile.use_hub and _hub_reachable():
         return Source("hub", HUB_ROOT)
     why = (
         ", because the hub does not answer: connect to it, or name AfriSenti's folder (COMET_DATA)"
     )
-    return Source("sample", str(ASSETS / "sample"), why)
+    return Source("sample", str(ASSETS / "sample"), why if profile.use_hub else "")
 
 
 def _read_split(source: Source, language: str, split: str) -> pd.DataFrame:
@@ -252,11 +242,11 @@ def _read_split(source: Source, language: str, split: str) -> pd.DataFrame:
 def load_sentiment(
     profile: Profile, languages: Sequence[str] | None = None, source: Source | None = None
 ) -> DatasetDict:
-    """Train, dev and test of AfriSenti as one table each, languages one after another.
+    """Train, dev, and test of AfriSenti as one table each, one language after another.
 
-    Columns: ``text``, ``label`` (ClassLabel in LABELS order), ``language`` and ``seen_in_train``:
-    whether the very text also stands in the training split of its language. AfriSenti's dev
-    repeats 11 % of Yoruba's training tweets, so choose models on :func:`unseen` dev.
+    Columns: ``text``, ``label`` (ClassLabel in LABELS order), ``language``, and ``seen_in_train``:
+    whether the same text is also in the training split of its language. AfriSenti's dev repeats
+    11 % of Yoruba's training tweets, so choose models on :func:`unseen` dev.
     """
     source = source or find_source(profile)
     frames: dict[str, list[pd.DataFrame]] = {split: [] for split in SPLITS}
@@ -280,73 +270,17 @@ def load_sentiment(
 
 
 def unseen(table: Dataset) -> Dataset:
-    """The rows whose text does not stand in train."""
+    """The rows whose text is not in train."""
     return table.select([i for i, seen in enumerate(table["seen_in_train"][:]) if not seen])
 
 
 def leakage(data: DatasetDict) -> pd.DataFrame:
-    """Rows of dev and test that stand word for word in train: count and percent by language."""
+    """Rows of dev and test that are word for word in train: count and percent by language."""
     rows = []
     for split in ("dev", "test"):
         frame = data[split].to_pandas()
         for language, group in frame.groupby("language", sort=False):
             count = int(group["seen_in_train"].sum())
-            percent = 100 * count / len(group)
-            rows.append(
-                {
-                    "language": language,
-                    "split": split,
-                    "rows": len(group),
-                    "in_train": count,
-                    "percent": round(percent, 1),
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def _limit(profile: Profile, language: str) -> int | None:
-    return profile.text_limit.get(language, profile.default_text_limit)
-
-
-def fineweb_lines(language: str) -> Iterator[str]:
-    """Lines of FineWeb-2 in one of :data:`FINEWEB`, as they come over the network."""
-    stream = load_dataset(
-        "HuggingFaceFW/fineweb-2", name=FINEWEB[language], split="train", streaming=True
-    )
-    return (line for row in stream for line in row["text"].split("\n"))
-
-
-def _text_lines(source: Source, language: str) -> Iterable[str]:
-    if source.kind == "hub":
-        return fineweb_lines(language) if language in FINEWEB else []
-    path = Path(source.root) / "text" / f"{language}.txt"
-    return decode(path).split("\n") if path.is_file() else []
-
-
-def load_text(
-    profile: Profile, languages: Sequence[str] | None = None, source: Source | None = None
-) -> Dataset:
-    """Unlabelled text for the task-agnostic stage: columns ``text`` and ``language``.
-
-    A source without text gives the training tweets without their labels. The hub's FineWeb-2 is
-    streamed for the gpu profile alone; the laptop profile takes the tweets there.
-    """
-    source = source or find_source(profile)
-    languages = tuple(languages or profile.languages)
-    texts: list[str] = []
-    codes: list[str] = []
-    if source.kind != "hub" or profile.text_limit:
-        for language in languages:
-            limit = _limit(profile, check_language(language))
-            count = 0
-            for line in _text_lines(source, language):
-                if limit is not None and count >= limit:
-                    break
-                if text := normalise(line):
-                    texts.append(text)
-                    codes.append(language)
-                    count += 1
-    if not texts:
-        train = load_sentiment(profile, languages, source)["train"]
-        texts, codes = train["text"][:], train["language"][:]
-    return Dataset.from_dict({"text": texts, "language": codes})
+            percent = round(100 * count / len(group), 1)
+            rows.append((language, split, len(group), count, percent))
+    return pd.DataFrame(rows, columns=["language", "split", "rows", "in_train", "percent"])

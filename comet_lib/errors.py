@@ -2,4 +2,4 @@
 
 
 class CometError(ValueError):
-    """A mistake that the user can mend: the message names the argument or file, and the mend."""
+    """A mistake that the user can fix: the message names the argument or file, and the fix."""

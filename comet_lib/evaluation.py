@@ -6,45 +6,20 @@ bootstrap intervals over tweets, drawn within each language.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import f1_score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from comet_lib.errors import CometError
-from comet_lib.labels import LABELS
-from comet_lib.loading import answering, check_numbers, check_pair, longest_text
-from comet_lib.models import label_order
+from comet_lib.loading import answer, check_numbers, label_order
 from comet_lib.processes import give_back_memory
+from comet_lib.profiles import LABELS
 from comet_lib.targets import class_probabilities, tfidf_classifier
-
-#: Weighted F1 on AfriSenti's test split as the paper has it, in the order kin swa hau ibo yor.
-PAPER_PROVENANCE = (
-    "arXiv 2502.18020, weighted F1 on AfriSenti test, transcribed by a public re-implementation; "
-    "not verified by us"
-)
-_PAPER = {
-    "AfroXLMR-Large (paper)": (559_890_432, (68.91, 64.10, 79.30, 79.60, 74.20), 73.22),
-    "AfroXLMR-base (paper)": (278_000_000, (62.54, 60.81, 78.27, 78.63, 70.25), 70.10),
-    "XLM-R mini (paper)": (117_600_000, (60.23, 61.88, 74.29, 75.20, 63.10), 66.94),
-    "AfroXLMR-Comet (paper)": (68_937_216, (58.94, 55.30, 71.89, 73.82, 66.39), 65.28),
-}
-PAPER_ROWS = [
-    {
-        "name": name,
-        "parameters": parameters,
-        "weighted_f1": {
-            **dict(zip(("kin", "swa", "hau", "ibo", "yor"), scores, strict=True)),
-            "mean": mean,
-        },
-        "provenance": PAPER_PROVENANCE,
-    }
-    for name, (parameters, scores, mean) in _PAPER.items()
-]
 
 
 @torch.inference_mode()
@@ -57,43 +32,30 @@ def predict_probabilities(
 ) -> np.ndarray:
     """(N, 3) probabilities in LABELS order, whatever order the model's own head has.
 
-    A text is cut at ``max_length`` tokens, or at as many as the model takes.
+    A text is cut at ``max_length`` tokens, or at as many as the model takes. The pair is taken to
+    be sound: :func:`comet_lib.loading.load_pair` checks it.
 
     Raises:
-        CometError: other labels, a tokenizer of another model, or a model that does not answer, or
-            not with numbers.
+        CometError: other labels, or answers that are NaN (training may have diverged).
     """
-    order = label_order(model)
-    check_pair(model, tokenizer)
-    max_length = min(max_length, longest_text(model) or max_length)
-    was_training = model.training
-    model.eval()
+    order, was_training = label_order(model), model.training
     out = np.zeros((len(texts), len(order)))
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    model.eval()
     try:
         # The longest first: the others then fit into the memory that those leave behind.
         for start in reversed(range(0, len(texts), batch_size)):
             rows = by_length[start : start + batch_size]
-            with answering(model):
-                batch = tokenizer(
-                    [texts[i] for i in rows],
-                    padding=True,
-                    truncation=True,
-                    max_length=max_length,
-                    return_tensors="pt",
-                ).to(model.device)
-                logits = model(
-                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-                ).logits
-                check_numbers(model, logits)
-                out[rows] = logits[:, order].float().softmax(-1).cpu().numpy()
+            logits = answer(model, tokenizer, [texts[i] for i in rows], max_length)
+            out[rows] = logits[:, order].float().softmax(-1).cpu().numpy()
     finally:
         model.train(was_training)
+    check_numbers(model, out)
     return out
 
 
 def tfidf_baseline(data: DatasetDict, split: str = "test") -> tuple[np.ndarray, int]:
-    """The TF-IDF baseline, fitted per language on train.
+    """The TF-IDF baseline, fitted on train, one classifier per language.
 
     Returns:
         (N, 3) probabilities for ``split``, and the number of weights over all languages.
@@ -126,33 +88,45 @@ def mean_weighted_f1(
     labels: np.ndarray, predictions: np.ndarray, languages: np.ndarray
 ) -> dict[str, float]:
     """Weighted F1 of each language and their plain mean, in percent."""
-    scores = {
-        str(language): weighted_f1(
-            labels[languages == language], predictions[languages == language]
-        )
-        for language in dict.fromkeys(languages.tolist())
-    }
+    rows = _by_language(languages)
+    return _with_mean({c: weighted_f1(labels[at], predictions[at]) for c, at in rows.items()})
+
+
+def _by_language(languages: np.ndarray) -> dict[str, np.ndarray]:
+    """Each language with its rows as a mask (N,), in the order in which they come up."""
+    return {str(code): languages == code for code in dict.fromkeys(languages.tolist())}
+
+
+def _with_mean(scores: dict[str, float]) -> dict[str, float]:
     return {**scores, "mean": float(np.mean(list(scores.values())))}
 
 
 def f1_of_counts(counts: np.ndarray) -> np.ndarray:
     """Weighted F1 in percent of confusion counts (..., labels, predictions)."""
-    true = counts.sum(-1)
-    guessed = counts.sum(-2)
+    true, guessed = counts.sum(-1), counts.sum(-2)
     hit = np.diagonal(counts, axis1=-2, axis2=-1)
     f1 = 2 * hit / np.maximum(true + guessed, 1)
     return 100 * (f1 * true).sum(-1) / np.maximum(true.sum(-1), 1)
 
 
-def _resample(cells: np.ndarray, size: int, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """(draws, size) counts: a bootstrap of rows is a multinomial draw over the cells they fill."""
-    counts = np.bincount(cells, minlength=size)
-    return rng.multinomial(counts.sum(), counts / counts.sum(), size=draws)
-
-
 def interval(draws: np.ndarray) -> list[float]:
     """The 95 % percentile interval: low and high."""
     return [float(x) for x in np.percentile(draws, (2.5, 97.5))]
+
+
+def _resampled(
+    cells: np.ndarray, axes: int, languages: np.ndarray, draws: int, seed: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """For each language, ``draws`` tables of counts (draws, 3, 3, ...) with ``axes`` axes.
+
+    ``cells`` (N,) says which cell of the flat table a row falls into: a bootstrap of rows is a
+    multinomial draw over the cells that they fill.
+    """
+    rng, k = np.random.default_rng(seed), len(LABELS)
+    for code, here in _by_language(languages).items():
+        counts = np.bincount(cells[here], minlength=k**axes)
+        drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=draws)
+        yield code, drawn.reshape(draws, *[k] * axes)
 
 
 def bootstrap_f1(
@@ -163,12 +137,9 @@ def bootstrap_f1(
     seed: int = 0,
 ) -> dict[str, list[float]]:
     """95 % percentile intervals of weighted F1 by language and of the mean, in percent."""
-    rng, k = np.random.default_rng(seed), len(LABELS)
-    sampled = {}
-    for language in dict.fromkeys(languages.tolist()):
-        here = languages == language
-        counts = _resample(labels[here] * k + predictions[here], k * k, draws, rng)
-        sampled[str(language)] = f1_of_counts(counts.reshape(draws, k, k))
+    cells = labels * len(LABELS) + predictions
+    tables = _resampled(cells, 2, languages, draws, seed)
+    sampled = {code: f1_of_counts(counts) for code, counts in tables}
     sampled["mean"] = np.mean(list(sampled.values()), axis=0)
     return {name: interval(values) for name, values in sampled.items()}
 
@@ -181,20 +152,15 @@ def paired_bootstrap(
     draws: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Is the difference of two models on the same tweets real?
+    """Is the difference between two models on the same tweets real?
 
     Returns:
         ``difference`` of mean weighted F1 (points), its ``ci95``, and ``p``: the two-sided
         bootstrap p-value (twice the smaller share of draws on one side of zero).
     """
-    rng, k = np.random.default_rng(seed), len(LABELS)
-    sampled = []
-    for language in dict.fromkeys(languages.tolist()):
-        here = languages == language
-        cells = (labels[here] * k + ours[here]) * k + theirs[here]
-        counts = _resample(cells, k**3, draws, rng).reshape(draws, k, k, k)
-        sampled.append(f1_of_counts(counts.sum(3)) - f1_of_counts(counts.sum(2)))
-    delta = np.mean(sampled, axis=0)
+    cells = (labels * len(LABELS) + ours) * len(LABELS) + theirs
+    tables = _resampled(cells, 3, languages, draws, seed)
+    delta = np.mean([f1_of_counts(c.sum(3)) - f1_of_counts(c.sum(2)) for _, c in tables], axis=0)
     mean = [mean_weighted_f1(labels, p, languages)["mean"] for p in (ours, theirs)]
     tail = min((delta <= 0).mean(), (delta >= 0).mean())
     return {
@@ -228,64 +194,14 @@ def score_row(
     labels, languages = np.asarray(table["label"][:]), np.asarray(table["language"][:])
     fresh = ~np.asarray(table["seen_in_train"][:], dtype=bool)
     guess = probabilities.argmax(1)
-    scores = mean_weighted_f1(labels, guess, languages)
+    right = {
+        c: 100 * float(np.mean((guess == labels)[at])) for c, at in _by_language(languages).items()
+    }
     return {
         "name": name,
         **more,
-        "weighted_f1": scores,
+        "weighted_f1": mean_weighted_f1(labels, guess, languages),
         "ci95": bootstrap_f1(labels, guess, languages, draws, seed),
-        "accuracy": {
-            **{
-                str(code): 100 * accuracy_score(labels[languages == code], guess[languages == code])
-                for code in scores
-                if code != "mean"
-            },
-            "mean": float(
-                np.mean([100 * np.mean((guess == labels)[languages == c]) for c in set(languages)])
-            ),
-        },
+        "accuracy": _with_mean(right),
         "weighted_f1_unseen": mean_weighted_f1(labels[fresh], guess[fresh], languages[fresh]),
     }
-
-
-def result_table(report: Mapping[str, Any]) -> str:
-    """The report as a Markdown table: our rows with intervals, then the paper's if it has any."""
-    languages = list(report["languages"])
-    head = ["model", "parameters", "MB", *languages, "mean (95 % interval)", "mean unseen"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in report["rows"]:
-        f1, low_high = row["weighted_f1"], row["ci95"]["mean"]
-        lines.append(
-            "| "
-            + " | ".join(
-                [
-                    row["name"],
-                    f"{row['parameters']:,}",
-                    f"{row['size_mb']:.1f}",
-                    *(f"{f1[code]:.1f}" for code in languages),
-                    f"**{f1['mean']:.1f}** ({low_high[0]:.1f} to {low_high[1]:.1f})",
-                    f"{row['weighted_f1_unseen']['mean']:.1f}",
-                ]
-            )
-            + " |"
-        )
-    paper = report.get("paper", [])
-    for row in paper:
-        f1 = row["weighted_f1"]
-        lines.append(
-            "| "
-            + " | ".join(
-                [
-                    row["name"] + " ¹",
-                    f"{row['parameters']:,}",
-                    f"{row['parameters'] * 4 / 1e6:.0f}",
-                    *(f"{f1[code]:.1f}" if code in f1 else "" for code in languages),
-                    f"{f1['mean']:.1f}",
-                    "",
-                ]
-            )
-            + " |"
-        )
-    if paper:
-        lines += ["", f"¹ {PAPER_PROVENANCE}."]
-    return "\n".join(lines)

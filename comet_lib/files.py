@@ -1,4 +1,4 @@
-"""Write whole files or nothing: to a temporary name first, then rename."""
+"""Write whole files or nothing: write under a temporary name first, then rename."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from comet_lib.errors import CometError
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; on success it is renamed to ``path``."""
+    """Yields a temporary path beside ``path``; on success, renames it to ``path``."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -31,31 +31,30 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary folder beside ``path``; on success it takes the place of ``path``.
+    """Yields a temporary folder beside ``path``; on success, it replaces ``path``.
 
-    There is no way to swap two folders at once: a kill between the two renames leaves the old one
-    beside its place, and the next call puts it back first. A link stays a link: what it points to
-    is replaced.
+    Two folders cannot be swapped in one step: a kill between the two renames leaves the old one
+    beside its place, and the next call first moves it back. A link stays a link: its target is
+    replaced.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
         shutil.rmtree(old) if path.exists() else os.replace(old, path)
-    made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    new = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        yield made
-        made.chmod(0o755)
-        for inside in made.rglob("*"):
+        yield new
+        new.chmod(0o755)
+        for inside in new.rglob("*"):
             inside.chmod(0o755 if inside.is_dir() else 0o644)
+        old = new.with_name(new.name + ".old")
         if path.exists():
-            old = made.with_name(made.name + ".old")
             os.replace(path, old)
-            os.replace(made, path)
+        os.replace(new, path)
+        if old.exists():
             shutil.rmtree(old)
-        else:
-            os.replace(made, path)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -70,7 +69,11 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 
 def read_json(path: str | Path, *keys: str) -> Any:
-    """The content of a JSON file; with ``keys``, an object that must have them."""
+    """The content of a JSON file; with ``keys``, an object that must have them.
+
+    Raises:
+        CometError: not readable, not JSON, or a missing key.
+    """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -80,13 +83,40 @@ def read_json(path: str | Path, *keys: str) -> Any:
     return value
 
 
+def claim(path: str | Path, settings: Mapping[str, Any], write: bool = True) -> None:
+    """Reserve the folder of ``path``, a JSON file, for ``settings``.
+
+    The first call writes them; every later call must bring the same ones.
+
+    Raises:
+        CometError: the folder holds something with other settings; the message names them.
+    """
+    path, new = Path(path), json.loads(json.dumps(settings))  # tuples as lists, as in the file
+    if not path.is_file():
+        if write:
+            write_json(path, new)
+        return
+    old = read_json(path, *list(new)[:1])  # one name shows that it is a file of this kind
+    differ = []
+    for name in new:
+        there, now = (str(values.get(name)) for values in (old, new))
+        if old.get(name) != new[name]:
+            short = len(there) <= 20 and len(now) <= 20
+            differ.append(f"{name} ({there} there, {now} now)" if short else name)
+    if differ:
+        raise CometError(
+            f"{path.parent}: what is there differs in {', '.join(differ)}; choose another folder, "
+            "or delete this one"
+        )
+
+
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
     """Inside, ``folder`` belongs to this process.
 
     The lock is the kernel's (``flock``) on ``folder/.lock``, so it ends with the process, however
-    that ends: the file that a killed run leaves behind blocks nobody. Where there is no ``flock``
-    (Windows, some network disks) there is no lock.
+    that ends: the file that a killed run leaves behind blocks no one. Without ``flock`` (Windows,
+    some network disks) there is no lock.
 
     Raises:
         CometError: another process holds the lock.
@@ -100,7 +130,7 @@ def locked(folder: str | Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise CometError(
-                f"{folder}: another run is writing there; wait for its end, or choose another "
+                f"{folder}: another run is writing there; wait until it ends, or choose another "
                 "output folder"
             ) from error
         except (ImportError, OSError):

@@ -1,28 +1,251 @@
-"""Is a model sound? Before it is built: does its config fit its weights; after: does it answer.
+"""The one door for models: load a model and its tokenizer, or say why not.
 
-A model's folder is somebody else's work: cut off, mixed up, or made to mislead. Each check raises
-one sentence that names the file and the mend.
+A model folder is untrusted input: cut off, mixed up, or meant to mislead. Each check raises one
+sentence that names the file and the fix. A pair from :func:`load_pair` is sound, so the code
+behind this door checks nothing again.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from comet_lib.errors import CometError
 from comet_lib.files import read_json
+from comet_lib.models import auto_class, quiet
+from comet_lib.profiles import LABELS, user_path
+
+#: Where each kind of tokenizer keeps its pieces.
+TOKENIZER_FILES = ["tokenizer.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model"]
+TOKENIZER_FILES += ["vocab.txt", "vocab.json"]
+#: A long text in several scripts, decomposed and with symbols: it reaches what short ones do not.
+PROBE = "Habari ẹ̀kọ́ \u1e62\u0323e\u0301 ሰላም سلام ﬁ ① 𝒳 100 % 👍🏾 " * 8
+
+# --- Load ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model lies: ``folder`` on disk, or None; ``source`` and ``revision`` as
+    ``from_pretrained`` takes them.
+
+    A revision is a commit, a tag, or a branch of the hub (``main``, the newest, by default); only
+    a commit never changes. A folder has none.
+    """
+
+    name: str
+    folder: Path | None
+    source: str
+    revision: str = "main"
+
+
+def find(name: str | Path) -> Place:
+    """A model by folder or by hub id, ``owner/name`` or ``owner/name@revision``.
+
+    Raises:
+        CometError: neither a folder nor of that form.
+    """
+    folder = user_path(name)
+    if folder.is_dir():  # whatever characters its name contains
+        return Place(str(name), folder, str(folder))
+    source, _, revision = str(name).partition("@")
+    if folder.is_absolute() or source.count("/") != 1:
+        raise CometError(f"{name}: no such folder, and not a hub id of the form owner/name")
+    return Place(str(name), None, source, revision or "main")
+
+
+def model_origin(name: str | Path) -> str:
+    """What a report calls a loaded model: the folder's own name, or ``owner/name@commit``.
+
+    The commit is the one in the hub's cache, so the same words read the same files again.
+    """
+    at = find(name)
+    if at.folder:
+        return at.folder.resolve().name
+    config = try_to_load_from_cache(at.source, "config.json", revision=at.revision)
+    return f"{at.source}@{Path(config).parent.name if isinstance(config, str) else at.revision}"
+
+
+def load_pair(
+    name: str | Path, head: str = "sentiment"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer, checked together: what comes out answers with numbers.
+
+    Raises:
+        CometError: as :func:`load_model`, :func:`load_tokenizer`, and :func:`check_pair`.
+    """
+    model, tokenizer = load_model(name, head), load_tokenizer(name)
+    check_pair(model, tokenizer)
+    return model, tokenizer
+
+
+def load_model(name: str | Path, head: str = "sentiment") -> PreTrainedModel:
+    """A model by folder or hub id (``owner/name``, or ``owner/name@commit`` to pin it).
+
+    In eval mode, as fp32; safetensors only, no remote code.
+
+    Raises:
+        CometError: nothing loadable under ``name``, no weights for the head (an untrained head
+            teaches noise), or a sentiment head without our labels.
+    """
+    auto, at = auto_class(head), find(name)
+    if at.folder:
+        check_folder(at.folder)
+    config = checked_config(at)
+    with quiet(), _reading("model", name, "config.json and model.safetensors"):
+        model, report = auto.from_pretrained(
+            at.source,
+            config=config,
+            revision=at.revision,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    missing = [key for key in report["missing_keys"] if "pooler" not in key]
+    if missing:
+        raise CometError(
+            f"{str(name)!r} has no weights for the {head} head ({missing[0]} and "
+            f"{len(missing) - 1} more): an untrained head teaches noise; give a checkpoint "
+            "trained with that head"
+        )
+    if head == "sentiment":
+        label_order(model)
+    return model.eval()
+
+
+def checked_config(name: str | Path | Place) -> Any:
+    """The config without weights.
+
+    Raises:
+        CometError: no readable config, or one that asks for attention code from the hub, which
+            transformers would run.
+    """
+    at = name if isinstance(name, Place) else find(name)
+    with quiet(), _reading("model", at.name, "config.json and model.safetensors"):
+        config = AutoConfig.from_pretrained(
+            at.source, revision=at.revision, trust_remote_code=False
+        )
+    kind = getattr(config, "_attn_implementation", None)
+    if kind not in (None, "eager", "sdpa"):
+        raise CometError(
+            f"{at.name}: its config asks for the attention {str(kind)[:60]!r}, which may be code "
+            "from the hub and is not run; remove _attn_implementation from its config.json"
+        )
+    return config
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer by folder or hub id, with or without ``@commit``.
+
+    Raises:
+        CometError: nothing loadable under ``name``. A folder must hold the pieces themselves:
+            without them transformers builds an empty tokenizer, and every word is unknown.
+    """
+    at = find(name)
+    if at.folder and not any((at.folder / file).is_file() for file in TOKENIZER_FILES):
+        raise CometError(
+            f"{at.folder}: has no {TOKENIZER_FILES[0]} or other pieces; save its tokenizer there"
+        )
+    with _reading("tokenizer", name, "tokenizer.json"):
+        return AutoTokenizer.from_pretrained(
+            at.source, revision=at.revision, trust_remote_code=False
+        )
+
+
+# --- Use -----------------------------------------------------------------------------------
+
+
+def label_order(model: Any) -> list[int]:
+    """Columns of the model's logits in LABELS order, by its own ``id2label`` names.
+
+    Raises:
+        CometError: the model's labels are not negative, neutral, and positive.
+    """
+    names = {str(v).strip().lower(): int(k) for k, v in (model.config.id2label or {}).items()}
+    if set(names) != set(LABELS) or sorted(names.values()) != list(range(len(LABELS))):
+        raise CometError(
+            f"the model's labels are {str(names)[:200]}, not {', '.join(LABELS)} from 0 to 2: "
+            "set id2label in its config.json to the names its head was trained with"
+        )
+    return [names[label] for label in LABELS]
+
+
+def longest_text(model: Any) -> int | None:
+    """How many tokens a model takes by its config; None if that sets no limit.
+
+    XLM-R counts positions from the padding's number; for others this is a token or so short.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        return None
+    return positions - (getattr(model.config, "pad_token_id", None) or 0) - 1
+
+
+def answer(
+    model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
+) -> Tensor:
+    """The model's output for ``texts``: logits, (B, 3) or (B, L, V), or the encoder's (B, L, D).
+
+    A text is cut at ``max_length`` tokens, or at as many as the model takes.
+    """
+    batch = tokenizer(
+        list(texts),
+        padding=True,
+        truncation=True,
+        max_length=min(max_length, longest_text(model) or max_length),
+        return_tensors="pt",
+    ).to(model.device)
+    output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    return output.logits if hasattr(output, "logits") else output.last_hidden_state
+
+
+# --- Check ---------------------------------------------------------------------------------
+
+
+def check_pair(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise unless tokenizer and model belong together, and answer one text with numbers."""
+    rows = getattr(model.config, "vocab_size", None)
+    pieces = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if rows is not None and pieces > rows:
+        raise CometError(
+            f"the tokenizer has {pieces:,} pieces and the model {rows:,} rows of embeddings: they "
+            "do not belong together; give the tokenizer that was saved with the model"
+        )
+    if tokenizer.pad_token_id is None:
+        raise CometError(
+            "the tokenizer has no padding piece; give the tokenizer that was saved with the model"
+        )
+    with torch.inference_mode(), answering(model):
+        # A copy, because a tokenizer keeps, and later saves, the padding and length of a call.
+        own = copy.deepcopy(tokenizer)
+        check_numbers(model, answer(model, own, [PROBE, "a"], max_length=32))
+
+
+def check_numbers(model: Any, answers: Tensor | np.ndarray) -> None:
+    """Raise if answers hold NaN: a damaged weight, and the first label would always win."""
+    if torch.as_tensor(answers).isnan().any():
+        raise CometError(
+            f"{_called(model)}: the model answers with NaN; its weights are damaged, copy it again "
+            "or train it again"
+        )
 
 
 def check_folder(folder: Path) -> None:
     """Raise if a folder's config promises what its weights cannot hold, before anything is built.
 
-    A config of a few bytes can ask for a billion layers, or labels.
+    A config of a few bytes can ask for a billion layers or labels.
     """
     config, weights = folder / "config.json", folder / "model.safetensors"
     if not config.is_file():
@@ -30,17 +253,15 @@ def check_folder(folder: Path) -> None:
     whole = [weights] if weights.is_file() else sorted(folder.glob("*.safetensors"))  # or shards
     files = [path for path in whole if path.is_file()]
     if not files and not (folder / "model.safetensors.index.json").is_file():
-        return  # a pickle, or nothing: transformers says what it makes of it
+        return  # a pickle, or nothing: transformers refuses it in its own words
     count, longest = 0, 1
     for path in files:
-        try:
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118, the file itself is no iterable
-                    count, longest = count + 1, max(longest, *file.get_slice(name).get_shape(), 1)
-        except Exception as error:
-            raise CometError(
-                f"{path}: no whole safetensors file ({first_line(error)}); copy it again"
-            ) from error
+        with (
+            _blame(f"{path}: not a whole safetensors file", "copy it again"),
+            safe_open(path, "pt") as file,
+        ):
+            for name in file.keys():  # noqa: SIM118, the file itself is not iterable
+                count, longest = count + 1, max(longest, *file.get_slice(name).get_shape(), 1)
     for field, size in _sizes(read_json(config, "model_type")):
         most = count if "layer" in field else longest
         if not isinstance(size, int) or not 0 < size <= most:
@@ -51,7 +272,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _sizes(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Fields, at any depth, that say how many layers, pieces or labels are built.
+    """Fields, at any depth, that set the number of layers, pieces, or labels.
 
     Each kind of model has its own name for its layers: ``n_layers``, ``num_decoder_layers``.
     """
@@ -64,78 +285,40 @@ def _sizes(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield field, value
 
 
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
+def answering(model: Any) -> contextlib.AbstractContextManager[None]:
+    """Inside, a model that fails to answer is named; running out of memory is not its fault."""
+    return _blame(
+        f"{_called(model)}: the model does not answer",
+        "give config, weights, and tokenizer that were saved together",
+        memory=False,
+    )
 
 
-def check_pair(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise if the tokenizer has pieces for which the model has no row, or no padding."""
-    rows, pieces = getattr(model.config, "vocab_size", None), len(tokenizer)
-    if rows is not None and pieces > rows:
-        raise CometError(
-            f"the tokenizer has {pieces:,} pieces and the model {rows:,} rows of embeddings: they "
-            "are no pair; give the tokenizer that was saved with the model"
-        )
-    if tokenizer.pad_token_id is None:
-        raise CometError(
-            "the tokenizer has no padding piece; give the tokenizer that was saved with the model"
-        )
-
-
-def check_attention(name: str | Path, config: Any) -> None:
-    """Raise if a config asks for attention code from the hub, which transformers would run."""
-    kind = getattr(config, "_attn_implementation", None)
-    if kind not in (None, "eager", "sdpa"):
-        raise CometError(
-            f"{name}: its config asks for the attention {str(kind)[:60]!r}, which may be code from "
-            "the hub and is not run; remove _attn_implementation from its config.json"
-        )
-
-
-def is_fault(error: BaseException) -> bool:
-    """Whether it is an error, rather than a stop: a panic in Rust code is no ``Exception``."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+def _reading(what: str, name: str | Path, files: str) -> contextlib.AbstractContextManager[None]:
+    return _blame(
+        f"no {what} could be loaded from {str(name)!r}",
+        f"give a folder with {files}, or a hub id and a network",
+    )
 
 
 @contextlib.contextmanager
-def answering(model: Any) -> Iterator[None]:
-    """Inside, a tokenizer and a model are used; one that cannot answer is named.
+def _blame(begin: str, fix: str, memory: bool = True) -> Iterator[None]:
+    """Inside, any error becomes one sentence: ``begin`` (the error); ``fix``.
 
-    Raises:
-        CometError: any error, but those of memory and of ours: sizes in the config that loading
-            does not look at, or numbers of pieces for which there is no row.
+    ``memory`` says whether running out of it counts. A panic in Rust code is no ``Exception``,
+    but an error all the same.
     """
     try:
         yield
     except BaseException as error:
-        ours = isinstance(error, (CometError, MemoryError)) or "memory" in str(error)
-        if ours or not is_fault(error):
+        kind = type(error).__name__
+        fault = isinstance(error, Exception) or kind == "PanicException"
+        no_memory = isinstance(error, MemoryError) or "memory" in str(error)
+        if isinstance(error, CometError) or not fault or (no_memory and not memory):
             raise
-        raise CometError(
-            f"{_called(model)}: the model does not answer ({type(error).__name__}: "
-            f"{first_line(error)}); give config, weights and tokenizer that were saved together"
-        ) from error
-
-
-def check_numbers(model: Any, logits: Tensor) -> None:
-    """Raise if an answer holds NaN: a damaged weight, and every label would be the first one."""
-    if logits.isnan().any():
-        raise CometError(
-            f"{_called(model)}: the model answers with NaN; its weights are damaged, copy it again "
-            "or train it again"
-        )
+        line = (str(error).strip().split("\n")[0] or kind)[:200]
+        raise CometError(f"{begin} ({kind}: {line}); {fix}") from error
 
 
 def _called(model: Any) -> str:
     return getattr(model.config, "name_or_path", "") or type(model).__name__
-
-
-def longest_text(model: Any) -> int | None:
-    """How many tokens a model takes by its config; None if that sets no limit.
-
-    XLM-R counts positions from the padding's number on; for others this is a token or so short.
-    """
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(positions, int):
-        return None
-    return positions - (getattr(model.config, "pad_token_id", None) or 0) - 1

@@ -1,68 +1,50 @@
-"""Load a teacher, build a student, count parameters.
+"""Build a model, count its parameters and FLOPs, start a student from its teacher.
 
-Students are stock ``XLMRobertaFor...`` models: what we save, ``transformers`` loads without us.
+Students are stock ``XLMRobertaFor...`` models: ``transformers`` loads what we save without us.
+Shapes: B texts, L tokens, V pieces, D the teacher's width, d the student's.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     XLMRobertaConfig,
 )
 from transformers.utils import logging
 
+from comet_lib.attention import encoder_layers
 from comet_lib.errors import CometError
-from comet_lib.labels import LABELS
-from comet_lib.loading import check_attention, check_folder, first_line, is_fault
-from comet_lib.profiles import user_path
+from comet_lib.profiles import (
+    LABELS,
+    PAPER_STUDENT,
+    PAPER_TEACHER,
+    PAPER_VOCABULARY,
+    Profile,
+    shape,
+)
 
 HEADS: dict[str, Any] = {
     "encoder": AutoModel,
     "masked-lm": AutoModelForMaskedLM,
     "sentiment": AutoModelForSequenceClassification,
 }
-#: The paper's shapes (arXiv 2502.18020; the student's from a public re-implementation).
-PAPER_TEACHER = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "intermediate_size": 4096,
-}
-#: The paper's student: an XLM-R encoder of 6 layers.
-PAPER_STUDENT = {
-    "hidden_size": 256,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 8,
-    "intermediate_size": 1024,
-}
-PAPER_VOCABULARY = 250_002
-#: What a tokenizer's pieces are kept in, by kind.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "tokenizer.model",
-    "vocab.txt",
-    "vocab.json",
-)
+BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # per number
+
+# --- Build ---------------------------------------------------------------------------------
 
 
-def _auto(head: str) -> Any:
+def auto_class(head: str) -> Any:
+    """The ``AutoModel`` class for one of :data:`HEADS`."""
     if head not in HEADS:
         raise CometError(f"unknown head {head!r}: choose one of {', '.join(HEADS)}")
     return HEADS[head]
@@ -70,9 +52,9 @@ def _auto(head: str) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No bars and no warnings while weights are read or written.
+    """No progress bars and no warnings while weights are read or written.
 
-    The mini teacher holds two heads in one file; transformers warns of the one not asked for.
+    The mini teacher keeps two heads in one file; transformers warns about the unused one.
     """
     level = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
@@ -86,106 +68,15 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def source_of(name: str | Path) -> tuple[str, str]:
-    """``owner/name@revision`` as (``owner/name``, ``revision``); without one, the newest, ``main``.
-
-    A revision is a commit, a tag or a branch of the hub. A commit alone stays what it is. A folder
-    has none: it is its own source, whatever signs are in its name.
-    """
-    if user_path(name).is_dir():
-        return str(user_path(name)), "main"
-    source, _, revision = str(name).partition("@")
-    return source, revision or "main"
-
-
-def load_model(name: str | Path, head: str = "sentiment") -> PreTrainedModel:
-    """An encoder by directory or hub id (``owner/name``, or ``owner/name@commit`` to pin it).
-
-    In eval mode, as fp32; safetensors only, no remote code.
-
-    Raises:
-        CometError: nothing loadable under ``name``, or weights for the asked head are missing (an
-            untrained head teaches noise).
-    """
-    auto = _auto(head)
-    folder, (source, revision) = user_path(name), source_of(name)
-    if folder.is_dir():
-        check_folder(folder)
-    elif folder.is_absolute() or source.count("/") != 1:
-        raise CometError(f"{name}: no such folder, and not a hub id of the form owner/name")
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-            check_attention(name, config)
-            model, report = auto.from_pretrained(
-                source,
-                config=config,
-                revision=revision,
-                use_safetensors=True,
-                trust_remote_code=False,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-    except CometError:
-        raise
-    except Exception as error:
-        raise CometError(
-            f"no model could be loaded from {str(name)!r} "
-            f"({type(error).__name__}: {first_line(error)}); give "
-            "a folder with config.json and model.safetensors, or a hub id and a network"
-        ) from error
-    missing = [key for key in report["missing_keys"] if "pooler" not in key]
-    if missing:
-        raise CometError(
-            f"{str(name)!r} has no weights for the {head} head ({missing[0]} and "
-            f"{len(missing) - 1} more): an untrained head teaches noise; give a checkpoint "
-            "trained with that head"
-        )
-    return model.eval()
-
-
-def model_origin(name: str | Path) -> str:
-    """What a report calls a model that was loaded: the folder's own name, or ``owner/name@commit``.
-
-    The commit is the one that the hub's cache holds under the name, so the same words read the
-    same files again.
-    """
-    if user_path(name).is_dir():
-        return user_path(name).resolve().name
-    source, revision = source_of(name)
-    config = try_to_load_from_cache(source, "config.json", revision=revision)
-    return f"{source}@{Path(config).parent.name if isinstance(config, str) else revision}"
-
-
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer by directory or hub id, with or without ``@commit``.
-
-    Raises:
-        CometError: nothing loadable under ``name``. A folder must hold the pieces themselves:
-            without them transformers makes an empty tokenizer, and every word would be unknown.
-    """
-    folder, (source, revision) = user_path(name), source_of(name)
-    if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        raise CometError(
-            f"{folder}: has no {TOKENIZER_FILES[0]} or the like; save its tokenizer beside it"
-        )
-    try:
-        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except BaseException as error:
-        if not is_fault(error):
-            raise
-        raise CometError(
-            f"no tokenizer could be loaded from {str(name)!r} ({type(error).__name__}); give a "
-            "folder with tokenizer.json, or a hub id and a network"
-        ) from error
-
-
 def xlmr_config(
     sizes: Mapping[str, Any], vocab_size: int, max_length: int = 512, **more: Any
 ) -> XLMRobertaConfig:
-    """An XLM-R config with our three labels. ``sizes`` as in :data:`PAPER_STUDENT`.
+    """An XLM-R config with our three labels. ``sizes`` as in ``profiles.PAPER_STUDENT``.
 
     XLM-R numbers positions from ``pad_token_id + 1``, hence two more positions than tokens.
+
+    Raises:
+        CometError: the number of heads does not divide the width.
     """
     if sizes["hidden_size"] % sizes["num_attention_heads"]:
         raise CometError(
@@ -206,9 +97,14 @@ def xlmr_config(
     )
 
 
+def student_config(profile: Profile, teacher: PreTrainedModel) -> XLMRobertaConfig:
+    """The profile's student over the teacher's vocabulary."""
+    return xlmr_config(profile.student, teacher.config.vocab_size, max(profile.max_length, 128))
+
+
 def build_student(config: XLMRobertaConfig, head: str = "sentiment") -> PreTrainedModel:
-    """A student with random weights. Set the seed before (``transformers.set_seed``)."""
-    return _auto(head).from_config(config)
+    """A student with random weights. Set the seed first (``transformers.set_seed``)."""
+    return auto_class(head).from_config(config)
 
 
 def on_meta(config: XLMRobertaConfig, head: str = "encoder") -> PreTrainedModel:
@@ -223,13 +119,43 @@ def paper_model(which: str, head: str = "encoder") -> PreTrainedModel:
     return on_meta(xlmr_config(sizes, PAPER_VOCABULARY), head)
 
 
-def same_body(target: PreTrainedModel, source: PreTrainedModel) -> PreTrainedModel:
-    """Copy the encoder of ``source`` (any head) into ``target`` of the same config; keeps heads."""
-    body = {k: v for k, v in source.base_model.state_dict().items() if not k.startswith("pooler.")}
-    missing, unexpected = target.base_model.load_state_dict(body, strict=False)
-    if unexpected or [key for key in missing if not key.startswith("pooler.")]:
-        raise CometError("the two models have different bodies: build both from one config")
-    return target
+@contextlib.contextmanager
+def only_positions(model: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Inside, a masked-LM model returns logits (M, V) only at ``positions`` (B, L) bool.
+
+    The hidden states are gathered before the head, so the full (B, L, V) logits (2 GB at batch
+    16 x 128 with XLM-R's vocabulary) never exist.
+    """
+    core = getattr(model, "module", model)
+    head = getattr(core, "lm_head", None)
+    if head is None:
+        head = getattr(core, "cls", None)
+    if not isinstance(head, nn.Module):
+        raise CometError(f"{type(core).__name__} has no masked-LM head under lm_head or cls")
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0][positions], *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# --- Count ---------------------------------------------------------------------------------
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of weights; tied weights (masked-LM decoder) count once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def parameter_table(model: nn.Module) -> pd.DataFrame:
+    """Exact counts by component: columns component, parameters, share (percent), mib (fp32)."""
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        component = _component(name)
+        counts[component] = counts.get(component, 0) + parameter.numel()
+    counts["total"] = total = sum(counts.values())
+    rows = [(c, n, round(100 * n / total, 1), round(mebibytes(n), 1)) for c, n in counts.items()]
+    return pd.DataFrame(rows, columns=["component", "parameters", "share", "mib"])
 
 
 def _component(name: str) -> str:
@@ -247,68 +173,163 @@ def _component(name: str) -> str:
     return "other"
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Number of weights; tied weights (masked-LM decoder) count once."""
-    return sum(p.numel() for p in model.parameters())
+def embedding_parameters(vocab_size: int, hidden: int, max_length: int) -> int:
+    """Word, position, and token-type tables and their LayerNorm; two positions are never used."""
+    return hidden * (vocab_size + (max_length + 2) + 1 + 2)
 
 
-def parameter_table(model: nn.Module) -> pd.DataFrame:
-    """Exact counts by component: columns component, parameters, share (percent), mib (fp32)."""
-    counts: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        component = _component(name)
-        counts[component] = counts.get(component, 0) + parameter.numel()
-    total = sum(counts.values())
-    rows = [*counts.items(), ("total", total)]
-    return pd.DataFrame(
-        {
-            "component": [name for name, _ in rows],
-            "parameters": [n for _, n in rows],
-            "share": [round(100 * n / total, 1) for _, n in rows],
-            "mib": [round(n * 4 / 2**20, 1) for _, n in rows],
-        }
-    )
+def layer_parameters(hidden: int, intermediate: int, heads: int = 1) -> int:
+    """One encoder layer: Q, K, V, output, two feed-forward matrices, biases, two LayerNorms.
+
+    ``heads`` changes nothing: the heads share the columns of Q, K, and V.
+    """
+    attention = 4 * (hidden * hidden + hidden)
+    feed_forward = 2 * hidden * intermediate + intermediate + hidden
+    return attention + feed_forward + 4 * hidden
 
 
-def label_order(model: PreTrainedModel) -> list[int]:
-    """Columns of the model's logits in LABELS order, by its own ``id2label`` names.
+def component_counts(
+    sizes: Mapping[str, int], vocab_size: int, max_length: int = 512
+) -> dict[str, int]:
+    """Parameters by component, as :func:`parameter_table` counts them, without a model."""
+    d, f, n = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"]
+    word = vocab_size * d
+    attention = 4 * (d * d + d) + 2 * d
+    return {
+        "word embeddings": word,
+        "other embeddings": embedding_parameters(vocab_size, d, max_length) - word,
+        "attention": n * attention,
+        "feed-forward": n * (layer_parameters(d, f) - attention),
+        "pooler": d * d + d,
+    }
+
+
+def encoder_parameters(
+    vocab_size: int, hidden: int, layers: int, heads: int, intermediate: int, max_length: int
+) -> int:
+    """The whole ``XLMRobertaModel``: embeddings, layers, and pooler, no task head."""
+    sizes = shape(hidden, layers, heads, intermediate)
+    return sum(component_counts(sizes, vocab_size, max_length).values())
+
+
+def flops_per_token(hidden: int, intermediate: int, layers: int, length: int) -> int:
+    """Forward FLOPs of the layers' matrix products, for one token of a text of ``length``.
+
+    A multiply and an add count as two. Included: Q, K, V, and output projections, scores Q K^T,
+    weights times V, both feed-forward matrices. Not included: embeddings (a lookup), biases,
+    softmax, LayerNorm, GELU, pooler, and task head.
+    """
+    projections = 4 * hidden * hidden
+    attention = 2 * length * hidden
+    return 2 * layers * (projections + attention + 2 * hidden * intermediate)
+
+
+def mebibytes(parameters: int, dtype: str = "fp32") -> float:
+    """Size of the weights in MiB (2^20 bytes)."""
+    return parameters * BYTES[dtype] / 2**20
+
+
+# --- Start from the teacher ----------------------------------------------------------------
+
+
+def same_body(target: PreTrainedModel, source: PreTrainedModel) -> PreTrainedModel:
+    """Copy the encoder of ``source`` (any head) into ``target`` of the same config; keep heads."""
+    body = {k: v for k, v in source.base_model.state_dict().items() if not k.startswith("pooler.")}
+    missing, unexpected = target.base_model.load_state_dict(body, strict=False)
+    if unexpected or [key for key in missing if not key.startswith("pooler.")]:
+        raise CometError("the two models have different bodies: build both from one config")
+    return target
+
+
+def reduce_width(table: Tensor, width: int) -> Tensor:
+    """Rows (V, D) -> (V, d) that best preserve the inner products, in the least-squares sense.
+
+        E = U S V^T,    E' = E V_d = U_d S_d                                             (1)
+
+    E' E'^T is the rank-d matrix nearest to E E^T in the Frobenius norm (Eckart and Young 1936);
+    the loss in E itself is the tail, sum over i > d of s_i^2. Columns come in order of falling
+    variance, so the first ones are much larger than the last. Signs are fixed: the largest entry
+    of each column of V is positive.
+    """
+    if table.ndim != 2 or not 1 <= width <= table.shape[1]:
+        raise CometError(
+            f"width is {width}, but must be from 1 to the teacher's, for a table of shape "
+            f"{tuple(table.shape)}."
+        )
+    wide = table.detach().double()
+    # V from E^T E (D, D): E itself may have a quarter of a million rows.
+    _, vectors = torch.linalg.eigh(wide.T @ wide)
+    vectors = vectors.flip(-1)[:, :width]
+    largest = vectors.abs().argmax(0, keepdim=True)
+    return (wide @ (vectors * vectors.gather(0, largest).sign())).to(table.dtype)
+
+
+def initialise_embeddings(
+    student: PreTrainedModel, teacher: PreTrainedModel, scale: float | None = None
+) -> float:
+    """Set the student's word embeddings to eq. (1) of the teacher's, times a factor; return it.
+
+    The factor gives the whole table the root mean square ``scale``, by default the student's own
+    ``initializer_range``, which its other weights were drawn with. One factor for the table
+    changes no angle between pieces. The padding row is zero. In place; nothing else changes.
 
     Raises:
-        CometError: the model's labels are not negative, neutral and positive.
+        CometError: another vocabulary, or a student wider than its teacher.
     """
-    names = {str(v).strip().lower(): int(k) for k, v in (model.config.id2label or {}).items()}
-    if set(names) != set(LABELS) or sorted(names.values()) != list(range(len(LABELS))):
+    tables: list[Any] = [model.get_input_embeddings() for model in (student, teacher)]
+    target, source = (table.weight for table in tables)
+    if len(target) != len(source):
         raise CometError(
-            f"the model's labels are {str(names)[:200]}, not {', '.join(LABELS)} from 0 to 2: "
-            "set id2label in its config.json to the names its head was trained with"
+            f"the student has {len(target)} pieces and the teacher {len(source)}: copying "
+            "embeddings takes one vocabulary for both"
         )
-    return [names[label] for label in LABELS]
+    if target.shape[1] > source.shape[1]:
+        raise CometError(
+            f"the student is {target.shape[1]} wide and the teacher {source.shape[1]}: choose a "
+            "student that is no wider than its teacher"
+        )
+    reduced = reduce_width(source, target.shape[1])
+    padding = student.config.pad_token_id
+    if padding is not None:
+        reduced[padding] = 0
+    scale = student.config.initializer_range if scale is None else scale
+    factor = scale / float(reduced.double().square().mean().sqrt())
+    with torch.no_grad():
+        target.copy_(factor * reduced)
+    return factor
 
 
-def checked_config(name: str | Path) -> Any:
-    """The config alone, without weights."""
-    try:
-        source, revision = source_of(name)
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except Exception as error:
-        raise CometError(f"{str(name)!r}: has no readable config.json") from error
+def copy_layers(
+    student: PreTrainedModel, teacher: PreTrainedModel, matches: Mapping[int, int]
+) -> None:
+    """Copy whole encoder layers, student layer -> teacher layer (both from 0), in place.
 
+    After DistilBERT, which takes every second layer (Sanh et al. 2019, arXiv 1910.01108).
 
-@contextlib.contextmanager
-def only_positions(model: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Inside, a masked-LM model gives logits at ``positions`` (B, L) bool alone: (M, V).
-
-    The hidden states are gathered before the head, so the full (B, L, V) logits, 2 GB at batch 16
-    x 128 with XLM-R's vocabulary, are never made.
+    Raises:
+        CometError: a missing layer, or sizes that differ: then only training can bridge the gap.
+            Nothing has been copied.
     """
-    core = getattr(model, "module", model)
-    head = getattr(core, "lm_head", None)
-    if head is None:
-        head = getattr(core, "cls", None)
-    if not isinstance(head, nn.Module):
-        raise CometError(f"{type(core).__name__} has no masked-LM head under lm_head or cls")
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0][positions], *args[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
+    ours, theirs = encoder_layers(student), encoder_layers(teacher)
+    for i, j in matches.items():
+        if not (0 <= i < len(ours) and 0 <= j < len(theirs)):
+            raise CometError(
+                f"layer {i} cannot be copied from the teacher's {j}: the student has {len(ours)} "
+                f"layers and the teacher {len(theirs)}, counted from 0"
+            )
+        weights = theirs[j].state_dict()
+        for name, value in ours[i].state_dict().items():
+            if name not in weights or weights[name].shape != value.shape:
+                there = tuple(weights[name].shape) if name in weights else "none"
+                raise CometError(
+                    f"layer {i}: {name} is {tuple(value.shape)} in the student and {there} in the "
+                    "teacher; copy only layers of equal sizes, or only the embeddings"
+                )
+    heads = [getattr(m.config, "num_attention_heads", None) for m in (student, teacher)]
+    if heads[0] != heads[1]:
+        raise CometError(
+            f"the student has {heads[0]} attention heads and the teacher {heads[1]}: the same "
+            "weights would mean other maps; give both the same number"
+        )
+    for i, j in matches.items():
+        ours[i].load_state_dict(theirs[j].state_dict())

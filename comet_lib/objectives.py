@@ -1,231 +1,305 @@
-"""Stage 2 with one more thing to copy: the teacher's attention, states or relations.
+"""What a training minimises: one table of terms, one objective for both stages.
 
-The losses are those of :mod:`comet_lib.losses`; here they become one term of a training. The
-teacher's side of it does not change from epoch to epoch, so :class:`TeacherStates` asks the teacher
-once and keeps the answers on disk.
+    loss = sum over terms of weight * term                                                (12)
 
-Shapes: B sequences, L tokens, n tokens of one row, D the teacher's width, layers in rising order.
+Two terms read logits: ``soft_targets`` (the teacher's answers) and ``hard_labels``. The others
+compare something inside the two models, layer by layer: a row of :data:`TERMS` says what the term
+looks at, its loss, and what is trained beside the student for it. To add a loss, write one function
+in :mod:`comet_lib.losses` and one row here; it then works in both stages, in ``--terms`` and in the
+ablation.
+
+Shapes: B rows, L tokens, M masked positions; layers from 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from comet_lib import losses
 from comet_lib.attention import capture, capture_hidden, capture_qkv
+from comet_lib.batches import TOKENS
 from comet_lib.errors import CometError
-from comet_lib.files import read_json, whole_folder, write_json
-from comet_lib.losses import attention_loss, hidden_cosine, hidden_state_mse, qkv_relation_kl
+from comet_lib.losses import HeadMix
+from comet_lib.models import only_positions
 from comet_lib.processes import share_of_batch
-from comet_lib.teacher import CacheSettings, decode_maps, encode_maps, fingerprint
-from comet_lib.training import Objective
+from comet_lib.profiles import Stage
+from comet_lib.teacher import (
+    Answers,
+    LiveTeacher,
+    Questions,
+    StoredCollator,
+    Teacher,
+    ask_once,
+    stored_answers,
+)
 
-#: What a student can copy -> how to see it in a model.
-TERMS: dict[str, Any] = {
-    "attention-mse": capture,  # eq. (3) of the losses
-    "attention-kl": capture,  # eq. (4)
-    "hidden-mse": capture_hidden,  # eq. (7)
-    "hidden-cosine": capture_hidden,  # eq. (8)
-    "relations": capture_qkv,  # eq. (9), the last layer of each, as MiniLM has it
+PROJECTION = "comet_projection"  # the student's submodule that is trained beside it
+
+Terms = dict[str, Any]
+TermsOf = Callable[[nn.Module, Mapping[str, Any]], Terms]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One thing inside a model that a student can match.
+
+    Attributes:
+        looks_at: "maps", "hidden" or "qkv", a field of the teacher's :class:`Answers`.
+        capture: opens the student's side: ``capture(student, layers)`` yields a dict by layer.
+        loss: ``loss(student, teacher, mask, beside)`` of one matched layer -> scalar.
+        beside: ``beside(student config, teacher width)`` -> what the loss needs besides: a module
+            is trained with the student, one for each matched layer.
+    """
+
+    looks_at: str
+    capture: Callable[..., Any]
+    loss: Callable[[Any, Any, Tensor, Any], Tensor]
+    beside: Callable[[Any, int], Any] = lambda config, width: None
+
+
+def _linear(config: Any, width: int) -> nn.Module:
+    return nn.Linear(config.hidden_size, width, bias=False)  # W of eq. (7)
+
+
+#: Equation numbers are those of the losses.
+TERMS: dict[str, Term] = {
+    "attention_mse": Term("maps", capture, lambda s, t, mask, _: losses.attention_mse(s, t, mask)),
+    "attention_kl": Term("maps", capture, lambda s, t, mask, _: losses.attention_kl(s, t, mask)),
+    "attention_kl_mix": Term(  # the student's heads, mixed by eq. (5), against the head mean
+        "maps",
+        partial(capture, heads=True),
+        lambda s, t, mask, mix: losses.attention_kl(mix(s), t, mask),
+        lambda config, width: HeadMix(config.num_attention_heads),
+    ),
+    "hidden_mse": Term("hidden", capture_hidden, losses.hidden_state_mse, _linear),
+    "hidden_cosine": Term("hidden", capture_hidden, losses.hidden_cosine, _linear),
+    "relations": Term(  # eq. (9), last layers only, as in MiniLM
+        "qkv",
+        capture_qkv,
+        losses.qkv_relation_kl,
+        lambda config, width: config.num_attention_heads,
+    ),
 }
-PROJECTION = "comet_projection"  # a student's submodule, while it is trained with one
-BATCH = 64  # rows in one forward pass of the teacher
+LOGITS = ("soft_targets", "hard_labels")
 
 
-class TeacherStates:
-    """A teacher's maps, hidden states and queries, keys and values for the rows of a table.
+def stage_one_weights(stage: Stage) -> dict[str, float]:
+    """alpha * soft targets + (1 - alpha) * attention, or the stage's own terms instead of it."""
+    return _checked(
+        {"soft_targets": stage.alpha, **(stage.terms or {"attention_kl": 1 - stage.alpha})}
+    )
 
-    On disk, memory-mapped: head-mean maps as uint8 (:func:`comet_lib.teacher.encode_maps`), the
-    others as float16. ``layers`` (from 0) have maps and states; Q, K, V are of the last layer.
+
+def stage_two_weights(stage: Stage) -> dict[str, float]:
+    """alpha * soft targets + (1 - alpha) * hard labels, and the stage's own terms besides."""
+    return _checked({"soft_targets": stage.alpha, "hard_labels": 1 - stage.alpha, **stage.terms})
+
+
+def _checked(weights: Mapping[str, float]) -> dict[str, float]:
+    """``weights``; raises CometError for a term that is not in the table, or a negative weight."""
+    for name, weight in weights.items():
+        if name not in TERMS and name not in LOGITS:
+            raise CometError(f"unknown term {name!r}: choose from {', '.join([*LOGITS, *TERMS])}")
+        if not weight >= 0:
+            raise CometError(f"the weight of {name} is {weight}: give a number from 0 up")
+    return dict(weights)
+
+
+def questions_for(
+    weights: Mapping[str, float], matches: Mapping[int, int], **more: Any
+) -> Questions:
+    """What a teacher must be asked for these terms; ``more`` sets other fields."""
+    asked = {TERMS[name].looks_at for name in weights if name in TERMS}
+    layers = tuple(sorted(set(matches.values())))
+    return Questions(
+        maps=layers if "maps" in asked else (),
+        hidden=layers if "hidden" in asked else (),
+        qkv="qkv" in asked,
+        **more,
+    )
+
+
+@dataclass
+class Objective:
+    """Eq. (12) for a student under a teacher.
+
+    A batch has ``input_ids``, ``attention_mask`` and ``labels``, -100 where there is none:
+    labels (B, L) are masked pieces (stage 1), labels (B,) classes (stage 2). A batch without soft
+    targets (dev, plain fine-tuning) counts its labels in full.
+
+    Attributes:
+        teacher: gives the answers to a batch: a :class:`~comet_lib.teacher.LiveTeacher`, or
+            :func:`~comet_lib.teacher.stored_answers`.
+        weights: term -> weight.
+        matches: student layer -> teacher layer.
+        width: the teacher's, for terms with a projection to it.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        folder = Path(folder)
-        self.layers: list[int] = read_json(folder / "fingerprint.json")["layers"]
-        self.lengths = np.load(folder / "lengths.npy")
-        self.maps, self.hidden, self.qkv = (
-            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("maps", "hidden", "qkv")
-        )
-        self.first = np.concatenate([[0], np.cumsum(self.lengths)])
-        self.first_pair = np.concatenate([[0], np.cumsum(self.lengths.astype(np.int64) ** 2)])
+    teacher: Teacher
+    weights: Mapping[str, float]
+    matches: Mapping[int, int]
+    temperature: float = 1.0
+    width: int = 0
 
-    @property
-    def width(self) -> int:
-        return self.hidden.shape[-1]
+    def __post_init__(self) -> None:
+        _checked(self.weights)
 
-    def get(self, term: str, rows: Sequence[int], length: int, layers: Sequence[int]) -> Any:
-        """The teacher's side of ``term`` for ``rows``, padded with zeros to ``length`` tokens.
-
-        Maps: one (B, L, L) for each of ``layers``; states: one (B, L, D) for each; relations: Q, K
-        and V, (B, L, D) each.
-        """
-        longest = max(self.lengths[row] for row in rows)
-        if longest > length:
-            raise CometError(
-                f"a row has {longest} tokens for the teacher but {length} for the student: use one "
-                "tokenizer and one max_length"
-            )
-        unknown = set(layers) - set(self.layers)
-        if unknown:
-            raise CometError(
-                f"layer {min(unknown)} of the teacher was not kept, {self.layers} were"
-            )
-        at = [self.layers.index(layer) for layer in layers]
-        if term.startswith("attention"):
-            maps = np.zeros((len(at), len(rows), length, length), dtype=np.uint8)
-            for b, row in enumerate(rows):
-                n = self.lengths[row]
-                kept = self.maps[at, self.first_pair[row] : self.first_pair[row + 1]]
-                maps[:, b, :n, :n] = kept.reshape(len(at), n, n)
-            return [decode_maps(torch.from_numpy(one)) for one in maps]
-        source = self.qkv if term == "relations" else self.hidden
-        at = [0, 1, 2] if term == "relations" else at
-        out = np.zeros((len(at), len(rows), length, source.shape[-1]), dtype=np.float16)
-        for b, row in enumerate(rows):
-            out[:, b, : self.lengths[row]] = source[at, self.first[row] : self.first[row + 1]]
-        return list(torch.from_numpy(out).float())
-
-
-@torch.no_grad()
-def ask_states(
-    folder: str | Path,
-    table: Dataset,
-    teacher: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    layers: Sequence[int],
-    max_length: int,
-) -> TeacherStates:
-    """Ask ``teacher`` about every row of ``table`` (of ``tokenise``), or open what a run before
-    kept in ``folder``; a folder of other rows, layers or weights is made anew."""
-    folder, last = Path(folder), teacher.config.num_hidden_layers - 1
-    layers = sorted(set(layers))
-    mark = fingerprint(table, teacher, tokenizer, CacheSettings(tuple(layers), 1.0, 0, max_length))
-    if (folder / "fingerprint.json").is_file() and read_json(folder / "fingerprint.json") == mark:
-        return TeacherStates(folder)
-    lengths = np.asarray(table["length"][:], dtype=np.int64)
-    first, first_pair = (np.concatenate([[0], np.cumsum(x)]) for x in (lengths, lengths**2))
-    shapes = {
-        "maps": (np.uint8, (len(layers), int(first_pair[-1]))),
-        "hidden": (np.float16, (len(layers), int(first[-1]), teacher.config.hidden_size)),
-        "qkv": (np.float16, (3, int(first[-1]), teacher.config.hidden_size)),
-    }
-    teacher.eval()
-    with whole_folder(folder) as made:
-        kept = {
-            name: np.lib.format.open_memmap(made / f"{name}.npy", "w+", kind, shape)
-            for name, (kind, shape) in shapes.items()
-        }
-        order = np.argsort(lengths, kind="stable")
-        for start in range(0, len(order), BATCH):
-            rows = order[start : start + BATCH].tolist()
-            ids = table[rows]
-            batch = tokenizer.pad(
-                {name: ids[name] for name in ("input_ids", "attention_mask")}, return_tensors="pt"
-            ).to(teacher.device)
-            mask = batch["attention_mask"]
-            with (
-                capture(teacher, layers) as maps,
-                capture_hidden(teacher, layers) as hidden,
-                capture_qkv(teacher, [last]) as qkv,
-            ):
-                teacher(input_ids=batch["input_ids"], attention_mask=mask)
-            codes = torch.stack([encode_maps(maps[i], mask) for i in layers]).cpu().numpy()
-            states = torch.stack([hidden[i] for i in layers]).half().cpu().numpy()
-            three = torch.stack(qkv[last]).half().cpu().numpy()
-            for b, row in enumerate(rows):
-                n, here = lengths[row], slice(first[row], first[row + 1])
-                kept["maps"][:, first_pair[row] : first_pair[row + 1]] = codes[
-                    :, b, :n, :n
-                ].reshape(len(layers), -1)
-                kept["hidden"][:, here] = states[:, b, :n]
-                kept["qkv"][:, here] = three[:, b, :n]
-        for array in kept.values():
-            array.flush()
-        np.save(made / "lengths.npy", lengths)
-        write_json(made / "fingerprint.json", mark)
-    return TeacherStates(folder)
-
-
-@contextmanager
-def projected(student: PreTrainedModel, term: str, count: int, width: int) -> Iterator[None]:
-    """Inside, a student that copies hidden states has ``count`` maps ``Linear(d, width)``, W of
-    eq. (7), which are trained with it; other terms need none. They are gone afterwards."""
-    if term.startswith("hidden"):
-        size = student.config.hidden_size
-        student.add_module(
-            PROJECTION, nn.ModuleList(nn.Linear(size, width, bias=False) for _ in range(count))
-        )
-    try:
-        yield
-    finally:
-        student._modules.pop(PROJECTION, None)
-
-
-class Guided:
-    """An objective and one more term:  loss = objective + weight * term                 (12)
-
-    Args:
-        objective: stage 2's, which runs the student once.
-        states: the teacher's answers; a batch's ``row`` (B,) says which. A batch without ``row``
-            (evaluation) gets the objective alone.
-        matches: student layer -> teacher layer (relations: the last layers, whatever it says).
-        relation_heads: r of eq. (9); it must divide both widths.
-    """
-
-    def __init__(
-        self,
-        objective: Objective,
-        states: TeacherStates,
-        term: str,
+    @classmethod
+    def live(
+        cls,
+        teacher: PreTrainedModel,
+        weights: Mapping[str, float],
         matches: Mapping[int, int],
-        weight: float = 1.0,
-        relation_heads: int = 1,
-    ) -> None:
-        if term not in TERMS:
-            raise CometError(f"unknown term {term!r}: choose one of {', '.join(TERMS)}")
-        self.objective, self.states, self.term = objective, states, term
-        self.matches, self.weight, self.relation_heads = dict(matches), weight, relation_heads
+        temperature: float = 1.0,
+    ) -> Objective:
+        """Stage 1 under a masked-LM model that answers each batch as it comes."""
+        asked = LiveTeacher(teacher, questions_for(weights, matches))
+        return cls(asked, weights, matches, temperature, teacher.config.hidden_size)
 
-    def __call__(self, student: nn.Module, batch: dict[str, Tensor]) -> dict[str, Any]:
-        if "row" not in batch:
-            return self.objective(student, batch)
-        core: Any = getattr(student, "module", student)  # without DistributedDataParallel
-        mask = batch["attention_mask"]
-        layers = [-1] if self.term == "relations" else list(self.matches)
-        with TERMS[self.term](core, layers) as found:
-            terms = self.objective(student, batch)
-        teacher = [
-            x.to(mask.device)
-            for x in self.states.get(
-                self.term, batch["row"].tolist(), mask.shape[1], list(self.matches.values())
+    @classmethod
+    def stored(
+        cls,
+        folder: str | Path,
+        table: Dataset,
+        teacher: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        weights: Mapping[str, float],
+        matches: Mapping[int, int],
+        temperature: float = 1.0,
+        bar: bool = True,
+        **settings: Any,
+    ) -> tuple[Objective, Dataset, StoredCollator]:
+        """Under a teacher that is asked once about ``table``; its answers are kept in ``folder``.
+
+        ``settings`` are fields of :class:`~comet_lib.teacher.Questions`. Returns the objective,
+        the table of answers (columns of ``table`` that are not tokens stay), and its collator.
+
+        Raises:
+            CometError: as :func:`~comet_lib.teacher.ask_once`.
+        """
+        questions = questions_for(weights, matches, temperature=temperature, **settings)
+        answers = ask_once(folder, table, teacher, tokenizer, questions, bar)
+        for name in set(table.column_names) - set(TOKENS):
+            answers = answers.add_column(name, table[name][:])
+        objective = cls(stored_answers, weights, matches, temperature, teacher.config.hidden_size)
+        return objective, answers, StoredCollator(questions, tokenizer.pad_token_id)
+
+    @contextmanager
+    def on(self, student: nn.Module) -> Iterator[TermsOf]:
+        """Opens the captures that the terms need, once around a training.
+
+        Yields ``terms_of(student, batch)`` -> every term and the total under ``"loss"``; for
+        labels (B,) also ``"logits"``. What the terms train beside the student is its submodule
+        inside, and gone afterwards. Gradient checkpointing runs layers again in the backward
+        pass, so that pass must happen inside too.
+        """
+        seen: dict[str, Mapping[int, Any]] = {}
+        beside: dict[str, list[Any]] = {}
+        trained = nn.ModuleDict()
+        with ExitStack() as inside:
+            for name in filter(TERMS.__contains__, self.weights):
+                term, layers = TERMS[name], self._layers(name)
+                seen[name] = inside.enter_context(term.capture(student, layers))
+                beside[name] = [term.beside(student.config, self.width) for _ in layers]
+                if isinstance(beside[name][0], nn.Module):
+                    trained[name] = nn.ModuleList(beside[name])
+            if trained:
+                student.add_module(PROJECTION, trained)
+                inside.callback(student._modules.pop, PROJECTION, None)
+            yield partial(self._terms_of, seen, beside)
+
+    def _layers(self, name: str) -> list[int]:
+        return [max(self.matches)] if TERMS[name].looks_at == "qkv" else list(self.matches)
+
+    def _terms_of(
+        self,
+        seen: Mapping[str, Mapping[int, Any]],
+        beside: Mapping[str, list[Any]],
+        student: nn.Module,
+        batch: Mapping[str, Any],
+    ) -> Terms:
+        mask, known = batch["attention_mask"], batch["labels"] != -100
+        pieces = known.ndim == 2
+        answers = self.teacher(batch)
+        with only_positions(student, known) if pieces else ExitStack():
+            logits = student(input_ids=batch["input_ids"], attention_mask=mask).logits
+        values: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}  # what a term is the mean of: processes share it by that
+        for name in self.weights:
+            if name == "soft_targets":
+                if not pieces and answers.probs is None:
+                    continue
+                values[name] = soft_targets(logits, answers, self.temperature)
+                counts[name] = known.sum() if pieces else torch.tensor(len(known)).to(known.device)
+            elif name == "hard_labels":
+                values[name] = hard_labels(logits, batch["labels"], known)
+                counts[name] = known.sum()
+            elif getattr(answers, TERMS[name].looks_at):
+                each = self._matched(name, seen[name], beside[name], answers, mask)
+                values[name], counts[name] = torch.stack(each).mean(), mask.sum()
+        weights = dict(self.weights)
+        if "soft_targets" in weights and "soft_targets" not in values:
+            weights["hard_labels"] = 1.0
+        training = getattr(student, "training", True)
+        loss = sum(
+            weights[name] * (value * share_of_batch(counts[name]) if training else value)
+            for name, value in values.items()
+        )
+        terms: Terms = {"loss": loss, **{name: x.detach() for name, x in values.items()}}
+        return terms if pieces else {**terms, "logits": logits.float()}
+
+    def _matched(
+        self,
+        name: str,
+        seen: Mapping[int, Any],
+        beside: list[Any],
+        answers: Answers,
+        mask: Tensor,
+    ) -> list[Tensor]:
+        """The term of each matched layer."""
+        theirs: Any = getattr(answers, TERMS[name].looks_at)
+        return [
+            TERMS[name].loss(
+                seen[layer],
+                theirs if TERMS[name].looks_at == "qkv" else theirs[self.matches[layer]],
+                mask,
+                extra,
             )
+            for layer, extra in zip(self._layers(name), beside, strict=True)
         ]
-        extra = self._term(core, found, teacher, mask)
-        share = share_of_batch(mask.sum()) if student.training else 1.0
-        loss = terms["loss"] + self.weight * share * extra
-        return {**terms, "loss": loss, self.term: extra.detach()}
 
-    def _term(
-        self, core: Any, found: Mapping[int, Any], teacher: list[Tensor], mask: Tensor
-    ) -> Tensor:
-        if self.term == "relations":
-            (ours,) = found.values()
-            return qkv_relation_kl(ours, teacher, mask, self.relation_heads)
-        ours = [found[layer] for layer in self.matches]
-        if self.term.startswith("attention"):
-            return attention_loss(ours, teacher, mask, self.term.removeprefix("attention-"))
-        compare = hidden_state_mse if self.term == "hidden-mse" else hidden_cosine
-        return torch.stack(
-            [
-                compare(s, t, mask, projection)
-                for s, t, projection in zip(ours, teacher, getattr(core, PROJECTION), strict=True)
-            ]
-        ).mean()
+
+def soft_targets(logits: Tensor, answers: Answers, temperature: float) -> Tensor:
+    """The soft-target loss of student logits (M or B, C) for the form the teacher's answers have:
+    all logits (eq. 1), the likeliest pieces and the tail (eq. 10), or probabilities (eq. 2)."""
+    if answers.logits is not None:
+        return losses.soft_target_loss(logits, answers.logits, temperature)
+    if answers.top:
+        indices, top, tail = answers.top
+        return losses.soft_target_loss_topk(logits, indices, top, tail, temperature)
+    if answers.probs is None:
+        raise CometError(
+            "the teacher gave no soft targets: ask it for logits, or give the batch teacher_probs"
+        )
+    return losses.soft_target_loss_from_probs(logits.float(), answers.probs, temperature)
+
+
+def hard_labels(logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+    """Cross-entropy where a label is known; zero, with a zero gradient, where none is.
+
+    ``logits`` (B, C), or (M, V) at the known positions of ``labels`` (B, L).
+    """
+    logits = logits.float()
+    chosen = logits if known.ndim == 2 else logits[known]
+    return F.cross_entropy(chosen, labels[known]) if known.any() else logits.sum() * 0

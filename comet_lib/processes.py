@@ -1,5 +1,7 @@
-"""This process among others (``accelerate launch``): who am I, what share of a batch is mine; and
-giving memory back."""
+"""This process among others (``accelerate launch``): who am I, which share of a batch is mine?
+
+And how to return memory to the system.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,13 @@ def processes() -> PartialState:
 
 
 def share_of_batch(count: Tensor) -> Tensor:
-    """The factor that makes a mean over this process's ``count`` items a mean over everyone's.
+    """The factor that turns a mean over this process's ``count`` items into one over everyone's.
 
         factor = P * count / sum over the P processes of count
 
-    DistributedDataParallel averages gradients over processes as if each had as many items; with
-    this factor on each process's loss the average is the mean over the whole batch. 1 when alone.
+    DistributedDataParallel averages gradients over processes as if each had the same number of
+    items; with this factor on each loss, the average is the mean over the whole batch. With one
+    process, 1.
     """
     own = count.detach().float()
     if not (dist.is_available() and dist.is_initialized()):
@@ -35,7 +38,7 @@ def share_of_batch(count: Tensor) -> Tensor:
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system; glibc keeps it (after stage 1, 540 of 1,325 MB)."""
+    """Return freed memory to the system; glibc keeps it (540 of 1,325 MB after stage 1)."""
     gc.collect()
-    with suppress(OSError, AttributeError):  # another C library returns it by itself
+    with suppress(OSError, AttributeError):  # other C libraries return it themselves
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,11 +1,10 @@
-"""The whole game: teacher, student, two stages, an honest table. Wiring only.
+"""The whole game: teacher, student, two stages, an honest table. Read :func:`distil` first.
 
-:func:`distil` is what ``python -m comet_lib distill`` and notebook 00 run.
+``python -m comet_lib distill`` and notebook 00 run it.
 """
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
@@ -23,40 +21,72 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import comet_lib
-from comet_lib import evaluation, plots
+from comet_lib import evaluation, files, plots
 from comet_lib.attention import capture_maps, entropy, layer_map
-from comet_lib.data import Source, find_source, leakage, load_sentiment, load_text, unseen
+from comet_lib.data import Source, find_source, leakage, load_sentiment, unseen
 from comet_lib.errors import CometError
 from comet_lib.files import locked, read_json, whole_folder, write_json, write_text
-from comet_lib.initialise import initialise_embeddings
-from comet_lib.loading import answering, check_numbers, check_pair, longest_text
+from comet_lib.loading import load_model, load_pair, longest_text, model_origin
 from comet_lib.models import (
     build_student,
     count_parameters,
-    load_model,
-    load_tokenizer,
-    model_origin,
+    initialise_embeddings,
     quiet,
     same_body,
-    xlmr_config,
+    student_config,
 )
+from comet_lib.objectives import stage_one_weights, stage_two_weights
 from comet_lib.processes import give_back_memory, processes
-from comet_lib.profiles import PAPER_LANGUAGES, TINY, Profile, Stage
+from comet_lib.profiles import PAPER_LANGUAGES, PAPER_ROWS, TINY, Profile
 from comet_lib.report import model_card, report_text
-from comet_lib.targets import check_enough, cross_fit_and_splice
-from comet_lib.text import Corpus, corpus_of
+from comet_lib.targets import check_enough, cross_fit
+from comet_lib.text import load_text
 from comet_lib.training import distil_task_agnostic, fine_tune
 
 Say = Callable[[str], None]
-Start = Callable[[], PreTrainedModel]
-Train = Callable[[PreTrainedModel], list[dict[str, float]]]
 
 
-@dataclass
+def distil(
+    profile: Profile, output: str | Path, split: str = "test", say: Say = print
+) -> dict[str, Any]:
+    """Run everything and write ``student/``, ``report.json``, ``report.md`` and figures.
+
+    Killed and called again with the same settings, it goes on from the last checkpoint. Returns
+    the report. Under ``accelerate launch`` all processes train; only the main one speaks, writes
+    and reports, and the others return an empty dict.
+    """
+    main = processes().is_main_process
+    run = Run(profile, Path(output), find_source(profile), say if main else _say_nothing)
+    run.claim(write=False)
+    run.say(f"{profile.budget}; data from {run.source}")
+    data, texts = read_data(run)
+    run.say("teacher: reading")
+    teachers = read_teachers(profile)
+    # Nothing is written before this line: bad data or a bad teacher leaves no trace.
+    with locked(run.work) if main else nullcontext():
+        with processes().main_process_first():
+            run.claim()
+        try:
+            agnostic = stage_one(run, teachers, texts)
+            student = stage_two(run, teachers, data, agnostic)
+            baseline = without_distillation(run, teachers, data)
+        finally:
+            if main:
+                run.clock.save()
+        if not main:
+            return {}
+        return write_report(run, teachers, data, split, student, baseline)
+
+
+# --------------------------------------------------------------------------- a run
+
+
 class Clock:
-    """Seconds by step, of this and of the interrupted calls that it goes on from."""
+    """Seconds by step, of this call and of the interrupted calls that it continues."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = read_json(path, "data") if path.is_file() else {}
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -67,10 +97,136 @@ class Clock:
             self.seconds[name] = round(before + time.perf_counter() - start, 1)
             give_back_memory()
 
+    def save(self) -> None:
+        write_json(self.path, self.seconds)
 
-def student_config(profile: Profile, teacher: PreTrainedModel) -> transformers.XLMRobertaConfig:
-    """The profile's student over the teacher's vocabulary."""
-    return xlmr_config(profile.student, teacher.config.vocab_size, max(profile.max_length, 128))
+
+@dataclass
+class Run:
+    """One run and its folder: ``work/`` holds what resuming needs."""
+
+    profile: Profile
+    output: Path
+    source: Source
+    say: Say
+    logs: dict[str, Any] = field(default_factory=dict)  # of the trainings, by stage
+
+    def __post_init__(self) -> None:
+        self.work = self.output / "work"
+        self.clock = Clock(self.work / "seconds.json")
+
+    def claim(self, write: bool = True) -> None:
+        """The folder belongs to one run: the same settings resume it, others are refused."""
+        claim(self.output, self.profile, write)
+
+    def finished(self, stage: str, folder: Path, head: str = "sentiment") -> PreTrainedModel | None:
+        """The model that an earlier call trained in this stage, if there is one."""
+        log = self.work / f"{stage}.json"
+        if not ((folder / "config.json").is_file() and log.is_file()):
+            return None
+        self.logs[stage] = read_json(log)
+        try:
+            return load_model(folder, head)
+        except CometError as error:
+            raise CometError(
+                f"{folder}: what an earlier call left cannot be read; delete this folder and run "
+                f"again, it goes on from its last checkpoint ({error})"
+            ) from error
+
+    def keep(
+        self, stage: str, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> PreTrainedModel:
+        """Save the stage's log and model; return the model."""
+        here = processes()
+        if here.is_main_process:
+            write_json(self.work / f"{stage}.json", self.logs[stage])
+            with whole_folder(folder) as temporary, quiet():
+                model.save_pretrained(temporary)
+                tokenizer.save_pretrained(temporary)
+        here.wait_for_everyone()
+        return model
+
+
+def claim(output: Path, profile: Profile, write: bool = True) -> None:
+    """``output`` belongs to a run of this profile and library."""
+    settings = {**profile.as_dict(), "library": comet_lib.__version__}
+    files.claim(output / "work" / "settings.json", settings, write)
+
+
+def _say_nothing(line: str) -> None:
+    """What a process says that is not the main one."""
+
+
+# --------------------------------------------------------------------------- data and teachers
+
+
+def read_data(run: Run) -> tuple[DatasetDict, Dataset]:
+    """AfriSenti, and the text of stage 1.
+
+    Raises:
+        CometError: too little data for a stage, hours before that stage would say so: fewer than
+            two lines of text (one is held out), a dev split of which every tweet is in train, or
+            too few training tweets of a language to cross-fit.
+    """
+    profile = run.profile
+    with run.clock.step("data"):
+        data = load_sentiment(profile, source=run.source)
+        with processes().main_process_first():
+            texts = load_text(profile, source=run.source)
+        leaks = [row for row in leakage(data).itertuples() if row.split == "dev"]
+    train = data["train"]
+    run.say(
+        f"data: {len(train):,} tweets to train on; rows of dev seen in train: "
+        + ", ".join(f"{row.language} {row.percent} %" for row in leaks)
+    )
+    if len(texts) < 2:
+        raise CometError(
+            f"stage 1 has {len(texts)} line of text; give two at least, in "
+            f"{profile.text or '--data: its text/ or train'}"
+        )
+    if not len(unseen(data["dev"])):
+        raise CometError(
+            "dev: every tweet is in train too, so no epoch can be chosen; give a dev split of "
+            "other tweets"
+        )
+    check_enough(train["text"][:], train["label"][:], train["language"][:], profile.folds)
+    return data, texts
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """The masked-LM teacher of stage 1, the sentiment teacher of stage 2, and what student they
+    can have."""
+
+    masked_lm: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase  # the masked-LM teacher's, and the student's
+    sentiment: PreTrainedModel
+    sentiment_tokenizer: PreTrainedTokenizerBase
+    student: transformers.XLMRobertaConfig  # over the masked-LM teacher's vocabulary
+
+
+def read_teachers(profile: Profile) -> Teachers:
+    """Both teachers, each with its tokenizer.
+
+    Raises:
+        CometError: one that cannot be read, has no mask piece, takes shorter texts than the
+            profile's, or does not answer; or terms that are unknown.
+    """
+    stage_one_weights(profile.stage1), stage_two_weights(profile.stage2)
+    teacher, tokenizer = load_pair(profile.teacher, "masked-lm")
+    sentiment = load_pair(profile.sentiment_teacher, "sentiment")
+    if tokenizer.mask_token_id is None:
+        raise CometError(
+            f"{profile.teacher}: its tokenizer has no mask piece, which stage 1 needs; set "
+            "mask_token in its tokenizer_config.json"
+        )
+    if (longest := longest_text(teacher) or profile.max_length) < profile.max_length:
+        raise CometError(
+            f"{profile.teacher}: takes {longest} tokens of a text, and profile {profile.name} has "
+            f"{profile.max_length}; give a teacher with more max_position_embeddings"
+        )
+    layer_map(profile.student["num_hidden_layers"], teacher.config.num_hidden_layers)
+    return Teachers(teacher, tokenizer, *sentiment, student_config(profile, teacher))
 
 
 def teacher_probabilities(
@@ -79,7 +235,7 @@ def teacher_probabilities(
     texts: list[str],
     profile: Profile,
 ) -> np.ndarray:
-    """The sentiment teacher's (N, 3) probabilities in LABELS order."""
+    """A sentiment model's (N, 3) probabilities in LABELS order."""
     return evaluation.predict_probabilities(
         teacher, tokenizer, texts, profile.max_length, profile.eval_batch_size
     )
@@ -97,311 +253,173 @@ def soft_targets(
     classifier of the fold (which never saw the tweet). Spliced tweets have no label (-100).
     """
     texts, languages = train["text"][:], train["language"][:]
-    out_of_fold, made, made_probabilities, made_languages = cross_fit_and_splice(
-        texts, train["label"][:], languages, profile.splices, profile.folds, profile.seed
+    ngrams = cross_fit(
+        texts, train["label"][:], languages, profile.folds, profile.seed, profile.splices
     )
-    every = [*texts, *made]
-    ngrams = np.concatenate([out_of_fold, made_probabilities])
+    every = [*texts, *ngrams.texts]
+    probabilities = np.concatenate([ngrams.probabilities, ngrams.text_probabilities])
     weight = profile.teacher_weight
     if weight > 0:
-        ngrams = (1 - weight) * ngrams + weight * teacher_probabilities(
-            teacher, tokenizer, every, profile
-        )
+        theirs = teacher_probabilities(teacher, tokenizer, every, profile)
+        probabilities = (1 - weight) * probabilities + weight * theirs
     return Dataset.from_dict(
         {
             "text": every,
-            "label": [*train["label"][:], *[-100] * len(made)],
-            "language": [*languages, *made_languages],
-            "teacher_probs": ngrams.astype(np.float32),
+            "label": [*train["label"][:], *[-100] * len(ngrams.texts)],
+            "language": [*languages, *ngrams.languages],
+            "teacher_probs": probabilities.astype(np.float32),
         }
     )
 
 
-def _settings(profile: Profile) -> dict[str, Any]:
-    return {**profile.as_dict(), "library": comet_lib.__version__}
+# --------------------------------------------------------------------------- the stages
 
 
-def _nothing(line: str) -> None:
-    """What a process says that is not the main one."""
-
-
-def claim(output: Path, profile: Profile, write: bool = True) -> None:
-    """An output folder belongs to one run: same settings resume it, others are refused."""
-    path = output / "work" / "settings.json"
-    settings = json.loads(json.dumps(_settings(profile)))  # tuples as lists, as the file has them
-    if path.is_file():
-        old = read_json(path, "library")
-        differ = sorted(k for k in settings if old.get(k) != settings[k])
-        if differ:
-            raise CometError(
-                f"{output} holds a run with other settings ({', '.join(differ)}): choose another "
-                "--output, or delete the folder"
-            )
-    elif write:
-        write_json(path, settings)
-
-
-def check_data(data: DatasetDict, texts: Sequence[str] | Corpus, profile: Profile) -> None:
-    """Raise if the data is too little for a stage: hours before that stage would say so.
-
-    Raises:
-        CometError: fewer than two lines of text (one is held out), a dev split that stands in
-            train as a whole, or too few training tweets of a language to cross-fit.
-    """
-    if len(texts) < 2:
-        raise CometError(
-            f"stage 1 has {len(texts)} line of text; give two at least, in --data's text/ or train"
+def stage_one(run: Run, teachers: Teachers, texts: Dataset) -> PreTrainedModel:
+    """Task-agnostic: the student learns the masked-LM teacher's soft targets and attention."""
+    profile, folder = run.profile, run.work / "agnostic"
+    if (student := run.finished("stage1", folder, "masked-lm")) is not None:
+        return student
+    set_seed(profile.seed)
+    student = build_student(teachers.student, "masked-lm")
+    if teachers.student.hidden_size <= teachers.masked_lm.config.hidden_size:
+        initialise_embeddings(student, teachers.masked_lm)
+    run.say(f"stage 1: {len(texts):,} sentences without labels, the teacher's masked-LM targets")
+    with run.clock.step("stage1"):
+        run.logs["stage1"] = distil_task_agnostic(
+            student,
+            teachers.masked_lm,
+            teachers.tokenizer,
+            texts,
+            profile,
+            run.work / "stage1",
+            cache=run.work / "cache" if profile.cached else None,
+            resume=True,
         )
-    if not len(unseen(data["dev"])):
-        raise CometError(
-            "dev: every tweet stands in train too, so that no epoch can be chosen; give a dev "
-            "split of other tweets"
+    return run.keep("stage1", folder, student, teachers.tokenizer)
+
+
+def stage_two(
+    run: Run, teachers: Teachers, data: DatasetDict, agnostic: PreTrainedModel
+) -> PreTrainedModel:
+    """Task-specific: from labels and soft targets, on real and spliced tweets."""
+    profile, folder = run.profile, run.output / "student"
+    if (student := run.finished("stage2", folder)) is not None:
+        return student
+    set_seed(profile.seed)
+    student = build_student(teachers.student)
+    same_body(student, agnostic)
+    run.say("soft targets: the teacher's, and TF-IDF's out of fold, on real and spliced tweets")
+    with run.clock.step("targets"):
+        train = soft_targets(
+            data["train"], teachers.sentiment, teachers.sentiment_tokenizer, profile
         )
-    train = data["train"]
-    check_enough(train["text"][:], train["label"][:], train["language"][:], profile.folds)
-
-
-def read_teachers(profile: Profile) -> list[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
-    """The masked-LM teacher and the sentiment teacher, each with its tokenizer.
-
-    Raises:
-        CometError: one that cannot be read, has no mask piece, takes shorter texts than the
-            profile's, or does not answer.
-    """
-    made = []
-    for name, head in ((profile.teacher, "masked-lm"), (profile.sentiment_teacher, "sentiment")):
-        model, tokenizer = load_model(name, head), load_tokenizer(name)
-        check_pair(model, tokenizer)
-        made.append((model, tokenizer))
-    (teacher, tokenizer), sentiment = made
-    if tokenizer.mask_token_id is None:
-        raise CometError(
-            f"{profile.teacher}: its tokenizer has no mask piece, which stage 1 needs; set "
-            "mask_token in its tokenizer_config.json"
+    run.say(f"stage 2: {len(train):,} tweets, {len(data['train']):,} of them with a label")
+    with run.clock.step("stage2"):
+        run.logs["stage2"] = fine_tune(
+            student,
+            teachers.tokenizer,
+            train,
+            unseen(data["dev"]),
+            profile,
+            run.work / "stage2",
+            teacher=teachers.sentiment,
+            resume=True,
         )
-    if (longest := longest_text(teacher) or profile.max_length) < profile.max_length:
-        raise CometError(
-            f"{profile.teacher}: takes {longest} tokens of a text, and profile {profile.name} has "
-            f"{profile.max_length}; give a teacher with more max_position_embeddings"
+    return run.keep("stage2", folder, student, teachers.tokenizer)
+
+
+def without_distillation(run: Run, teachers: Teachers, data: DatasetDict) -> PreTrainedModel:
+    """The same shape trained on labels only, with as many steps as stage 2."""
+    profile, folder = run.profile, run.work / "baseline"
+    if (student := run.finished("no_distillation", folder)) is not None:
+        return student
+    set_seed(profile.seed)
+    student = build_student(teachers.student)
+    run.say("for comparison: the same student from labels only, with as many steps")
+    epochs = profile.stage2.epochs * (1 + profile.splices)
+    with run.clock.step("no_distillation"):
+        run.logs["no_distillation"] = fine_tune(
+            student,
+            teachers.tokenizer,
+            data["train"],
+            unseen(data["dev"]),
+            profile.with_(stage2=replace(profile.stage2, epochs=epochs, terms={})),
+            run.work / "labels",
+            resume=True,
         )
-    layer_map(profile.student["num_hidden_layers"], teacher.config.num_hidden_layers)
-    with torch.inference_mode(), answering(teacher):
-        check_numbers(teacher, teacher(**tokenizer("a", return_tensors="pt")).logits)
-    teacher_probabilities(*sentiment, ["a"], profile)  # and a head without our labels is refused
-    return made
+    return run.keep("no_distillation", folder, student, teachers.tokenizer)
 
 
-def train_student(
-    profile: Profile,
-    output: Path,
-    clock: Clock,
-    say: Say,
+# --------------------------------------------------------------------------- the report
+
+
+def write_report(
+    run: Run,
+    teachers: Teachers,
     data: DatasetDict,
-    texts: list[str] | Corpus,
-    teachers: Sequence[tuple[PreTrainedModel, PreTrainedTokenizerBase]],
-) -> dict[str, Any]:
-    """Both stages, each resumed where a former run of the same settings stopped.
-
-    Returns ``student``, ``tokenizer``, ``baseline`` (the same student without distillation),
-    ``sentiment_teacher`` with its tokenizer, the teachers' origins, and the logs of the stages. Of
-    several processes each trains on its share of every batch, and the main one writes.
-    """
-    work, here = output / "work", processes()
-    logs: dict[str, Any] = {}
-    (teacher, tokenizer), (sentiment_teacher, sentiment_tokenizer) = teachers
-    config = student_config(profile, teacher)
-    dev = unseen(data["dev"])
-
-    def stage(name: str, folder: Path, start: Start, train: Train) -> PreTrainedModel:
-        """The model in ``folder``, else ``start()`` trained, its log and itself saved."""
-        log_file = work / f"{name}.json"
-        if (folder / "config.json").is_file() and log_file.is_file():
-            logs[name] = read_json(log_file)
-            try:
-                return load_model(folder, "masked-lm" if name == "stage1" else "sentiment")
-            except CometError as error:
-                raise CometError(
-                    f"{folder}: what a former call left cannot be read; delete this folder and run "
-                    f"again, it goes on from its last checkpoint ({error})"
-                ) from error
-        set_seed(profile.seed)
-        model = start()
-        logs[name] = train(model)
-        if here.is_main_process:
-            write_json(log_file, logs[name])
-            with whole_folder(folder) as made, quiet():
-                model.save_pretrained(made)
-                tokenizer.save_pretrained(made)
-        here.wait_for_everyone()
-        return model
-
-    def beginning() -> PreTrainedModel:
-        model = build_student(config, "masked-lm")
-        if config.hidden_size <= teacher.config.hidden_size:
-            initialise_embeddings(model, teacher)
-        return model
-
-    def stage_one(model: PreTrainedModel) -> list[dict[str, float]]:
-        say(f"stage 1: {len(texts):,} sentences without labels, the teacher's masked-LM targets")
-        with clock.step("stage1"):
-            return distil_task_agnostic(
-                model,
-                teacher,
-                tokenizer,
-                texts,
-                profile,
-                work / "stage1",
-                cache=work / "cache" if profile.cached else None,
-                resume=True,
-            )
-
-    def stage_two(model: PreTrainedModel) -> list[dict[str, float]]:
-        say("soft targets: the teacher's, and TF-IDF's out of fold, on real and spliced tweets")
-        with clock.step("targets"):
-            train = soft_targets(data["train"], sentiment_teacher, sentiment_tokenizer, profile)
-        say(f"stage 2: {len(train):,} tweets, {len(data['train']):,} of them with a label")
-        with clock.step("stage2"):
-            return fine_tune(model, tokenizer, train, dev, profile, work / "stage2", resume=True)
-
-    def labels_alone(model: PreTrainedModel) -> list[dict[str, float]]:
-        say("for comparison: the same student from labels alone, with as many steps")
-        longer = profile.with_(stage2=_stretched(profile))
-        with clock.step("no_distillation"):
-            return fine_tune(
-                model, tokenizer, data["train"], dev, longer, work / "labels", resume=True
-            )
-
-    agnostic = stage("stage1", work / "agnostic", beginning, stage_one)
-    student = stage(
-        "stage2",
-        output / "student",
-        lambda: same_body(build_student(config), agnostic),
-        stage_two,
-    )
-    baseline = stage(
-        "no_distillation", work / "baseline", lambda: build_student(config), labels_alone
-    )
-    return {
-        "student": student,
-        "tokenizer": tokenizer,
-        "baseline": baseline,
-        "sentiment_teacher": sentiment_teacher,
-        "sentiment_tokenizer": sentiment_tokenizer,
-        "origins": {
-            "masked-lm": model_origin(profile.teacher),
-            "sentiment": model_origin(profile.sentiment_teacher),
-        },
-        "logs": logs,
-    }
-
-
-def _stretched(profile: Profile) -> Stage:
-    """Stage 2 with more epochs, so that labels alone get as many steps as labels and splices."""
-    return replace(profile.stage2, epochs=profile.stage2.epochs * (1 + profile.splices))
-
-
-def distil(
-    profile: Profile, output: str | Path, split: str = "test", say: Say = print
-) -> dict[str, Any]:
-    """Run everything and write ``student/``, ``report.json``, ``report.md`` and figures.
-
-    Killed and called again with the same settings, it goes on from the last checkpoint. Returns
-    the report. Under ``accelerate launch`` all processes train, the main one alone speaks, writes
-    and reports, and the others return an empty dict.
-    """
-    output, here = Path(output), processes()
-    if not here.is_main_process:
-        say = _nothing
-    source = find_source(profile)
-    claim(output, profile, write=False)
-    spent = output / "work" / "seconds.json"
-    clock = Clock(read_json(spent, "data") if spent.is_file() else {})
-    say(f"{profile.budget}; data from {source}")
-    with clock.step("data"):
-        data = load_sentiment(profile, source=source)
-        texts = corpus_of(profile) or load_text(profile, source=source)["text"][:]
-        leaks = leakage(data)
-        say(
-            f"data: {len(data['train']):,} tweets to train on; rows of dev seen in train: "
-            + ", ".join(
-                f"{r.language} {r.percent} %" for r in leaks.itertuples() if r.split == "dev"
-            )
-        )
-    check_data(data, texts, profile)
-    say("teacher: reading")
-    teachers = read_teachers(profile)
-    # Nothing is written before this line: bad data or a bad teacher leaves no trace.
-    with locked(output / "work") if here.is_main_process else nullcontext():
-        with here.main_process_first():
-            claim(output, profile)
-        try:
-            made = train_student(profile, output, clock, say, data, texts, teachers)
-        finally:
-            if here.is_main_process:
-                write_json(spent, clock.seconds)
-        if not here.is_main_process:
-            return {}
-        return _report(profile, output, split, source, clock, leaks, data, made)
-
-
-def _report(
-    profile: Profile,
-    output: Path,
     split: str,
-    source: Source,
-    clock: Clock,
-    leaks: pd.DataFrame,
-    data: DatasetDict,
-    made: dict[str, Any],
+    student: PreTrainedModel,
+    baseline: PreTrainedModel,
 ) -> dict[str, Any]:
     """Score every model on ``split``; write the report, the card and the figures."""
-    with clock.step("evaluation"):
-        table = data[split]
-        here = table["text"][:]
+    profile, table = run.profile, data[split]
+    models = {
+        "teacher": (teachers.sentiment, teachers.sentiment_tokenizer),
+        "student_no_distillation": (baseline, teachers.tokenizer),
+        "student": (student, teachers.tokenizer),
+    }
+    with run.clock.step("evaluation"):
         tfidf, weights = evaluation.tfidf_baseline(data, split)
-        teacher = teacher_probabilities(
-            made["sentiment_teacher"], made["sentiment_tokenizer"], here, profile
-        )
-        ours = teacher_probabilities(made["student"], made["tokenizer"], here, profile)
-        alone = teacher_probabilities(made["baseline"], made["tokenizer"], here, profile)
-        rows = [
-            _row("tfidf", table, tfidf, profile, weights, weights * 4 / 1e6),
-            _row("teacher", table, teacher, profile, *model_size(made["sentiment_teacher"])),
-            _row("student_no_distillation", table, alone, profile, *model_size(made["baseline"])),
-            _row("student", table, ours, profile, *model_size(made["student"])),
-        ]
+        answers = {"tfidf": tfidf}
+        sizes = {"tfidf": (weights, weights * 4 / 1e6)}
+        for name, (model, tokenizer) in models.items():
+            answers[name] = teacher_probabilities(model, tokenizer, table["text"][:], profile)
+            sizes[name] = model_size(model)
+        rows = {
+            name: evaluation.score_row(
+                name,
+                table,
+                answers[name],
+                profile.bootstrap,
+                profile.seed,
+                parameters=sizes[name][0],
+                size_mb=round(sizes[name][1], 2),
+            )
+            for name in answers
+        }
         labels, languages = np.asarray(table["label"][:]), np.asarray(table["language"][:])
+        guesses = {name: values.argmax(1) for name, values in answers.items()}
         compared = {
             f"student - {name}": evaluation.paired_bootstrap(
-                labels, ours.argmax(1), other.argmax(1), languages, seed=profile.seed
+                labels, guesses["student"], guesses[name], languages, seed=profile.seed
             )
-            for name, other in (
-                ("student_no_distillation", alone),
-                ("teacher", teacher),
-                ("tfidf", tfidf),
-            )
+            for name in ("student_no_distillation", "teacher", "tfidf")
         }
         floor = evaluation.mean_weighted_f1(labels, evaluation.most_common(data, split), languages)
-    benchmark = source.kind != "sample"
+    benchmark = run.source.kind != "sample"
     as_published = benchmark and split == "test" and profile.languages == PAPER_LANGUAGES
     report = {
         "profile": profile.name,
-        "source": str(replace(source, why=""))
+        "source": str(replace(run.source, why=""))
         + (f"; stage-1 text {Path(profile.text).name}" if profile.text else ""),
         "benchmark": benchmark,
-        "teachers": made["origins"],
+        "teachers": {
+            "masked-lm": model_origin(profile.teacher),
+            "sentiment": model_origin(profile.sentiment_teacher),
+        },
         "languages": list(profile.languages),
         "split": split,
         "seed": profile.seed,
-        "seconds": clock.seconds,
-        "rows": rows,
+        "seconds": run.clock.seconds,
+        "rows": list(rows.values()),
         "comparisons": compared,
         "retention": evaluation.retention(
-            rows[3]["weighted_f1"]["mean"], rows[1]["weighted_f1"]["mean"]
+            rows["student"]["weighted_f1"]["mean"], rows["teacher"]["weighted_f1"]["mean"]
         ),
         "floor": floor["mean"],
-        "leakage": leaks.to_dict("records"),
-        "paper": evaluation.PAPER_ROWS if as_published else [],
+        "leakage": leakage(data).to_dict("records"),
+        "paper": PAPER_ROWS if as_published else [],
         "versions": {
             "comet_lib": comet_lib.__version__,
             "python": platform.python_version(),
@@ -409,18 +427,15 @@ def _report(
             "transformers": transformers.__version__,
         },
     }
+    output = run.output
     write_json(output / "report.json", report)
     write_text(output / "report.md", report_text(report))
     write_text(output / "student" / "README.md", model_card(report))
     plots.save(plots.result_bars(report), output / "figures" / "results.png")
-    plots.save(plots.training_curves(made["logs"]), output / "figures" / "curves.png")
-    if made["sentiment_teacher"].config.vocab_size == made["student"].config.vocab_size:
-        figure = attention_figure(
-            made["sentiment_teacher"],
-            made["student"],
-            made["tokenizer"],
-            sample_sentence(profile.languages),
-        )
+    plots.save(plots.training_curves(run.logs), output / "figures" / "curves.png")
+    if teachers.sentiment.config.vocab_size == student.config.vocab_size:
+        sentence = sample_sentence(profile.languages)
+        figure = attention_figure(teachers.sentiment, student, teachers.tokenizer, sentence)
         plots.save(figure, output / "figures" / "attention.png")
     return report
 
@@ -460,17 +475,3 @@ def model_size(model: PreTrainedModel) -> tuple[int, float]:
     """Parameters, and megabytes (10^6 bytes) as fp32."""
     count = count_parameters(model)
     return count, count * 4 / 1e6
-
-
-def _row(
-    name: str, table: Dataset, probabilities: np.ndarray, profile: Profile, count: int, mb: float
-) -> dict[str, Any]:
-    return evaluation.score_row(
-        name,
-        table,
-        probabilities,
-        profile.bootstrap,
-        profile.seed,
-        parameters=count,
-        size_mb=round(mb, 2),
-    )

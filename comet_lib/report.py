@@ -1,55 +1,87 @@
-"""A run's report as text: the table with its comparisons, and the student's model card."""
+"""Reports as Markdown: the result table with its comparisons, and the student's model card."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from comet_lib import evaluation
+_NUMBER = re.compile(r"\**[-+]?[\d,]*\.?\d+(e[-+]\d+)?\**|")
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table. Columns after the first that hold only numbers are right-aligned.
+
+    Integers keep every digit; floats keep three, or all before the point. Format a cell yourself,
+    as a string, to have it printed as it stands.
+    """
+    cells = [list(map(_cell, row)) for row in rows]
+    right = [n > 0 and all(_NUMBER.fullmatch(row[n]) for row in cells) for n in range(len(columns))]
+    lines = [columns, ["---:" if number else "---" for number in right], *cells]
+    head, rule, *body = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([head, rule.replace(" ", ""), *body])
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def result_table(report: Mapping[str, Any]) -> str:
+    """Every model's scores: our rows with intervals, then the paper's if the report has any."""
+    languages, paper = list(report["languages"]), report.get("paper", [])
+    rows = []
+    for row in [*report["rows"], *paper]:
+        f1, count = row["weighted_f1"], row["parameters"]
+        scores = [f"{f1[code]:.1f}" if code in f1 else "" for code in languages]
+        if "provenance" in row:  # a published row: no tweets of ours, so no interval
+            last = [f"{f1['mean']:.1f}", ""]
+            rows.append([row["name"] + " ¹", count, f"{count * 4 / 1e6:.0f}", *scores, *last])
+            continue
+        low, high = row["ci95"]["mean"]
+        last = [f"**{f1['mean']:.1f}** ({low:.1f} to {high:.1f})"]
+        last += [f"{row['weighted_f1_unseen']['mean']:.1f}"]
+        rows.append([row["name"], count, f"{row['size_mb']:.1f}", *scores, *last])
+    columns = ["model", "parameters", "MB", *languages, "mean (95 % interval)", "mean unseen"]
+    table = markdown_table(columns, rows)
+    return f"{table}\n\n¹ {paper[0]['provenance']}." if paper else table
 
 
 def report_text(report: Mapping[str, Any]) -> str:
     """``report.md``: what was run, the table, the paired differences."""
     what = "AfriSenti" if report["benchmark"] else "the bundled sample (NOT a benchmark)"
-    lines = [
-        f"# Result on {what}, {report['split']} split",
-        "",
-        f"Weighted F1 in percent. Profile {report['profile']}, seed {report['seed']}, data from "
-        f"{report['source']}. Intervals: 95 % bootstrap over tweets. `unseen` leaves out the rows "
-        "that stand word for word in train.",
-        "",
-        evaluation.result_table(report),
-        "",
-        "## Is the difference real? (paired bootstrap, points of mean weighted F1)",
-        "",
-        "| difference | points | 95 % interval | p |",
-        "|---|---|---|---|",
+    differences = [
+        (name, f"{t['difference']:+.1f}", "{:+.1f} to {:+.1f}".format(*t["ci95"]), f"{t['p']:.3f}")
+        for name, t in report["comparisons"].items()
     ]
-    for name, test in report["comparisons"].items():
-        low, high = test["ci95"]
-        lines.append(
-            f"| {name} | {test['difference']:+.1f} | {low:+.1f} to {high:+.1f} | {test['p']:.3f} |"
-        )
     seconds = report["seconds"]
-    lines += [
-        "",
-        f"The student keeps {report['retention']:.1f} % of the teacher's score. A language's most "
-        f"common label, said of each of its tweets, scores {report['floor']:.1f}. Seconds: "
-        + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
-        + f", in all {sum(seconds.values()):.0f}.",
-        "",
-    ]
-    return "\n".join(lines)
+    times = ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
+    return f"""# Result on {what}, {report["split"]} split
+
+Weighted F1 in percent. Profile {report["profile"]}, seed {report["seed"]}, data from \
+{report["source"]}. Intervals: 95 % bootstrap over tweets. `unseen` leaves out tweets that train \
+repeats word for word.
+
+{result_table(report)}
+
+## Is the difference real? (paired bootstrap, points of mean weighted F1)
+
+{markdown_table(("difference", "points", "95 % interval", "p"), differences)}
+
+The student keeps {report["retention"]:.1f} % of the teacher's score. Always guessing a language's \
+most common label scores {report["floor"]:.1f}. Seconds: {times}; {sum(seconds.values()):.0f} in \
+total.
+"""
 
 
 def model_card(report: Mapping[str, Any]) -> str:
     """The student's README.md: a model card with data, recipe, scores and limits."""
-    row = report["rows"][3]
-    scores = "\n".join(
-        f"| {code} | {row['weighted_f1'][code]:.1f} | {row['ci95'][code][0]:.1f} to "
-        f"{row['ci95'][code][1]:.1f} |"
+    row = next(row for row in report["rows"] if row["name"] == "student")
+    scores = [
+        (code, f"{row['weighted_f1'][code]:.1f}", "{:.1f} to {:.1f}".format(*row["ci95"][code]))
         for code in [*report["languages"], "mean"]
-    )
+    ]
     what = "AfriSenti" if report["benchmark"] else "a bundled sample, which is no benchmark"
     teachers = " and ".join(f"`{name}`" for name in dict.fromkeys(report["teachers"].values()))
     return f"""---
@@ -67,12 +99,10 @@ positive.
 
 Weighted F1 on {what}, split {report["split"]}:
 
-| language | weighted F1 | 95 % interval |
-|---|---|---|
-{scores}
+{markdown_table(("language", "weighted F1", "95 % interval"), scores)}
 
 **Data.** {report["source"]}. AfriSenti is CC BY 4.0 (Muhammad et al., EMNLP 2023).
-**Limits.** Trained on tweets: other text is out of its domain. It follows the labels' frequencies
-and the annotators' views. It must not decide about people. Scores differ by language; read the
-table, not the mean.
+**Limits.** The student learned from tweets: other text is out of its domain. It follows the label
+frequencies and the annotators' views. Do not use it to decide about people. Scores differ between
+languages; read the table, not the mean.
 """

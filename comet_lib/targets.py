@@ -1,14 +1,15 @@
 """What the student learns from: a teacher's soft targets, honest ones.
 
 A teacher asked about its own training tweets is too sure: it has seen the labels. So the TF-IDF
-teacher answers out of fold (each tweet is labelled by a model that never saw it), and new tweets
-are spliced from pieces of two tweets of one fold and labelled by that fold's model.
+teacher answers out of fold (a model that never saw the tweet labels it), and new tweets are
+spliced from pieces of two tweets of one fold and labelled by that fold's model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -16,15 +17,15 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline, make_union
 
 from comet_lib.errors import CometError
-from comet_lib.labels import LABELS
 from comet_lib.processes import give_back_memory
+from comet_lib.profiles import LABELS
 
 
 def tfidf_classifier(c: float = 8.0) -> Pipeline:
     """Character n-grams and words, TF-IDF weighted, into logistic regression.
 
-    The course's baseline: char_wb 2-5 with min_df 2, words 1-2, sublinear TF, C = 8. Fit one per
-    language.
+    The course's baseline: char_wb 2-5 with min_df 2, words 1-2, sublinear TF, C = 8. Fit one for
+    each language.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -36,7 +37,7 @@ def tfidf_classifier(c: float = 8.0) -> Pipeline:
 
 
 def class_probabilities(classifier: Pipeline, texts: Sequence[str]) -> np.ndarray:
-    """(N, 3) in LABELS order, also where the classifier met only some of the labels."""
+    """(N, 3) in LABELS order, even if the classifier met only some of the labels."""
     out = np.zeros((len(texts), len(LABELS)))
     out[:, classifier.classes_.astype(int)] = classifier.predict_proba(list(texts))
     return out
@@ -52,44 +53,66 @@ class Fold:
     classifier: Pipeline
 
 
-def _fit_fold(language, rows, texts, labels, inside, outside) -> Fold:
-    classifier = tfidf_classifier().fit([texts[i] for i in inside], labels[inside])
-    return Fold(language, rows[outside], [texts[i] for i in outside], classifier)
+@dataclass(frozen=True)
+class SoftTargets:
+    """(N, 3) out-of-fold probabilities; spliced texts, their (M, 3) probabilities, languages."""
+
+    probabilities: np.ndarray
+    texts: list[str]
+    text_probabilities: np.ndarray
+    languages: list[str]
 
 
-def _tasks(
+def _splits(
     texts: Sequence[str], labels: Sequence[int], languages: Sequence[str], folds: int, seed: int
-) -> list[tuple]:
-    """The arguments of :func:`_fit_fold` for every language and fold."""
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Language, rows to fit on and rows held out (positions), for every language and fold.
+
+    Copies of one text go to one fold, so that no tweet is labelled by a model that saw its twin.
+    """
     label_array, language_array = np.asarray(labels), np.asarray(languages)
-    tasks = []
     for language in dict.fromkeys(languages):
         rows = np.flatnonzero(language_array == language)
-        here = [texts[int(i)] for i in rows]
-        first = {text: i for i, text in reversed(list(enumerate(here)))}
+        first: dict[str, int] = {}
+        for row in rows:
+            first.setdefault(texts[int(row)], int(row))
         unique = np.array(sorted(first.values()))
-        splits = min(folds, int(np.bincount(label_array[rows[unique]]).max()))
-        if splits < 2 or len(set(label_array[rows])) < 2:
+        count = min(folds, int(np.bincount(label_array[unique]).max()))
+        if count < 2 or len(set(label_array[rows])) < 2:
             raise CometError(
                 f"{language}: too few training tweets to cross-fit; give at least two of each of "
                 "two labels"
             )
-        fold_of = np.zeros(len(here), dtype=int)
-        splitter = StratifiedKFold(splits, shuffle=True, random_state=seed)
-        for k, (_, out) in enumerate(splitter.split(unique, label_array[rows[unique]])):
-            fold_of[unique[out]] = k
-        fold_of = np.array([fold_of[first[text]] for text in here])  # twins share a fold
-        for k in range(splits):
-            inside, outside = np.flatnonzero(fold_of != k), np.flatnonzero(fold_of == k)
-            tasks.append((language, rows, here, label_array[rows], inside, outside))
-    return tasks
+        fold_of_text: dict[str, int] = {}
+        splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
+        for k, (_, out) in enumerate(splitter.split(unique, label_array[unique])):
+            fold_of_text |= {texts[int(row)]: k for row in unique[out]}
+        fold_of = np.array([fold_of_text[texts[int(row)]] for row in rows])
+        for k in range(count):
+            yield language, rows[fold_of != k], rows[fold_of == k]
 
 
 def check_enough(
     texts: Sequence[str], labels: Sequence[int], languages: Sequence[str], folds: int = 5
 ) -> None:
-    """Raise CometError if :func:`cross_fit` would, without fitting anything."""
-    _tasks(texts, labels, languages, folds, seed=0)
+    """Raise CometError if :func:`fit_folds` would, without fitting anything."""
+    for _ in _splits(texts, labels, languages, folds, seed=0):
+        pass
+
+
+def fit_folds(
+    texts: Sequence[str],
+    labels: Sequence[int],
+    languages: Sequence[str],
+    folds: int = 5,
+    seed: int = 0,
+) -> Iterator[Fold]:
+    """Every language's folds, each fitted when it is asked for, so that one is in memory."""
+    label_array = np.asarray(labels)
+    for language, inside, outside in list(_splits(texts, labels, languages, folds, seed)):
+        own, held_out = ([texts[i] for i in rows] for rows in (inside, outside))
+        # No local name for the classifier: it would live on while the next one is fitted.
+        yield Fold(language, outside, held_out, tfidf_classifier().fit(own, label_array[inside]))
 
 
 def cross_fit(
@@ -98,53 +121,27 @@ def cross_fit(
     languages: Sequence[str],
     folds: int = 5,
     seed: int = 0,
-) -> tuple[np.ndarray, list[Fold]]:
-    """Out-of-fold TF-IDF soft targets: (N, 3) probabilities, and the folds with their classifiers.
+    splices: float = 0.0,
+) -> SoftTargets:
+    """Out-of-fold TF-IDF soft targets: every row is labelled by a classifier that never saw it.
 
-    Every row is labelled by a classifier that was not fitted on it. Copies of one text go to one
-    fold, so that no tweet is labelled by a model that saw its twin.
+    With ``splices``, about as many spliced tweets for each real one, labelled by the classifier
+    of the fold that their pieces come from.
+
+    Raises:
+        CometError: too few training tweets of a language.
     """
-    tasks = _tasks(texts, labels, languages, folds, seed)
-    fitted = [_fit_fold(*task) for task in tasks]
     probabilities = np.zeros((len(texts), len(LABELS)))
-    for fold in fitted:
+    spliced: list[tuple[list[str], np.ndarray, list[str]]] = [([], np.zeros((0, len(LABELS))), [])]
+    for k, fold in enumerate(fit_folds(texts, labels, languages, folds, seed)):
         probabilities[fold.rows] = class_probabilities(fold.classifier, fold.texts)
-    return probabilities, fitted
-
-
-def _answers(task: tuple, ratio: float, seed: Sequence[int]) -> tuple:
-    """What one fold's classifier says of its tweets and of tweets spliced from them."""
-    fold = _fit_fold(*task)
-    own = class_probabilities(fold.classifier, fold.texts)
-    return fold.rows, own, splice([fold], ratio, np.random.default_rng(seed))
-
-
-def cross_fit_and_splice(
-    texts: Sequence[str],
-    labels: Sequence[int],
-    languages: Sequence[str],
-    ratio: float,
-    folds: int = 5,
-    seed: int = 0,
-) -> tuple[np.ndarray, list[str], np.ndarray, list[str]]:
-    """:func:`cross_fit` and :func:`splice` in one pass that keeps one classifier at a time.
-
-    Returns:
-        (N, 3) out-of-fold probabilities; spliced texts, their (M, 3) probabilities, languages.
-    """
-    tasks = _tasks(texts, labels, languages, folds, seed)
-    answers = []
-    for k, task in enumerate(tasks):
-        answers.append(_answers(task, ratio, (seed, k)))
+        spliced.append(splice([fold], splices, np.random.default_rng((seed, k))))
+        del fold
         give_back_memory()
-    probabilities = np.zeros((len(texts), len(LABELS)))
-    made: list[str] = []
-    made_languages: list[str] = []
-    for rows, own, (new, _, codes) in answers:
-        probabilities[rows] = own
-        made += new
-        made_languages += codes
-    return probabilities, made, np.concatenate([a[2][1] for a in answers]), made_languages
+    new_texts, answers, codes = zip(*spliced, strict=True)
+    return SoftTargets(
+        probabilities, list(chain(*new_texts)), np.concatenate(answers), list(chain(*codes))
+    )
 
 
 def splice_texts(

@@ -1,54 +1,51 @@
-"""Text for stage 1 that need not fit into memory: read anew in each pass, line by line.
+"""Text for the task-agnostic stage: lines in, one memory-mapped Arrow table out.
 
-A corpus is a file or a folder of .txt (one sentence a line), .jsonl (key ``text``) and .parquet
-(column ``text``) files, or FineWeb-2 streamed from the hub. It is read once before the training,
-to count its lines and to find every bad one; a pass then has a length, as a table has.
-
-The readers are ours because those of ``datasets`` do not say in which row a file is bad. The order
-is ours too, because the shuffle buffer of ``datasets`` is lost when a run is resumed, and because
-accelerate gives each process whole files of a ``datasets`` stream, which are of unequal length. A
-plain torch ``IterableDataset`` is dealt out row by row: the batches of two processes together are
-those of one at twice the batch.
+Lines come from files (.txt with one sentence a line, .jsonl with a key ``text``, .parquet with a
+column ``text``), or from FineWeb-2 on the hub. They are written once, under COMET_HOME, so a
+million lines take no more memory than ten thousand. The readers are ours because those of
+``datasets`` do not name the row in which a file is bad.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from operator import itemgetter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch.utils.data import IterableDataset
-from transformers import PreTrainedTokenizerBase
+from datasets import Dataset, Features, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
-from comet_lib.batches import LengthBatches, tokenise
-from comet_lib.data import FINEWEB, fineweb_lines, normalise
+import comet_lib
+from comet_lib.batches import no_bars
+from comet_lib.data import Source, check_language, find_source, load_sentiment, normalise
 from comet_lib.errors import CometError
-from comet_lib.profiles import Profile, user_path
+from comet_lib.profiles import Profile, home, user_path
 
-#: What ``--text`` says for FineWeb-2 from the hub, in place of a path.
+#: What ``--text`` says for FineWeb-2 from the hub, instead of a path.
 HUB = "fineweb-2"
-#: Files that are read side by side, at most (each holds a few MB); more follow one another.
-LANES = 16
-#: Rows that are shuffled together, and sorted into batches of like length.
-SHUFFLED = 10_000
-NO_CACHE = (
-    "the teacher's targets are kept for text that fits into memory alone: leave out --cache, or "
-    "give the text as text/LANGUAGE.txt in the --data folder"
-)
+#: FineWeb-2's names for the paper's languages.
+FINEWEB = {
+    "kin": "kin_Latn",
+    "swa": "swh_Latn",
+    "hau": "hau_Latn",
+    "ibo": "ibo_Latn",
+    "yor": "yor_Latn",
+}
+FEATURES = Features({"text": Value("string"), "language": Value("string")})
 
 Numbered = Iterator[tuple[int, str]]  # row from 1, text
 
 
+# --------------------------------------------------------------------------- one file
+
+
 def _txt(path: Path) -> Numbered:
-    # A byte that is no UTF-8 becomes half a surrogate pair, which read_lines refuses by its row.
+    # A byte that is not UTF-8 becomes half a surrogate pair; read_lines refuses it by its row.
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         yield from enumerate(file, start=1)
 
@@ -58,15 +55,15 @@ def _jsonl(path: Path) -> Numbered:
         if not line.strip():
             continue
         try:
-            made = json.loads(line)
+            value = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise CometError(
                 f"{path}, row {row}: is not JSON; write one object a line, such as "
                 '{"text": "..."}'
             ) from error
-        if not isinstance(made, dict) or "text" not in made:
+        if not isinstance(value, dict) or "text" not in value:
             raise CometError(f'{path}, row {row}: has no key text; write {{"text": "..."}}')
-        yield row, _string(path, row, made["text"])
+        yield row, _string(path, row, value["text"])
 
 
 def _parquet(path: Path) -> Numbered:
@@ -94,7 +91,7 @@ def _string(path: Path, row: int, value: Any) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise CometError(f"{path}, row {row}: text is no text but {str(value)[:40]!r}; mend it")
+        raise CometError(f"{path}, row {row}: text is {str(value)[:40]!r}, not a string; fix it")
     return value
 
 
@@ -110,179 +107,142 @@ READERS: dict[str, Callable[[Path], Numbered]] = {
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of one file in NFC; empty ones are left out, a text of several lines is split.
+    """The lines of one file in NFC. Empty lines are left out; a text of several lines is split.
 
     Raises:
-        CometError: naming file, row and mend, for bytes that are no UTF-8, a NUL, a row that is no
-            JSON, a missing key or column, or a text that is no text.
+        CometError: naming file, row and fix, for bytes that are not UTF-8, a NUL, a row that is
+            not JSON, a missing key or column, or a text that is not a string.
     """
-    for row, text in READERS[path.suffix.lower()](path):
-        if bad := re.search("[\0\ud800-\udfff]", text):
-            if bad[0] != "\0":
-                raise _not_utf8(path, row)
-            raise CometError(f"{path}, row {row}: holds a NUL byte; save it as plain UTF-8 text")
-        yield from filter(None, map(normalise, text.split("\n")))
+    try:
+        for row, text in READERS[path.suffix.lower()](path):
+            if bad := re.search("[\0\ud800-\udfff]", text):
+                if bad[0] != "\0":
+                    raise _not_utf8(path, row)
+                raise CometError(
+                    f"{path}, row {row}: holds a NUL byte; save it as plain UTF-8 text"
+                )
+            yield from filter(None, map(normalise, text.split("\n")))
+    except OSError as error:
+        raise CometError(f"{path}: cannot be read ({error.strerror}); check the path") from error
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Lines that are read anew in every pass. ``len`` counts them; iterating is one pass.
-
-    Each of ``parts``, when called, starts reading one part; ``counts`` are the parts' lines. With a
-    stream of ``datasets``: ``Corpus([lambda: (row["text"] for row in stream)], [1_000_000])``.
-    """
-
-    parts: Sequence[Callable[[], Iterable[str]]]
-    counts: Sequence[int]
-
-    def __len__(self) -> int:
-        return sum(self.counts)
-
-    def __iter__(self) -> Iterator[str]:
-        """Every line once, the parts mixed evenly: line k of n stands at (k + 1/2) / n."""
-        lanes = [self._placed(part(), n) for part, n in zip(self.parts, self.counts, strict=True)]
-        return map(itemgetter(1), heapq.merge(*lanes, key=itemgetter(0)))
-
-    @staticmethod
-    def _placed(lines: Iterable[str], count: int) -> Iterator[tuple[float, str]]:
-        return (((k + 0.5) / count, line) for k, line in enumerate(itertools.islice(lines, count)))
-
-
-def counted(parts: Sequence[Callable[[], Iterable[str]]], name: str) -> Corpus:
-    """A corpus whose parts are read once to be counted, and checked on the way.
+def text_files(path: str | Path) -> list[Path]:
+    """A text file, or all .txt, .jsonl and .parquet files in and below a folder, sorted.
 
     Raises:
-        CometError: a bad line, or fewer than two lines (one is held out).
-    """
-    made = Corpus(parts, [sum(1 for _ in part()) for part in parts])
-    if len(made) < 2:
-        raise CometError(f"{name}: holds {len(made)} lines of text; stage 1 needs two at least")
-    return made
-
-
-def open_corpus(path: str | Path) -> Corpus:
-    """The text of a file, or of all .txt, .jsonl and .parquet files in and below a folder.
-
-    Raises:
-        CometError: nothing there, no such files, another kind of file, or a bad line (read_lines).
+        CometError: nothing there, no such files, or another kind of file.
     """
     if not str(path):  # an unset variable of a shell: Path("") is the current folder
         raise CometError("--text is empty; give a file or a folder, or leave it out")
     path, kinds = user_path(path), ", ".join(READERS)
-    if path.is_dir():
-        files = sorted(
-            p
-            for p in path.rglob("*")
-            if p.suffix.lower() in READERS and p.is_file() and not p.name.startswith(".")
-        )
-        if not files:
-            raise CometError(f"{path}: no text in this folder; put {kinds} files there")
-    else:
+    if not path.is_dir():
         if not path.is_file():
-            raise CometError(f"{path}: is no file and no folder; check the path of the text")
+            raise CometError(f"{path}: no such file or folder; check the path of the text")
         if path.suffix.lower() not in READERS:
             raise CometError(f"{path}: its name must end in one of {kinds}; convert the file")
-        files = [path]
-    lanes = [files[i::LANES] for i in range(min(LANES, len(files)))]
-    return counted([_one_after_another(lane) for lane in lanes], str(path))
+        return [path]
+    files = [
+        p
+        for p in sorted(path.rglob("*"))
+        if p.suffix.lower() in READERS and p.is_file() and not p.name.startswith(".")
+    ]
+    if not files:
+        raise CometError(f"{path}: no text in this folder; put {kinds} files there")
+    return files
 
 
-def _one_after_another(files: Sequence[Path]) -> Callable[[], Iterator[str]]:
-    return lambda: itertools.chain.from_iterable(map(read_lines, files))
+# --------------------------------------------------------------------------- the table
 
 
-def hub_corpus(profile: Profile) -> Corpus:
-    """FineWeb-2 in the profile's languages, streamed; at most the profile's limit of each.
+def fineweb_lines(language: str) -> Iterator[str]:
+    """Lines of FineWeb-2 in one of :data:`FINEWEB`, in NFC, as they come over the network."""
+    stream = load_dataset(
+        "HuggingFaceFW/fineweb-2", name=FINEWEB[language], split="train", streaming=True
+    )
+    for row in stream:
+        yield from filter(None, map(normalise, row["text"].split("\n")))
+
+
+def _rows(parts: Sequence[Sequence[Any]], **_: Any) -> Iterator[dict[str, str]]:
+    """Rows of the table; a part is (path, or HUB; language; limit; ...)."""
+    for where, language, limit, *_stamp in parts:
+        lines = fineweb_lines(language) if where == HUB else read_lines(Path(where))
+        for text in islice(lines, limit):
+            yield {"text": text, "language": language}
+
+
+def _write(parts: Sequence[Sequence[Any]]) -> Dataset | None:
+    """The table of these parts: written once, found again while files and limits stay the same.
+
+    None where they hold no line.
+    """
+    if next(_rows(parts), None) is None:
+        return None
+    try:
+        with no_bars():
+            return Dataset.from_generator(
+                _rows,
+                features=FEATURES,
+                cache_dir=str(home() / "text"),
+                gen_kwargs={"parts": list(parts), "library": comet_lib.__version__},
+            )
+    except DatasetGenerationError as error:
+        if error.__cause__ is not None:
+            raise error.__cause__ from None
+        raise
+
+
+def load_text(
+    profile: Profile, languages: Sequence[str] | None = None, source: Source | None = None
+) -> Dataset:
+    """Unlabelled text for stage 1: columns ``text`` and ``language``, memory-mapped.
+
+    In this order: what ``profile.text`` names (a file, a folder or fineweb-2); the source's
+    ``text/{language}.txt``; on the hub, FineWeb-2 if the profile limits it (gpu); else the
+    training tweets without their labels. The profile's limits count lines of each language.
 
     Raises:
-        CometError: none of the languages is in FineWeb-2, or the hub cannot be read.
+        CometError: a bad line, no such text, or a hub that cannot be read.
     """
+    source = source or find_source(profile)
+    languages = [check_language(code) for code in languages or profile.languages]
 
-    def part(language: str) -> Callable[[], Iterator[str]]:
-        limit = profile.text_limit.get(language, profile.default_text_limit)
-        return lambda: itertools.islice(
-            filter(None, map(normalise, fineweb_lines(language))), limit
-        )
+    def part(where: Path | str, language: str, limit: int | None) -> tuple[Any, ...]:
+        if where == HUB:
+            return (HUB, language, limit)
+        stat = Path(where).stat()
+        return (str(where), language, limit, stat.st_size, stat.st_mtime_ns)
 
-    known = [language for language in profile.languages if language in FINEWEB]
-    if not known:
-        raise CometError(f"{HUB} is read in {', '.join(FINEWEB)}: choose some of these --languages")
+    limits = {c: profile.text_limit.get(c, profile.default_text_limit) for c in languages}
+    wants_hub = profile.text == HUB
+    if wants_hub or (profile.text is None and source.kind == "hub" and profile.text_limit):
+        known = [code for code in languages if code in FINEWEB]
+        if wants_hub and not known:
+            raise CometError(
+                f"{HUB} is read in {', '.join(FINEWEB)}: choose some of these --languages"
+            )
+        parts = [part(HUB, code, limits[code]) for code in known]
+    elif profile.text is not None:
+        parts = [part(path, "", None) for path in text_files(profile.text)]
+    elif source.kind == "hub":
+        parts = []
+    else:
+        files = {c: Path(source.root) / "text" / f"{c}.txt" for c in languages}
+        parts = [part(path, c, limits[c]) for c, path in files.items() if path.is_file()]
     try:
-        return counted([part(language) for language in known], HUB)
+        table = _write(parts)
     except CometError:
         raise
     except Exception as error:  # the hub client raises many kinds; all mean the same to a reader
+        if not any(where == HUB for where, *_ in parts):
+            raise
         raise CometError(
             f"{HUB} could not be read from the hub ({type(error).__name__}); connect to the "
             "network, or give a folder as --text"
         ) from error
-
-
-def corpus_of(profile: Profile) -> Corpus | None:
-    """The corpus that ``profile.text`` names, if it names one.
-
-    Raises:
-        CometError: with ``profile.cached``, or what open_corpus and hub_corpus raise.
-    """
-    if profile.text is None:
-        return None
-    if profile.cached:
-        raise CometError(NO_CACHE)
-    return hub_corpus(profile) if profile.text == HUB else open_corpus(profile.text)
-
-
-class CorpusRows(IterableDataset):
-    """Rows of ``tokenise`` for the Trainer, without the first ``held`` lines; ``len`` counts them.
-
-    About :data:`SHUFFLED` lines are read, tokenised, shuffled and ordered by :class:`LengthBatches`
-    at a time, in another order in each epoch. Lines never leave their chunk, so a corpus that is
-    sorted (by subject, say) should be shuffled before.
-    """
-
-    def __init__(
-        self,
-        corpus: Corpus,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        batch_size: int,
-        seed: int,
-        held: int = 0,
-    ) -> None:
-        self.corpus, self.held, self.batch_size, self.seed = corpus, held, batch_size, seed
-        self.tokenizer, self.max_length = tokenizer, max_length
-        self.size = batch_size * max(1, SHUFFLED // batch_size)  # or batches would mix chunks
-        self.epoch = self.done = 0
-
-    def __len__(self) -> int:
-        return len(self.corpus) - self.held
-
-    def set_epoch(self, epoch: int) -> None:
-        """The Trainer calls this before each pass."""
-        self.epoch = epoch
-
-    def resume(self, done: int) -> None:
-        """The next pass begins with ``done`` rows that the Trainer will skip.
-
-        Whole chunks of them come as None, untokenised. The first chunk never does: accelerate
-        fills the last batch of a pass from the first.
-        """
-        self.done = done
-
-    def __iter__(self) -> Iterator[dict[str, Any] | None]:
-        done, self.done = self.done, 0
-        lines = itertools.islice(self.corpus, self.held, None)
-        for number in itertools.count():
-            chunk = list(itertools.islice(lines, self.size))
-            if not chunk:
-                return
-            if number > 0 and (number + 1) * self.size <= done:
-                yield from [None] * len(chunk)
-                continue
-            yield from self._ordered(chunk, number + self.epoch * -(-len(self) // self.size))
-
-    def _ordered(self, chunk: list[str], order: int) -> Iterator[dict[str, Any]]:
-        """The chunk's rows, shuffled and batched by length as ``order`` and the seed say."""
-        rows = tokenise(chunk, self.tokenizer, self.max_length).to_list()
-        lengths = [row["length"] for row in rows]
-        batches = LengthBatches(lengths, self.batch_size, self.seed, epoch=lambda: order)
-        return (rows[i] for i in batches)
+    if table is not None:
+        return table
+    if profile.text is not None:
+        raise CometError(f"{profile.text}: holds no line of text; stage 1 needs two at least")
+    train = load_sentiment(profile, languages, source)["train"]
+    return train.select_columns(["text", "language"])

@@ -4,28 +4,24 @@ Stage 1 (task-agnostic): on unlabelled text the student learns the teacher's mas
 targets, and its attention maps. Stage 2 (task-specific): the student is fine-tuned on sentiment,
 from labels and, if given, from a sentiment teacher's soft targets.
 
-A stage is an *objective*: a function of (student, batch) that returns named loss terms, the total
-under ``"loss"``. The trainer differentiates the total and logs every term.
+What a stage minimises is an :class:`~comet_lib.objectives.Objective`; the trainer differentiates
+its total and logs every term.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import (
     EarlyStoppingCallback,
@@ -39,153 +35,20 @@ from transformers import (
 )
 from transformers.utils.notebook import NotebookProgressCallback
 
-from comet_lib.attention import capture, layer_map
+from comet_lib.attention import layer_map
 from comet_lib.batches import LengthBatches, MaskingCollator, SentimentCollator, tokenise
 from comet_lib.errors import CometError
 from comet_lib.evaluation import mean_weighted_f1
 from comet_lib.files import read_json
-from comet_lib.losses import (
-    attention_loss,
-    hybrid_loss,
-    soft_target_loss,
-    soft_target_loss_from_probs,
-    soft_target_loss_topk,
+from comet_lib.models import quiet
+from comet_lib.objectives import (
+    Objective,
+    TermsOf,
+    stage_one_weights,
+    stage_two_weights,
 )
-from comet_lib.models import only_positions, quiet
-from comet_lib.processes import share_of_batch
 from comet_lib.profiles import Profile, Stage
-from comet_lib.teacher import CachedCollator, CacheSettings, cache_targets, decode_maps
-from comet_lib.text import NO_CACHE, Corpus, CorpusRows
-
-Objective = Callable[[nn.Module, dict[str, Tensor]], dict[str, Any]]
-
-
-class TaskAgnostic:
-    """Stage 1: alpha * soft targets at masked positions + (1 - alpha) * attention matching.
-
-    Args:
-        teacher: masked-LM model with the student's vocabulary; it is never trained.
-        matches: student layer -> teacher layer whose head-mean map it should copy.
-        kind: ``mse`` (the paper) or ``kl`` (row-wise, scale-free).
-    """
-
-    captures: ExitStack | None = None  # what keeps captures of the student open for the trainer
-
-    def __init__(
-        self,
-        teacher: PreTrainedModel,
-        matches: Mapping[int, int],
-        temperature: float = 2.0,
-        alpha: float = 0.5,
-        kind: str = "kl",
-    ) -> None:
-        self.teacher = teacher.eval().requires_grad_(False)
-        self.matches, self.temperature, self.alpha, self.kind = matches, temperature, alpha, kind
-
-    def __call__(self, student: nn.Module, batch: dict[str, Tensor]) -> dict[str, Any]:
-        mask = batch["attention_mask"]
-        masked = batch["labels"] != -100  # (B, L)
-        self.teacher.to(mask.device)
-        with (
-            torch.no_grad(),
-            capture(self.teacher, list(self.matches.values())) as teacher_maps,
-            only_positions(self.teacher, masked),
-        ):
-            text = {"input_ids": batch["input_ids"], "attention_mask": mask}
-            teacher_logits = self.teacher(**text).logits  # (M, V)
-        logits, maps = _answers(student, batch, masked, list(self.matches), self.captures)
-        soft = soft_target_loss(logits, teacher_logits, self.temperature)
-        attention = attention_loss(
-            maps, [teacher_maps[j] for j in self.matches.values()], mask, kind=self.kind
-        )
-        return _weighed(student, soft, attention, self.alpha, masked, mask)
-
-
-class CachedTaskAgnostic:
-    """:class:`TaskAgnostic` with the teacher's answers from a batch of ``CachedCollator``.
-
-    ``matches`` and ``temperature`` are those that the cache was made with. The soft targets are
-    eq. (10) of the losses, on the k likeliest pieces and the tail.
-    """
-
-    captures: ExitStack | None = None  # as in TaskAgnostic
-
-    def __init__(
-        self,
-        matches: Mapping[int, int],
-        temperature: float = 2.0,
-        alpha: float = 0.5,
-        kind: str = "kl",
-    ) -> None:
-        self.matches, self.temperature, self.alpha, self.kind = matches, temperature, alpha, kind
-        self.layers = sorted(set(matches.values()))
-
-    def __call__(self, student: nn.Module, batch: dict[str, Tensor]) -> dict[str, Any]:
-        mask, masked = batch["attention_mask"], batch["labels"] != -100
-        logits, maps = _answers(student, batch, masked, list(self.matches), self.captures)
-        soft = soft_target_loss_topk(
-            logits, batch["top_indices"], batch["top_logprobs"], batch["tail"], self.temperature
-        )
-        teacher_maps = [
-            decode_maps(batch["teacher_maps"][:, self.layers.index(j)])
-            for j in self.matches.values()
-        ]
-        attention = attention_loss(maps, teacher_maps, mask, kind=self.kind)
-        return _weighed(student, soft, attention, self.alpha, masked, mask)
-
-
-def _answers(
-    student: nn.Module,
-    batch: Mapping[str, Tensor],
-    masked: Tensor,
-    layers: Sequence[int],
-    captures: ExitStack | None,
-) -> tuple[Tensor, list[Tensor]]:
-    """The student's logits (M, V) at the masked positions, and the maps of its ``layers``."""
-    core: Any = getattr(student, "module", student)  # without DistributedDataParallel
-    with ExitStack() as here, only_positions(student, masked):
-        maps = (captures or here).enter_context(capture(core, layers))
-        logits = student(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-        ).logits
-    return logits, [maps[i] for i in layers]
-
-
-def _weighed(
-    student: nn.Module, soft: Tensor, attention: Tensor, alpha: float, masked: Tensor, mask: Tensor
-) -> dict[str, Any]:
-    """Stage 1's terms. Among several processes a term counts by its masked positions, or rows."""
-    terms = {"soft_targets": soft.detach(), "attention": attention.detach()}
-    if student.training:
-        soft, attention = (
-            loss * share_of_batch(what.sum()) for loss, what in ((soft, masked), (attention, mask))
-        )
-    return {"loss": hybrid_loss(soft, attention, alpha), **terms}
-
-
-class TaskSpecific:
-    """Stage 2: alpha * soft targets + (1 - alpha) * cross-entropy with the labels.
-
-    A batch may mix tweets with a label and tweets without (label -100); ``teacher_probs`` (B, 3)
-    are the stored soft targets. Without them, it is plain fine-tuning.
-    """
-
-    def __init__(self, temperature: float = 1.0, alpha: float = 0.5) -> None:
-        self.temperature, self.alpha = temperature, alpha
-
-    def __call__(self, student: nn.Module, batch: dict[str, Tensor]) -> dict[str, Any]:
-        output = student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        logits, labels = output.logits.float(), batch["labels"]
-        known = labels != -100
-        hard = F.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0
-        terms = {"hard_labels": hard.detach()}
-        if getattr(student, "training", True):
-            hard = hard * share_of_batch(known.sum())
-        if "teacher_probs" not in batch:
-            return {"loss": hard, **terms, "logits": logits}
-        soft = soft_target_loss_from_probs(logits, batch["teacher_probs"], self.temperature)
-        loss = hybrid_loss(soft, hard, self.alpha)
-        return {"loss": loss, "soft_targets": soft.detach(), **terms, "logits": logits}
+from comet_lib.teacher import stored_answers
 
 
 class Progress(ProgressCallback):
@@ -196,11 +59,12 @@ class Progress(ProgressCallback):
 
 
 class DistillationTrainer(Trainer):
-    """A ``transformers.Trainer`` whose loss is an objective; it logs the mean of every term."""
+    """A ``transformers.Trainer`` whose loss is what ``terms_of(model, batch)`` returns under
+    ``"loss"``; it logs the mean of every term."""
 
-    def __init__(self, *args: Any, objective: Objective, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, terms_of: TermsOf, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.objective: Objective = objective
+        self.terms_of = terms_of
         self.model_accepts_loss_kwargs = False
         for shown in (PrinterCallback, NotebookProgressCallback, ProgressCallback):
             self.remove_callback(shown)
@@ -208,22 +72,10 @@ class DistillationTrainer(Trainer):
             self.add_callback(Progress)
         self._terms: dict[str, list[Tensor]] = {}
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Captures stay open for the backward pass: with gradient checkpointing it runs the layers
-        again, which must then do what they did."""
-        objective: Any = self.objective
-        if not hasattr(objective, "captures"):
-            return super().training_step(*args, **kwargs)
-        with ExitStack() as objective.captures:
-            try:
-                return super().training_step(*args, **kwargs)
-            finally:
-                objective.captures = None
-
     def compute_loss(
         self, model, inputs, return_outputs=False, num_items_in_batch=None, **kwargs: Any
     ):
-        terms = self.objective(model, inputs)
+        terms = self.terms_of(model, inputs)
         loss, logits = terms["loss"], terms.get("logits")
         if model.training:
             for name, value in terms.items():
@@ -304,8 +156,6 @@ def training_arguments(
         "dataloader_pin_memory": torch.cuda.is_available(),
         "disable_tqdm": False,
         **precision(),
-        # Each process picks its rows from a stream; else the first one would send batches around.
-        "accelerator_config": {"dispatch_batches": False},
         **more,
     }
     made = TrainingArguments(**settings)
@@ -349,27 +199,48 @@ def _damaged(path: Path) -> bool:
         return archive.testzip() is not None
 
 
-def _run(trainer: Trainer, output: Path, resume: bool) -> None:
-    last = last_checkpoint(output) if resume else None
-    if last is not None and isinstance(trainer.train_dataset, CorpusRows):
-        step = json.loads((Path(last) / "trainer_state.json").read_text("utf-8"))["global_step"]
-        args = trainer.args
-        rows = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-        trainer.train_dataset.resume(step % math.ceil(len(trainer.train_dataset) / rows) * rows)
-    trainer.train(resume_from_checkpoint=last)
-    # Give the model back as it came: accelerate leaves its forward inside autocast.
-    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+class Epoch(TrainerCallback):
+    """The number of the epoch, for a collator."""
+
+    number = 0
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.number = int(state.epoch or 0)
+
+    def __call__(self) -> int:
+        return self.number
+
+
+def fit(
+    student: PreTrainedModel, objective: Objective, resume: bool, **arguments: Any
+) -> list[dict[str, float]]:
+    """Train ``student`` in place, from the last whole checkpoint if ``resume``; return the log.
+
+    ``arguments`` are the trainer's. The model comes back as it was, in eval mode; accelerate
+    leaves its forward inside autocast.
+    """
+    with objective.on(student) as terms_of:
+        trainer = DistillationTrainer(model=student, terms_of=terms_of, **arguments)
+        output = Path(str(trainer.args.output_dir))
+        trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
+        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+    return history(trainer)
+
+
+def uniform_matches(student: PreTrainedModel, teacher: PreTrainedModel) -> dict[int, int]:
+    """Student layer -> teacher layer, evenly spread (:func:`~comet_lib.attention.layer_map`)."""
+    depth = student.config.num_hidden_layers
+    return dict(enumerate(layer_map(depth, teacher.config.num_hidden_layers)))
 
 
 def distil_task_agnostic(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str] | Corpus,
+    texts: Sequence[str] | Dataset,
     profile: Profile,
     output: str | Path,
     *,
-    kind: str = "kl",
     cache: str | Path | None = None,
     resume: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
@@ -377,14 +248,13 @@ def distil_task_agnostic(
 ) -> list[dict[str, float]]:
     """Stage 1. ``student`` and ``teacher`` are masked-LM models over ``tokenizer``'s vocabulary.
 
-    The student is trained in place. Two hundredths of the text (at most 1,000 sentences) are held
-    out; of a :class:`~comet_lib.text.Corpus`, which is read as it is needed, the first. With
-    ``cache``, a folder, the teacher is asked once before the training, which then reads its answers
-    from there (:mod:`comet_lib.teacher`; masks stay the same). Returns the log.
+    The student is trained in place. ``texts`` is a list, or a table with a column ``text``; a
+    fiftieth of it (at most 1,000 rows) is held out. With ``cache``, a folder, the teacher is asked
+    once before the training, which then reads its answers from there (:mod:`comet_lib.teacher`;
+    masks stay the same). Returns the log.
 
     Raises:
-        CometError: teacher and student have different vocabularies, the cache is another's, or it
-            is asked for with a corpus.
+        CometError: teacher and student have different vocabularies, or the cache is another's.
     """
     stage, output = profile.stage1, Path(output)
     if student.config.vocab_size != teacher.config.vocab_size:
@@ -392,10 +262,7 @@ def distil_task_agnostic(
             f"the student's vocabulary ({student.config.vocab_size}) is not the teacher's "
             f"({teacher.config.vocab_size}): masked-LM soft targets need one tokenizer"
         )
-    depth = student.config.num_hidden_layers
-    matches = dict(
-        zip(range(depth), layer_map(depth, teacher.config.num_hidden_layers), strict=True)
-    )
+    weights, matches = stage_one_weights(stage), uniform_matches(student, teacher)
     held = min(1000, max(1, len(texts) // 50))
     steps = round(stage.epochs * steps_per_epoch(len(texts) - held, stage))
     args = training_arguments(
@@ -412,42 +279,45 @@ def distil_task_agnostic(
             **arguments,
         },
     )
-    collator: Any = MaskingCollator(
-        tokenizer, profile.seed, epoch=lambda: int(trainer.state.epoch or 0)
-    )
-    objective: Objective = TaskAgnostic(teacher, matches, stage.temperature, stage.alpha, kind)
-    rows: Dataset | CorpusRows
-    if isinstance(texts, Corpus):
-        if cache is not None:
-            raise CometError(NO_CACHE)
-        batch = args.train_batch_size * args.world_size  # over all processes
-        held_out = tokenise(list(islice(texts, held)), tokenizer, profile.max_length)
-        rows = CorpusRows(texts, tokenizer, profile.max_length, batch, profile.seed, held)
+    on_disk = output / "tokens.arrow" if isinstance(texts, Dataset) else None
+    table = tokenise(texts, tokenizer, profile.max_length, on_disk)
+    table = table.shuffle(seed=profile.seed, keep_in_memory=True)
+    epoch = Epoch()
+    if cache is None:
+        objective = Objective.live(teacher, weights, matches, stage.temperature)
+        # The same masks after every epoch for held-out text, others for the rest.
+        held_out = Dataset.from_list([{**row, "epoch": 0} for row in table.select(range(held))])
+        collator: Any = MaskingCollator(tokenizer, profile.seed, epoch)
     else:
-        table = tokenise(texts, tokenizer, profile.max_length).shuffle(seed=profile.seed)
-        if cache is not None:
-            layers = tuple(sorted(set(matches.values())))
-            settings = CacheSettings(layers, stage.temperature, profile.seed, profile.max_length)
-            bar = not arguments.get("disable_tqdm", False)
-            table = cache_targets(cache, table, teacher, tokenizer, settings, bar)
-            teacher.cpu()  # it is done: its room on the GPU is the student's
-            collator = CachedCollator(len(layers), tokenizer.pad_token_id)
-            objective = CachedTaskAgnostic(matches, stage.temperature, stage.alpha, kind)
-        held_out, rows = table.select(range(held)), table.select(range(held, len(table)))
-    if cache is None:  # the same masks after every epoch
-        held_out = Dataset.from_list([{**row, "epoch": 0} for row in held_out])
-    trainer = DistillationTrainer(
-        model=student,
+        if "hard_labels" in weights:
+            raise CometError(
+                "hard_labels in stage 1 needs the pieces that were masked, which a cache does not "
+                "keep: leave out --cache or the term"
+            )
+        objective, table, collator = Objective.stored(
+            cache,
+            table,
+            teacher,
+            tokenizer,
+            weights,
+            matches,
+            stage.temperature,
+            bar=not args.disable_tqdm,
+            seed=profile.seed,
+            max_length=profile.max_length,
+        )
+        teacher.cpu()  # it is done: its room on the GPU is the student's
+        held_out = table.select(range(held))
+    return fit(
+        student,
+        objective,
+        resume,
         args=args,
-        train_dataset=rows,
+        train_dataset=table.select(range(held, len(table))),
         eval_dataset=held_out,
         data_collator=collator,
-        objective=objective,
-        callbacks=list(callbacks),
+        callbacks=[epoch, *callbacks],
     )
-    _run(trainer, output, resume)
-    student.eval()
-    return history(trainer)
 
 
 def fine_tune(
@@ -458,23 +328,49 @@ def fine_tune(
     profile: Profile,
     output: str | Path,
     *,
-    objective: Objective | None = None,
+    teacher: PreTrainedModel | None = None,
+    matches: Mapping[int, int] | None = None,
+    cache: str | Path | None = None,
     resume: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
     **arguments: Any,
 ) -> list[dict[str, float]]:
     """Stage 2. ``train`` has text, label (-100: none) and, to distil, ``teacher_probs`` (N, 3).
 
-    The student is trained in place; the epoch with the best mean weighted F1 on ``dev`` (give it
-    without the rows seen in train) is kept. ``objective`` is :class:`TaskSpecific` with the
-    profile's temperature and alpha by default; one of :mod:`comet_lib.objectives` needs the column
-    ``row`` too. Returns the log.
+    The student is trained in place; the epoch with the best mean weighted F1 on ``dev`` (pass it
+    without the rows seen in train) is kept. If the profile's stage 2 has ``terms``, the sentiment
+    ``teacher`` is asked once about every row and its answers are kept in ``cache`` (default: in
+    ``output``); ``matches`` (student layer -> teacher layer) are evenly spread by default. Returns
+    the log.
+
+    Raises:
+        CometError: terms without a teacher, or a cache that is another's.
     """
     stage, output = profile.stage2, Path(output)
+    weights = stage_two_weights(stage)
     columns = {"labels": train["label"][:]}
-    for name in ("teacher_probs", "row"):
-        if name in train.column_names:
-            columns[name] = train[name][:]
+    if "teacher_probs" in train.column_names:
+        columns["teacher_probs"] = train["teacher_probs"][:]
+    table = tokenise(train["text"][:], tokenizer, profile.max_length, **columns)
+    dev_table = tokenise(dev["text"][:], tokenizer, profile.max_length, labels=dev["label"][:])
+    if not stage.terms:
+        objective = Objective(stored_answers, weights, {}, stage.temperature)
+        collator: Any = SentimentCollator(tokenizer)
+    elif teacher is None:
+        raise CometError(f"{', '.join(stage.terms)} in stage 2 need a teacher: give one")
+    else:
+        objective, table, collator = Objective.stored(
+            cache or output / "cache",
+            table,
+            teacher,
+            tokenizer,
+            weights,
+            matches or uniform_matches(student, teacher),
+            stage.temperature,
+            bar=not arguments.get("disable_tqdm", False),
+            masked_lm=False,
+            max_length=profile.max_length,
+        )
     languages = np.asarray(dev["language"][:])
 
     def metrics(prediction: Any) -> dict[str, float]:
@@ -482,29 +378,21 @@ def fine_tune(
         scores = mean_weighted_f1(np.asarray(prediction.label_ids), guess, languages)
         return {f"f1_{name}": score for name, score in scores.items()}
 
-    trainer = DistillationTrainer(
-        model=student,
-        args=training_arguments(
-            output,
-            stage,
-            profile.seed,
-            **{
-                "eval_strategy": "epoch",
-                "metric_for_best_model": "f1_mean",
-                "greater_is_better": True,
-                "load_best_model_at_end": True,
-                **arguments,
-            },
-        ),
-        train_dataset=tokenise(train["text"][:], tokenizer, profile.max_length, **columns),
-        eval_dataset=tokenise(
-            dev["text"][:], tokenizer, profile.max_length, labels=dev["label"][:]
-        ),
-        data_collator=SentimentCollator(tokenizer),
-        objective=objective or TaskSpecific(stage.temperature, stage.alpha),
+    settings: dict[str, Any] = {
+        "eval_strategy": "epoch",
+        "metric_for_best_model": "f1_mean",
+        "greater_is_better": True,
+        "load_best_model_at_end": True,
+        **arguments,
+    }
+    return fit(
+        student,
+        objective,
+        resume,
+        args=training_arguments(output, stage, profile.seed, **settings),
+        train_dataset=table,
+        eval_dataset=dev_table,
+        data_collator=collator,
         compute_metrics=metrics,
         callbacks=[EarlyStoppingCallback(stage.patience), *callbacks],
     )
-    _run(trainer, output, resume)
-    student.eval()
-    return history(trainer)

@@ -1,7 +1,7 @@
-"""What every test stands on: the tiny profile, no network, its own home folder, no screen.
+"""What every test relies on: the tiny profile, no network, its own home folder, no screen.
 
-Libraries read these variables when they are imported, so they are set here, before pytest
-imports any test module, and not in a fixture alone.
+Libraries read these variables on import. So they are set here, before pytest imports any test
+module, and not only in a fixture.
 """
 
 from __future__ import annotations

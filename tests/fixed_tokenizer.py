@@ -1,4 +1,4 @@
-"""A small tokenizer that is the same at each call, as ``train_tokenizer``'s is not."""
+"""A small tokenizer that is the same on every call, unlike ``train_tokenizer``'s."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from comet_lib.lab.small_teacher import SPECIALS, train_tokenizer
-from comet_lib.models import load_tokenizer
+from comet_lib.loading import load_tokenizer
 
 
 def fixed_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:

@@ -1,4 +1,4 @@
-"""The rules of the notebook contract, each a small function, and a made-up notebook that obeys.
+"""The rules of the notebook contract, each a small function, and an invented notebook that obeys.
 
 ``test_notebooks.py`` states the contract in words and applies it.
 """

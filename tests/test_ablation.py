@@ -1,4 +1,4 @@
-"""The ablation: what a run is made of, resuming, and differences against slow references."""
+"""The ablation: what a run contains, resuming, and differences against slow references."""
 
 import json
 import os
@@ -99,8 +99,6 @@ def test_training_tables(laboratory):
     for name, who in (("tfidf", "tfidf"), ("teacher", "teacher"), ("alpha-100", "both")):
         table = laboratory.train_table(BY_NAME[name])
         assert np.allclose(table["teacher_probs"][:], laboratory.targets(1.0)[who], atol=1e-6)
-    guided = laboratory.train_table(BY_NAME["relations"])
-    assert guided["row"][:] == list(range(n)) and guided["text"][:] == laboratory.texts
     assert len(laboratory.train_table(BY_NAME["splices"])) > 1.4 * n
 
 
@@ -112,26 +110,26 @@ def test_a_run_says_what_it_did_and_repeats(laboratory):
     assert other["seed"] == 2
     guess = unpack(first["test"])
     assert len(guess) == len(laboratory.splits["test"]) and set(guess) <= {0, 1, 2}
-    assert first["settings"]["term"] == "hidden-mse" and first["seconds"] > 0
+    assert first["settings"]["term"] == "hidden_mse" and first["seconds"] > 0
     assert not [text for text in laboratory.texts if text in json.dumps(first, ensure_ascii=False)]
 
 
 def test_settings_of_a_variant_reach_the_training(laboratory, monkeypatch):
     seen = {}
 
-    def fine_tune(student, tokenizer, train, dev, profile, folder, objective, **_):
-        seen.update(objective=objective, stage=profile.stage2, seed=profile.seed, student=student)
+    def fine_tune(student, tokenizer, train, dev, profile, folder, matches, **_):
+        seen.update(stage=profile.stage2, seed=profile.seed, student=student, matches=matches)
         return []
 
     monkeypatch.setattr(ablation, "fine_tune", fine_tune)
     laboratory.run(BY_NAME["alpha-25"], 3)
-    assert (seen["objective"].alpha, seen["objective"].temperature) == (0.25, 1.0)
-    assert seen["stage"].alpha == 0.25 and seen["seed"] == 3
+    assert (seen["stage"].alpha, seen["stage"].temperature, seen["seed"]) == (0.25, 1.0, 3)
+    assert seen["stage"].terms == {}
     laboratory.run(BY_NAME["temperature-4"], 0)
-    assert seen["objective"].temperature == 4.0
+    assert seen["stage"].temperature == 4.0
     laboratory.run(replace(BY_NAME["hidden-last"], weight=7.0), 0)
-    assert seen["objective"].matches == {0: 2, 1: 3} and seen["objective"].weight == 7.0
-    assert seen["objective"].objective.alpha == TINY.stage2.alpha
+    assert seen["matches"] == {0: 2, 1: 3} and seen["stage"].terms == {"hidden_mse": 7.0}
+    assert seen["stage"].alpha == TINY.stage2.alpha
     plain = seen["student"].get_input_embeddings().weight
     laboratory.run(BY_NAME["random"], 0)
     assert not np.allclose(
@@ -144,17 +142,17 @@ def test_stage_one_is_shared_by_the_variants_of_a_seed(laboratory, monkeypatch):
     real = ablation.distil_task_agnostic
 
     def counted(student, teacher, tokenizer, texts, profile, folder, **more):
-        calls.append((profile.seed, profile.stage1.alpha, more["kind"]))
+        calls.append((profile.seed, profile.stage1.alpha, profile.stage1.terms))
         return real(student, teacher, tokenizer, texts, profile, folder, **more)
 
     monkeypatch.setattr(ablation, "distil_task_agnostic", counted)
     once = laboratory.agnostic("soft", 0)
     twice = laboratory.agnostic("soft", 0)
-    assert calls == [(0, 1.0, "kl")]
+    assert calls == [(0, 1.0, {})]
     for name, value in once.state_dict().items():
         assert value.equal(twice.state_dict()[name])
     laboratory.agnostic("mse", 1)
-    assert calls[1:] == [(1, TINY.stage1.alpha, "mse")]
+    assert calls[1:] == [(1, TINY.stage1.alpha, {"attention_mse": 1 - TINY.stage1.alpha})]
 
 
 # --------------------------------------------------------------------------- resuming
@@ -219,16 +217,15 @@ def test_changed_settings_are_refused(tmp_path, monkeypatch):
         ablation.ablate(TINY, tmp_path, wanted)
 
 
-def test_work_of_other_settings_is_not_used(tmp_path, monkeypatch):
+def test_work_of_other_settings_is_refused(tmp_path, monkeypatch):
+    """A student of stage 1 there would be another's."""
     monkeypatch.setattr(Laboratory, "run", quick_line)
     wanted = chosen_variants("none")
     ablation.ablate(TINY, tmp_path, wanted, seeds=1, say=lambda _: None)
-    (tmp_path / "work" / "targets-1.npz").write_bytes(b"of these settings")
-    ablation.ablate(TINY, tmp_path, wanted, seeds=2, say=lambda _: None)
-    assert (tmp_path / "work" / "targets-1.npz").is_file()
     (tmp_path / "runs.jsonl").unlink()
-    ablation.ablate(TINY.with_(folds=2), tmp_path, wanted, seeds=1, say=lambda _: None)
-    assert not (tmp_path / "work" / "targets-1.npz").exists()
+    with pytest.raises(CometError, match=r"folds \(3 there, 2 now\)"):
+        ablation.ablate(TINY.with_(folds=2), tmp_path, wanted, seeds=1, say=lambda _: None)
+    ablation.ablate(TINY, tmp_path, wanted, seeds=1, say=lambda _: None)
 
 
 CHILD = """

@@ -1,4 +1,4 @@
-"""The capture against transformers' eager attention; the metrics against loops in plain Python."""
+"""Capture against transformers' eager attention; metrics against loops in plain Python."""
 
 import copy
 import math

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from comet_lib.batches import MaskingCollator, tokenise
-from comet_lib.models import load_tokenizer
+from comet_lib.loading import load_tokenizer
 from comet_lib.profiles import ASSETS
 
 TEXTS = [f"habari njema sana {word} " * (1 + i % 5) for i, word in enumerate("abcdefghijklmnop")]
@@ -72,7 +72,3 @@ def test_shares_are_those_of_bert(tokenizer):
     assert chosen.mean() == pytest.approx(0.15, abs=0.005)
     assert (seen[chosen] == tokenizer.mask_token_id).mean() == pytest.approx(0.8, abs=0.02)
     assert (seen[chosen] == ids[chosen]).mean() == pytest.approx(0.1, abs=0.02)
-
-
-def test_rows_that_a_resumed_run_skips_make_an_empty_batch(tokenizer):
-    assert MaskingCollator(tokenizer)([None, None]) == {}

@@ -1,36 +1,39 @@
-"""Benchmark and rehearsal at small sizes: all parts run, and the sums are right."""
+"""Benchmark and rehearsal at small sizes: all parts run, and the sums add up."""
 
 import json
 import sys
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from comet_lib import __main__ as cli
-from comet_lib.lab.backends import build_forms, measure_answers
+from comet_lib.lab.backends import build_form, measure_answers
 from comet_lib.lab.benchmark import (
     KINDS,
     QUICK,
-    NaiveTaskAgnostic,
+    TEMPERATURE,
+    WEIGHTS,
     Stepper,
-    _cut,
     benchmark,
     benchmark_text,
+    loss_of,
+    naive_loss,
     number_texts,
     number_tokenizer,
     random_model,
     write_benchmark,
 )
-from comet_lib.lab.rehearsal import _prediction, rehearsal_text, rehearse
+from comet_lib.lab.rehearsal import prediction, rehearsal_text, rehearse
 from comet_lib.lab.timing import Memory, allocated, side_by_side
+from comet_lib.objectives import Objective
 from comet_lib.profiles import get_profile
-from comet_lib.teacher import CachedCollator
-from comet_lib.training import TaskAgnostic
 
+DOCS = Path(__file__).parent.parent / "docs" / "benchmark"
+MATCHES = {0: 1, 1: 3}
 SMALL = {
     "num_attention_heads": 2,
     "num_hidden_layers": 2,
@@ -58,19 +61,24 @@ def test_the_text_has_the_length_asked_for():
         assert all(4 <= i < 49 for i in ids[1:-1])
 
 
-def test_the_naive_step_has_the_lean_steps_loss():
-    torch.manual_seed(0)
+def a_pair_and_a_batch():
     teacher, student = (
         random_model(sizes, 100, 16, "masked-lm") for sizes in (TINY.teacher, TINY.student)
     )
     ids = torch.randint(4, 99, (3, 10))
     labels = torch.full_like(ids, -100)
     labels[:, 2:4] = 7
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-    naive, lean = (
-        kind(teacher, {0: 1, 1: 3})(student, batch) for kind in (NaiveTaskAgnostic, TaskAgnostic)
-    )
-    torch.testing.assert_close(naive["loss"], lean["loss"])
+    return teacher, student, {
+        "input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels
+    }  # fmt: skip
+
+
+def test_the_naive_step_has_the_lean_steps_loss():
+    torch.manual_seed(0)
+    teacher, student, batch = a_pair_and_a_batch()
+    naive = naive_loss(student, batch, teacher, MATCHES)
+    lean = loss_of(Objective.live(teacher, WEIGHTS, MATCHES, TEMPERATURE))(student, batch)
+    torch.testing.assert_close(naive, lean)
     assert student.config._attn_implementation == "sdpa"
 
 
@@ -112,18 +120,13 @@ def test_a_slow_run_gets_fewer_calls_but_the_same_turns():
 
 
 def test_a_sparse_input_gradient_is_the_same_training():
-    torch.manual_seed(0)
-    ids = torch.randint(4, 99, (3, 10))
-    labels = torch.where(torch.arange(10) < 3, ids, -100)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     students = []
     for sparse in (False, True):
         torch.manual_seed(1)
-        teacher, student = (
-            random_model(sizes, 100, 16, "masked-lm") for sizes in (TINY.teacher, TINY.student)
-        )
+        teacher, student, batch = a_pair_and_a_batch()
         student.get_input_embeddings().sparse = sparse
-        step = Stepper(student, TaskAgnostic(teacher, {0: 1, 1: 3}), lambda: batch)
+        lean = loss_of(Objective.live(teacher, WEIGHTS, MATCHES, TEMPERATURE))
+        step = Stepper(student, lean, lambda batch=batch: batch)
         torch.manual_seed(2)  # dropout
         step()
         step()
@@ -133,33 +136,11 @@ def test_a_sparse_input_gradient_is_the_same_training():
         torch.testing.assert_close(one, other, rtol=0, atol=1e-8)
 
 
-def test_a_row_cut_short_fits_a_batch():
-    n, layers, k = 6, 2, 3
-    maps = np.arange(layers * n * n, dtype=np.uint8).reshape(layers, n, n)
-    top = np.arange(3 * k, dtype=np.int32).reshape(3, k)
-    row = {
-        "input_ids": [0, 5, 6, 7, 8, 2],
-        "length": n,
-        "positions": [1, 3, 4],
-        "maps": maps.tobytes(),
-        "top_indices": top.tobytes(),
-        "top_logprobs": top.astype(np.float16).tobytes(),
-        "tail": np.array([1, 2, 3], dtype=np.float32).tobytes(),
-    }
-    batch = CachedCollator(layers, 1)([_cut(row, 4)])
-    assert batch["input_ids"].tolist() == [[0, 5, 6, 7]]
-    assert batch["labels"].tolist() == [[-100, 0, -100, 0]]
-    assert torch.equal(batch["teacher_maps"][0], torch.from_numpy(maps[:, :4, :4].copy()))
-    assert batch["top_indices"].tolist() == top[:2].tolist()
-    assert batch["tail"].tolist() == [1, 2]
-
-
 def test_the_forms_of_a_model_answer_alike(tmp_path):
     torch.manual_seed(0)
     model = random_model(TINY.student, 100, 16, "sentiment")
     wanted = ("fp32", "bf16", "ONNX", "ONNX int8")
-    built, missing = build_forms(model, tmp_path, wanted)
-    assert tuple(built) == wanted and not missing
+    built = {form: build_form(model, form, tmp_path) for form in wanted}
     ids = torch.randint(4, 99, (2, 10))
     logits = {n: torch.as_tensor(form(ids, torch.ones_like(ids))) for n, form in built.items()}
     torch.testing.assert_close(logits["ONNX"], logits["fp32"], atol=1e-5, rtol=0)
@@ -235,7 +216,7 @@ def test_rehearsal_predicts_the_whole_run():
             for name in ("asking the teacher", "stage 1, from the cache", "stage 2")
         )
     )
-    assert "whole run, with a cache" in rehearsal_text(report)
+    assert "| whole run, with a cache |" in rehearsal_text(report)
     # a T4's hours are arithmetic: a cached step does what the student does, in the loop both
     cached, in_loop, teacher = (
         parts[name]["operations"]
@@ -250,19 +231,27 @@ def test_rehearsal_predicts_the_whole_run():
     assert report["t4_hours"]["stage 2"] * 3600 == pytest.approx(
         report["units"]["stage 2"] * seconds
     )
-    assert "On a 16 GB T4 at least, not measured" in rehearsal_text(report)
+    assert "*Hours on a T4* (16 GB) are a lower bound, not measured" in rehearsal_text(report)
     # limits of a profile count: tiny stops after 6 and 12 steps; without that, 200 tweets of its
     # five languages and half as many spliced ones make 19 steps of 16, twice
     tiny = get_profile("tiny")
-    assert list(_prediction(tiny, TINY, parts)["units"].values()) == [200, 6, 6, 12]
+    assert list(prediction(tiny, TINY, parts)["units"].values()) == [200, 6, 6, 12]
     free = tiny.with_(stage2=replace(tiny.stage2, max_steps=-1))
-    assert _prediction(free, TINY, parts)["units"]["stage 2"] == 2 * 19
+    assert prediction(free, TINY, parts)["units"]["stage 2"] == 2 * 19
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("report", benchmark_text), ("rehearsal", rehearsal_text)]
+)
+def test_the_reports_in_docs_are_what_their_figures_print(name, text):
+    figures = json.loads((DOCS / f"{name}.json").read_text(encoding="utf-8"))
+    assert text(figures) in (DOCS / f"{name}.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", ["benchmark", "rehearse"])
 def test_the_command_line_writes_json(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("comet_lib.lab.benchmark.QUICK", TINY)
-    arguments = ["comet_lib", command, "--quick", "--json", str(tmp_path / "figures.json")]
+    arguments = ["comet_lib", "lab", command, "--quick", "--json", str(tmp_path / "figures.json")]
     arguments += ["--output", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as stopped:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from transformers import pipeline
+from typer.testing import CliRunner
 
 from comet_lib import __main__ as cli
-from comet_lib.models import load_model
+from comet_lib.loading import load_model
+from comet_lib.profiles import PROFILES, get_profile
 
 
 def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -70,7 +72,7 @@ def test_a_second_call_resumes_and_changes_nothing(run):
     assert again.returncode == 0
     assert (run[0] / "student" / "model.safetensors").read_bytes() == before
     other = call("distill", "--profile", "tiny", "--output", str(run[0]), "--seed", "5")
-    assert other.returncode == 2 and "other settings (seed)" in other.stderr
+    assert other.returncode == 2 and "differs in seed (0 there, 5 now)" in other.stderr
 
 
 def test_evaluate_and_predict(run):
@@ -88,11 +90,23 @@ def test_evaluate_and_predict(run):
     ("arguments", "words"),
     [
         (["distill", "--profile", "huge"], "unknown profile"),
-        (["distill", "--data", "no/such/folder"], "is not there"),
+        (["distill", "--data", "no/such/folder"], "does not exist"),
         (["distill", "--profile", "tiny", "--languages", "../x"], "language code"),
         (["distill", "--profile", "tiny", "--languages", "kin,kin"], "once"),
         (["distill", "--profile", "tiny", "--languages", "xho"], "no such language"),
         (["distill", "--profile", "tiny", "--teacher", "no-such/teacher"], "could be loaded"),
+        (
+            ["distill", "--student", "layers=2"],
+            "--student 'layers=2': give NAME=VALUE, where",
+        ),
+        (["distill", "--student", "hidden_size=wide"], "a positive integer and NAME one of"),
+        (["distill", "--student", "hidden_size=0"], "a positive integer and NAME one of"),
+        (["distill", "--student", "num_hidden_layers=1,"], "--student ''"),
+        (["distill", "--student", "initializer_range=1"], "a positive integer and NAME one of"),
+        (["distill", "--student", "hidden_size=130"], "130 is not divisible by"),
+        (["distill", "--terms", "attention=1"], "--terms 'attention=1': give NAME=VALUE, where"),
+        (["distill", "--terms", "hidden_mse=-1"], "a number and NAME one of"),
+        (["distill", "--terms", "hidden_mse=nan"], "a number and NAME one of"),
         (["evaluate", "nowhere/model", "--profile", "tiny"], "could be loaded"),
         (["evaluate", "x", "--split", "exam"], "--split"),
         (["predict", "x", "  "], "empty"),
@@ -109,6 +123,36 @@ def test_bad_arguments_get_one_sentence_and_exit_code_two(
         cli.main()
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert stopped.value.code == 2 and error.startswith("comet: ") and words in error
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_student_changes_only_the_sizes_it_names(profile):
+    before = get_profile(profile)
+    after = cli.resized(before, "hidden_size=96, num_hidden_layers=1")
+    assert after.student == {**before.student, "hidden_size": 96, "num_hidden_layers": 1}
+    assert after == before.with_(student=after.student)
+
+
+def test_sizes_and_terms_reach_the_training(monkeypatch):
+    asked = []
+    monkeypatch.setattr("comet_lib.recipe.distil", lambda profile, *_, **__: asked.append(profile))
+    line = ["distill", "--profile", "tiny", "--student", "num_attention_heads=8,hidden_size=128"]
+    line += ["--terms", "hidden_mse=1,relations=0.5"]
+    assert CliRunner().invoke(cli.app, line).exit_code == 0
+    sizes = asked[0].student
+    assert (sizes["num_attention_heads"], sizes["hidden_size"]) == (8, 128)
+    terms = {"hidden_mse": 1.0, "relations": 0.5}
+    assert asked[0].stage1.terms == asked[0].stage2.terms == terms
+    assert sizes["num_hidden_layers"] == get_profile("tiny").student["num_hidden_layers"]
+
+
+def test_help_is_quick_and_lists_the_lab():
+    """Torch alone takes seconds: a command imports it, the command line does not."""
+    code = "import sys, comet_lib.__main__; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()", done.stderr
+    shown = CliRunner().invoke(cli.app, ["lab", "--help"]).output
+    assert all(name in shown for name in ("teacher", "ablate", "benchmark", "rehearse"))
 
 
 def test_student_loads_by_our_loader(run):

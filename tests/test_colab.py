@@ -1,4 +1,4 @@
-"""The notebooks on Google Colab: what their setup cell does there, and where the badges lead."""
+"""The notebooks on Google Colab: what their setup cell does, and where the badges lead."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_setup_cells_are_alike() -> None:
     assert len({setup_cell(path) for path in NOTEBOOKS}) == 1
 
 
-def test_on_colab_the_library_alone_is_installed(tmp_path: Path) -> None:
+def test_on_colab_only_the_library_is_installed(tmp_path: Path) -> None:
     calls = pip_calls(setup_cell(NOTEBOOKS[0]), "colab", tmp_path)
     assert calls == [["install", "-q", "--no-deps", f"git+{COMET['repository']}"]]
 

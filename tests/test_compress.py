@@ -1,4 +1,4 @@
-"""Trimming keeps the function: same pieces, same logits, and a clear account of the rest."""
+"""Trimming keeps the function: same pieces, same logits, and a clear report of what was lost."""
 
 import json
 import unicodedata
@@ -11,13 +11,8 @@ from transformers import AutoTokenizer, set_seed
 from comet_lib.data import load_sentiment, read_tsv
 from comet_lib.errors import CometError
 from comet_lib.lab.small_teacher import train_tokenizer
-from comet_lib.models import (
-    build_student,
-    count_parameters,
-    load_model,
-    load_tokenizer,
-    xlmr_config,
-)
+from comet_lib.loading import load_model, load_tokenizer
+from comet_lib.models import build_student, count_parameters, xlmr_config
 from comet_lib.profiles import ASSETS, TINY
 from comet_lib.ship.trim import (
     coverage,

@@ -1,4 +1,4 @@
-"""Every way in for text: good files as they are, bad files with an error that names the row."""
+"""Every entry point for text: good files load unchanged, bad ones raise an error naming the row."""
 
 import unicodedata
 from pathlib import Path
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from comet_lib import data
 from comet_lib.errors import CometError
 from comet_lib.profiles import get_profile
+from comet_lib.text import load_text
 
 GOOD = "tweet\tlabel\nnímo dára\tpositive\nko dára\tnegative\n"
 
@@ -77,7 +78,7 @@ def test_tone_marks_survive_as_nfc(tmp_path):
         ("tweet,label\nx,positive\n", ["row 1", "<TAB>"]),
     ],
 )
-def test_bad_files_name_file_row_and_mend(tmp_path, content, words):
+def test_bad_files_name_file_row_and_fix(tmp_path, content, words):
     with pytest.raises(CometError) as caught:
         read(tmp_path, content)
     message = str(caught.value)
@@ -162,7 +163,7 @@ def test_hub_layout_maps_labels_by_name(tmp_path, named):
         (["a", "b"], [0, -1], "unknown labels -1;"),  # no label, and not the last of the names
         (["a", "b"], [0, 7], "unknown labels 7;"),
         (["a", "b"], [None, 1], "unknown labels None;"),
-        (["a", None], [0, 1], "a tweet is no text"),
+        (["a", None], [0, 1], "a tweet is not text"),
     ],
 )
 def test_a_bad_row_of_the_hub_is_named(tmp_path, tweets, labels, words):
@@ -192,11 +193,11 @@ def test_source_order(tmp_path, monkeypatch):
 
 def test_text_falls_back_to_tweets_without_labels(tmp_path):
     profile = get_profile("laptop", write_folder(tmp_path))
-    assert data.load_text(profile, ["yor"])["text"][:] == ["nímo dára", "ko dára"]
+    assert load_text(profile, ["yor"])["text"][:] == ["nímo dára", "ko dára"]
     text = tmp_path / "text"
     text.mkdir()
     (text / "yor.txt").write_text("ọ̀rọ̀ kan\n\nọ̀rọ̀ méjì\n", encoding="utf-8")
-    table = data.load_text(profile, ["yor"])
+    table = load_text(profile, ["yor"])
     assert table["text"][:] == ["ọ̀rọ̀ kan", "ọ̀rọ̀ méjì"] and set(table["language"]) == {"yor"}
 
 
@@ -207,4 +208,4 @@ def test_bundled_sample_loads_in_every_language():
         assert set(loaded[split]["language"]) == set(profile.languages)
         assert set(loaded[split]["label"]) == {0, 1, 2}
     assert data.leakage(loaded).query("split == 'dev'")["in_train"].tolist() == [1] * 5
-    assert len(data.load_text(profile)) > 100
+    assert len(load_text(profile)) > 100

@@ -1,8 +1,9 @@
-"""pyproject.toml, constraints.txt and the two conda environments say the same."""
+"""The files around the code agree: versions, set-up, Makefile, and the figures in README.md."""
 
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -10,26 +11,33 @@ import socket
 import subprocess
 import sys
 import tomllib
+import urllib.error
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from notebook_helpers import ROOT
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).resolve().parent.parent
+from comet_lib import checks
+from comet_lib.report import report_text
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import torch_index
 
 # conda's name -> pip's name, where they differ
 CONDA_TO_PIP = {"pytorch": "torch", "pytorch-cpu": "torch", "matplotlib-base": "matplotlib"}
 # the name in `import` -> pip's name, where they differ
 IMPORT_TO_PIP = {"sklearn": "scikit-learn", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
-# the tools of conda itself, which are no dependency of ours
+# conda's own tools, which are not dependencies of ours
 NOT_OURS = {"python", "pip"}
 # which groups of pyproject.toml each environment holds, and what it may leave out of them;
-# the extra "site" is for `make site` alone
+# the extra "site" is only for `make site`
 ENVIRONMENTS: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "environment.yml": (("runtime", "notebooks", "dev", "export"), set()),
     # Binder brings its own JupyterLab
@@ -250,7 +258,10 @@ def test_the_library_imports_only_what_it_declares() -> None:
     assert undeclared == {}
 
 
-@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", "CITATION.cff"])
+@pytest.mark.parametrize(
+    "path",
+    ["README.md", "CONTRIBUTING.md", "CITATION.cff", "docs/setup.md", "docs/for-researchers.md"],
+)
 def test_the_repository_address_is_one_setting(path: str) -> None:
     address = settings()["tool"]["comet"]["repository"]
     assert re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address)
@@ -314,16 +325,172 @@ def test_binder_takes_what_the_folder_binder_asks_for() -> None:
     assert "pip install" not in said
 
 
-def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch) -> None:
+def test_the_examples_for_researchers_run(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    examples = re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", read("docs/for-researchers.md"), re.DOTALL)
     assert len(examples) == 2
-    names: dict[str, Any] = {}  # the second goes on from the first
+    names: dict[str, Any] = {}  # the second continues the first
     for example in examples:
-        exec(compile(example, "README.md", "exec"), names)
+        exec(compile(example, "docs/for-researchers.md", "exec"), names)
     gradients = [p.grad for p in names["student"].parameters() if p.grad is not None]
     assert gradients and all(g.isfinite().all() for g in gradients)
     assert "<script" in (tmp_path / "lens.html").read_text(encoding="utf-8")
+
+
+# --- README.md and docs/ -------------------------------------------------------------------
+
+
+def table(text: str, header: str) -> list[list[str]]:
+    """The cells of the Markdown table below the line that begins with ``header``."""
+    lines = text[text.index(f"\n{header}") + 1 :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def reference() -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(read("comet_lib/assets/reference_report.json"))
+    return report
+
+
+def test_the_readme_is_short() -> None:
+    assert len(read("README.md").splitlines()) <= 150
+
+
+def test_the_results_in_the_texts_are_the_reference_report() -> None:
+    rows = {row["name"]: row for row in [*reference()["rows"], *reference()["paper"]]}
+    names = ("student", "student_no_distillation", "teacher", "tfidf", "AfroXLMR-Comet (paper)")
+    expected = []
+    for row in map(rows.__getitem__, names):
+        interval = "{:.1f} to {:.1f}".format(*row["ci95"]["mean"]) if "ci95" in row else ""
+        expected.append([f"{row['parameters']:,}", f"{row['weighted_f1']['mean']:.1f}", interval])
+    assert [cells[1:] for cells in table(read("README.md"), "| model |")] == expected
+    lines = [line for line in report_text(reference()).splitlines() if line.startswith("| ")]
+    assert len(lines) > len(rows) and set(lines) <= set(read("docs/results.md").splitlines())
+
+
+def test_the_readme_counts_what_the_course_has() -> None:
+    assert f"**{len(checks.EXERCISES)} exercises " in read("README.md")
+    measured = table(read("docs/instructors.md"), "| notebook |")
+    expected = [[str(max(1, round(float(run)))), minutes] for _, run, _, _, minutes in measured]
+    listed = table(read("README.md"), "| notebook |")
+    assert [cells[2:] for cells in listed] == expected
+    links = [re.search(r"\((notebooks/.*)\)", cells[0]) for cells in listed]
+    notebooks = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert [link and link[1] for link in links] == [f"notebooks/{name}" for name in notebooks]
+
+
+# --- Makefile and tools/torch_index.py -----------------------------------------------------
+
+CPU = f"--extra-index-url {torch_index.CPU_WHEELS}"
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Linux, no NVIDIA GPU, pip as it comes, and an index that answers."""
+    monkeypatch.setattr(torch_index.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(torch_index.shutil, "which", lambda name: None)
+    monkeypatch.setattr(torch_index, "pip_config", lambda: "global.timeout='60'\n:env:.cert='/c'")
+    monkeypatch.setattr(torch_index, "answers", lambda address: True)
+    return monkeypatch
+
+
+def test_linux_without_a_gpu_gets_a_cpu_torch(bare: pytest.MonkeyPatch) -> None:
+    options, reason = torch_index.options(["--quiet", "--pre"], "")
+    assert options == CPU and "No NVIDIA GPU" in reason
+
+
+def test_a_gpu_gets_pips_default(bare: pytest.MonkeyPatch) -> None:
+    bare.setattr(torch_index.shutil, "which", {"nvidia-smi": "/bin/nvidia-smi"}.get)
+    assert torch_index.options([], "") == ("", "")
+
+
+@pytest.mark.parametrize("system", ["Darwin", "Windows"])
+def test_other_systems_get_pips_default(bare: pytest.MonkeyPatch, system: str) -> None:
+    bare.setattr(torch_index.platform, "system", lambda: system)
+    assert torch_index.options([], "") == ("", "")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "global.index-url='https://mirror.example/simple'",
+        "user.extra-index-url='https://mirror.example/simple'",
+        "install.find-links='/wheels'",
+        ":env:.find-links='/wheels'",
+        ":env:.constraint='/c.txt'",
+        ":env:.no-index='1'",
+    ],
+)
+def test_pip_with_an_index_of_its_own_keeps_it(bare: pytest.MonkeyPatch, setting: str) -> None:
+    bare.setattr(torch_index, "pip_config", lambda: f"global.timeout='60'\n{setting}\n")
+    options, reason = torch_index.options([], "")
+    assert options == "" and "of its own" in reason
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--index-url=https://x"], ["-q", "-i", "https://x"], ["-qf", "/w"], ["-c", "c.txt"]],
+)
+def test_so_does_pip_with_such_arguments(bare: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    assert torch_index.options(arguments, "")[0] == ""
+
+
+def test_an_index_that_does_not_answer_is_left_out(bare: pytest.MonkeyPatch) -> None:
+    bare.setattr(torch_index, "answers", lambda address: False)
+    options, reason = torch_index.options([], "")
+    assert options == "" and "does not answer" in reason
+
+
+def test_a_given_index_overrides_everything(bare: pytest.MonkeyPatch) -> None:
+    bare.setattr(torch_index.shutil, "which", lambda name: "/bin/nvidia-smi")
+    bare.setattr(torch_index, "pip_config", lambda: "global.index-url='https://mirror.example'")
+    assert torch_index.options([], "https://x.example") == ("--index-url https://x.example", "")
+
+
+@pytest.mark.parametrize(
+    "error", [urllib.error.URLError("no route"), TimeoutError("slow"), ValueError("bad address")]
+)
+def test_no_answer_is_no_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch_index.urllib.request, "urlopen", fail)
+    assert not torch_index.answers("https://x.example")
+
+
+def test_pips_settings_are_read_from_its_files_and_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "pip.conf").write_text("[global]\nconstraint = /c.txt\n")
+    environment = {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf"), "PIP_FIND_LINKS": "/wheels"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import torch_index; print(torch_index.pip_config())"],
+        cwd=ROOT / "tools",
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "constraint='/c.txt'" in done.stdout and "find-links='/wheels'" in done.stdout
+
+
+def planned(target: str, venv: Path, *stamps: str) -> str:
+    """What make would run for ``target`` if ``venv`` held these stamps."""
+    venv.mkdir(exist_ok=True)
+    for stamp in stamps:
+        (venv / f".ready-{stamp}").touch()
+    command = ["make", "-n", target, f"VENV={venv}"]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    ("target", "stamp"),
+    [("lab", "lab"), ("distill", "lab"), ("lab", "test"), ("distill", "test"), ("test", "test")],
+)
+def test_what_is_installed_is_not_installed_again(target: str, stamp: str, tmp_path: Path) -> None:
+    first = planned(target, tmp_path / "new")
+    assert "torch_index.py" in first and first.count(" install ") >= 2
+    assert " install " not in planned(target, tmp_path / "v", "venv", "torch", stamp)
 
 
 def test_tests_reach_no_network() -> None:

@@ -10,6 +10,8 @@ from sklearn.metrics import f1_score
 from comet_lib import evaluation
 from comet_lib.data import FEATURES
 from comet_lib.errors import CometError
+from comet_lib.profiles import PAPER_ROWS
+from comet_lib.report import markdown_table, result_table
 
 
 def answers(seed: int = 0, n: int = 300, right: float = 0.6):
@@ -97,7 +99,7 @@ def test_retention():
 
 
 def test_paper_rows_add_up():
-    for row in evaluation.PAPER_ROWS:
+    for row in PAPER_ROWS:
         f1 = row["weighted_f1"]
         mean = np.mean([v for k, v in f1.items() if k != "mean"])
         assert f1["mean"] == pytest.approx(mean, abs=0.015)  # rounded
@@ -109,13 +111,21 @@ def test_result_table_shows_every_row():
     row = evaluation.score_row(
         "ours", table(labels, languages), np.eye(3)[guess], parameters=1234, size_mb=0.5
     )
-    text = evaluation.result_table(
-        {"languages": ["kin", "yor"], "rows": [row], "paper": evaluation.PAPER_ROWS}
-    )
+    text = result_table({"languages": ["kin", "yor"], "rows": [row], "paper": PAPER_ROWS})
     assert "| ours | 1,234 |" in text and text.count("(paper) ¹") == 4
     assert f"**{row['weighted_f1']['mean']:.1f}**" in text
-    alone = evaluation.result_table({"languages": ["kin", "yor"], "rows": [row], "paper": []})
+    alone = result_table({"languages": ["kin", "yor"], "rows": [row], "paper": []})
     assert "ours" in alone and "¹" not in alone
+
+
+def test_only_columns_of_numbers_are_right_aligned():
+    rows = [("a", 1234, 0.0625, "+1.5", "1 to 2"), ("b", 5, 2560.4, "", "-")]
+    assert markdown_table(["name", "n", "x", "signed", "range"], rows).splitlines() == [
+        "| name | n | x | signed | range |",
+        "|---|---:|---:|---:|---|",
+        "| a | 1,234 | 0.0625 | +1.5 | 1 to 2 |",
+        "| b | 5 | 2,560 |  | - |",
+    ]
 
 
 def test_the_floor_is_the_most_common_training_label_of_each_language():

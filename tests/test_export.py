@@ -1,4 +1,4 @@
-"""An exported form answers as its model does, in fp32 to the rounding, in int8 nearly always."""
+"""An exported form answers like its model: in fp32 up to rounding, in int8 nearly always."""
 
 import builtins
 import io
@@ -16,7 +16,8 @@ from comet_lib import __main__ as cli
 from comet_lib.data import load_sentiment, read_texts
 from comet_lib.errors import CometError
 from comet_lib.evaluation import predict_probabilities
-from comet_lib.models import build_student, count_parameters, load_model, load_tokenizer
+from comet_lib.loading import load_model, load_tokenizer
+from comet_lib.models import build_student, count_parameters
 from comet_lib.models import xlmr_config as config_of
 from comet_lib.profiles import ASSETS, TINY
 from comet_lib.ship import onnx as ship
@@ -217,7 +218,7 @@ def test_evaluate_takes_an_exported_form(int8, monkeypatch, capsys):
 
 def test_export_overwrites_nothing_of_yours(fp32, monkeypatch, capsys, tmp_path):
     assert run(monkeypatch, "export", fp32[0], "--output", tmp_path / "b") == 2
-    assert "exported form already" in capsys.readouterr().err
+    assert "already an export" in capsys.readouterr().err
     (tmp_path / "thesis.txt").write_text("precious")
     assert run(monkeypatch, "export", ASSETS / "teacher", "--output", tmp_path) == 2
     assert "holds no export" in capsys.readouterr().err

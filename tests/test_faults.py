@@ -1,4 +1,4 @@
-"""What happens around us: a second run, a full disk, a home that cannot be written, a kill."""
+"""Faults outside the library: a second run, a full disk, a read-only home, a kill."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_the_run_is_locked_while_it_trains(tmp_path: Path, monkeypatch: Any) -> 
         seen.append(True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipe, "train_student", look)
+    monkeypatch.setattr(recipe, "stage_one", look)
     with pytest.raises(KeyboardInterrupt):
         recipe.distil(get_profile("tiny"), tmp_path, say=lambda _: None)
     assert seen == [True]
@@ -289,7 +289,7 @@ def test_an_output_that_cannot_be_made(tmp_path: Path, monkeypatch: Any, capsys:
         capsys,
         *("distill", "--profile", "tiny", "--output", str(tmp_path / "file" / "out")),
     )
-    assert code == 2 and "check path, rights and free space" in line
+    assert code == 2 and "check the path, its permissions and free space" in line
 
 
 # --- A kill in the middle of a write -------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The lens's figure, looked into without a screen."""
+"""The lens's figure, inspected without a screen."""
 
 from __future__ import annotations
 

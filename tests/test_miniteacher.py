@@ -1,4 +1,4 @@
-"""The mini teacher's recipe in small: one encoder, two heads, one file."""
+"""The mini teacher's recipe at small sizes: one encoder, two heads, one file."""
 
 import json
 
@@ -8,8 +8,9 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 from comet_lib.errors import CometError
 from comet_lib.lab.small_teacher import SPECIALS, BothTasks, TwoHeads, build, save, train_tokenizer
-from comet_lib.models import load_model, load_tokenizer, xlmr_config
-from comet_lib.profiles import get_profile
+from comet_lib.loading import load_model, load_tokenizer
+from comet_lib.models import xlmr_config
+from comet_lib.profiles import Stage, get_profile
 from comet_lib.recipe import claim
 
 TEXTS = ["Ẹ kú àárọ̀ o", "habari za asubuhi", "ina kwana 2026!", "ụtụtụ ọma nke oma"] * 5
@@ -60,7 +61,8 @@ def test_both_tasks_train_both_heads_and_mask_nothing_in_evaluation(model, token
     batch = dict(tokenizer(TEXTS[:4], padding=True, return_tensors="pt"))
     batch["labels"] = torch.tensor([0, -100, 2, 1])
     batch["teacher_probs"] = torch.full((4, 3), 1 / 3)
-    objective = BothTasks(tokenizer.mask_token_id, 1.0, 0.5, mlm_weight=0.5)
+    stage = Stage(1, 1e-3, 4, temperature=1.0, alpha=0.5)
+    objective = BothTasks(tokenizer.mask_token_id, stage, mlm_weight=0.5)
     set_seed(1)
     terms = objective(model.train(), batch)
     expected = 0.5 * terms["soft_targets"] + 0.5 * terms["hard_labels"] + 0.5 * terms["masked_lm"]
@@ -82,5 +84,5 @@ def test_both_tasks_train_both_heads_and_mask_nothing_in_evaluation(model, token
 def test_a_teacher_of_another_seed_is_not_taken_for_this_one(tmp_path):
     """Its last checkpoint would be, without a word."""
     claim(tmp_path, get_profile("tiny"))
-    with pytest.raises(CometError, match=r"other settings \(seed\)"):
+    with pytest.raises(CometError, match=r"differs in seed \(0 there, 1 now\)"):
         build(get_profile("tiny").with_(seed=1), tmp_path, say=lambda _: None)

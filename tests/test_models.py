@@ -1,4 +1,4 @@
-"""Counts to the digit, labels by name, and clear refusals."""
+"""Counts to the digit, labels by name, clear refusals, and a student from its teacher."""
 
 import json
 
@@ -6,31 +6,39 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
 
 from comet_lib.data import LABELS
 from comet_lib.errors import CometError
-from comet_lib.models import (
-    PAPER_STUDENT,
-    build_student,
-    count_parameters,
+from comet_lib.evaluation import predict_probabilities
+from comet_lib.loading import (
+    check_pair,
     label_order,
     load_model,
+    load_pair,
     load_tokenizer,
+    longest_text,
     model_origin,
+)
+from comet_lib.models import (
+    build_student,
+    copy_layers,
+    count_parameters,
+    initialise_embeddings,
     paper_model,
     parameter_table,
+    reduce_width,
     same_body,
     xlmr_config,
 )
-from comet_lib.profiles import ASSETS
+from comet_lib.profiles import ASSETS, PAPER_STUDENT, shape
 
-SMALL = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-}
+SMALL = shape(16, 2, 2, 32)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    set_seed(0)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +102,7 @@ def test_bad_folders_are_refused(tmp_path):
     model.save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])  # truncated
-    with pytest.raises(CometError, match="no whole safetensors file"):
+    with pytest.raises(CometError, match="not a whole safetensors file"):
         load_model(tmp_path)
     weights.unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")  # pickle
@@ -144,6 +152,34 @@ def test_labels_are_read_by_name():
         label_order(model)
 
 
+@pytest.mark.parametrize("head", ["encoder", "masked-lm", "sentiment"])
+def test_a_pair_from_the_door_is_checked_and_left_as_it_was(head):
+    model, tokenizer = load_pair(ASSETS / "teacher", head)
+    fresh = load_tokenizer(ASSETS / "teacher")
+    assert tokenizer.backend_tokenizer.to_str() == fresh.backend_tokenizer.to_str()
+    assert not model.training and longest_text(model) >= 64
+    with torch.no_grad():
+        next(model.parameters())[:] = float("nan")
+    with pytest.raises(CometError, match="answers with NaN"):
+        check_pair(model, tokenizer)
+
+
+def test_a_piece_beyond_the_rows_is_refused_before_a_text_has_it():
+    model = build_student(xlmr_config(SMALL, 50))
+    pieces = Tokenizer(WordLevel({"<pad>": 1, "a": 5, "rare": 50}, unk_token="a"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, pad_token="<pad>")
+    with pytest.raises(CometError, match="51 pieces and the model 50 rows"):
+        check_pair(model, tokenizer)
+
+
+def test_a_model_that_diverged_does_not_predict():
+    model, tokenizer = load_pair(ASSETS / "teacher")
+    with torch.no_grad():
+        model.classifier.out_proj.bias[1] = float("nan")
+    with pytest.raises(CometError, match="train it again"):
+        predict_probabilities(model, tokenizer, ["a"])
+
+
 def test_same_body_copies_the_encoder_and_keeps_the_head():
     config = xlmr_config(SMALL, 50)
     source, target = build_student(config, "masked-lm"), build_student(config)
@@ -178,3 +214,129 @@ def test_bundled_teacher_has_both_heads_and_keeps_tone_marks():
     with torch.no_grad():
         logits = masked(ids.masked_fill(torch.arange(ids.shape[1]) == 2, tokenizer.mask_token_id))
     assert logits.logits.isfinite().all()
+
+
+# --- A student from its teacher: the best embeddings of a width, and layers where they fit ---
+
+NARROW = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+
+
+def small(width=12, pieces=30, **more):
+    return build_student(xlmr_config({**NARROW, "hidden_size": width, **more}, pieces, 32)).eval()
+
+
+def skewed(rows=40, width=9):
+    """A table whose directions differ in size, and which is not centred."""
+    return torch.randn(rows, width, dtype=torch.float64) * torch.arange(1.0, width + 1) + 0.5
+
+
+@pytest.mark.parametrize("width", [1, 4, 9])
+def test_what_is_lost_is_the_tail_of_the_singular_values(width):
+    table = skewed()
+    reduced = reduce_width(table, width)
+    values = torch.linalg.svd(table)[1]
+    assert reduced.shape == (40, width)
+    assert reduced.square().sum().item() == pytest.approx(
+        sum(s.item() ** 2 for s in values[:width])
+    )
+    back = reduced @ torch.linalg.lstsq(reduced, table).solution
+    tail = sum(s.item() ** 2 for s in values[width:])
+    assert (back - table).square().sum().item() == pytest.approx(tail, abs=1e-9)
+
+
+def test_inner_products_are_kept_best():
+    table, width = skewed(), 4
+    gram, values = table @ table.T, torch.linalg.svd(table)[1]
+
+    def error(reduced):
+        return (reduced @ reduced.T - gram).square().sum().item()
+
+    best = error(reduce_width(table, width))
+    assert best == pytest.approx(sum(s.item() ** 4 for s in values[width:]))  # Eckart and Young
+    for _ in range(20):  # no other projection does as well
+        basis = torch.linalg.qr(torch.randn(9, width, dtype=torch.float64))[0]
+        assert error(table @ basis) > best
+    assert error(table[:, :width]) > best
+    all_of_it = reduce_width(table, 9)
+    torch.testing.assert_close(all_of_it @ all_of_it.T, gram)
+
+
+def test_columns_fall_in_size_and_have_one_sign():
+    table = skewed()
+    reduced = reduce_width(table, 5)
+    sizes = reduced.square().sum(0)
+    assert (sizes.diff() < 0).all()
+    basis = torch.linalg.lstsq(table, reduced).solution  # V_d
+    assert (basis.gather(0, basis.abs().argmax(0, keepdim=True)) > 0).all()
+    torch.testing.assert_close(reduce_width(table.flip(0), 5).flip(0), reduced)
+    assert reduce_width(table.half(), 3).dtype == torch.float16
+
+
+def test_the_students_embeddings_keep_angles_and_get_the_students_scale():
+    teacher = small(12, initializer_range=0.02)
+    student = small(6, initializer_range=0.1)
+    with torch.no_grad():
+        teacher.get_input_embeddings().weight[1] = 3.0  # some teachers have a padding row
+    others = {k: v.clone() for k, v in student.state_dict().items() if "word_emb" not in k}
+    factor = initialise_embeddings(student, teacher)
+    reduced = student.get_input_embeddings().weight.detach()
+    assert reduced.square().mean().sqrt().item() == pytest.approx(0.1, rel=1e-5)
+    assert torch.equal(reduced[1], torch.zeros(6))  # padding
+    expected = reduce_width(teacher.get_input_embeddings().weight, 6)
+    rows = [0, *range(2, 30)]
+    torch.testing.assert_close(reduced[rows], factor * expected[rows])
+    assert reduced.requires_grad is False and student.get_input_embeddings().weight.requires_grad
+    for name, value in others.items():
+        assert torch.equal(value, student.state_dict()[name]), name
+    initialise_embeddings(student, teacher, scale=0.5)
+    again = student.get_input_embeddings().weight
+    assert again.square().mean().sqrt().item() == pytest.approx(0.5, rel=1e-5)
+
+
+def test_tied_embeddings_stay_tied():
+    config = xlmr_config({**NARROW, "hidden_size": 6}, 30, 32)
+    student = build_student(config, "masked-lm")
+    initialise_embeddings(student, small(12))
+    assert student.lm_head.decoder.weight is student.get_input_embeddings().weight
+
+
+def test_copied_layers_are_the_teachers_and_copies():
+    teacher, student = small(12, num_hidden_layers=4), small(12)
+    copy_layers(student, teacher, {0: 1, 1: 3})
+    hidden = torch.randn(2, 5, 12)
+    for i, j in ((0, 1), (1, 3)):
+        ours, theirs = (m.roberta.encoder.layer[k] for m, k in ((student, i), (teacher, j)))
+        torch.testing.assert_close(ours(hidden, None), theirs(hidden, None))
+    before = teacher.roberta.encoder.layer[1].output.dense.weight.clone()
+    with torch.no_grad():
+        student.roberta.encoder.layer[0].output.dense.weight.add_(1)
+    assert torch.equal(teacher.roberta.encoder.layer[1].output.dense.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("student", "matches", "words"),
+    [
+        ({"width": 6}, {0: 0}, "equal sizes"),
+        ({"width": 12, "intermediate_size": 20}, {0: 0}, "equal sizes"),
+        ({"width": 12}, {0: 2}, "cannot be copied"),
+        ({"width": 12}, {2: 0}, "cannot be copied"),
+        ({"width": 12}, {0: -1}, "cannot be copied"),
+        ({"width": 12, "num_attention_heads": 3}, {0: 0}, "attention heads"),
+    ],
+)
+def test_layers_that_do_not_fit_are_refused_and_nothing_is_copied(student, matches, words):
+    teacher, student = small(12), small(**student)
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    with pytest.raises(CometError, match=words):
+        copy_layers(student, teacher, {1: 1, **matches})
+    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
+
+
+def test_embeddings_that_do_not_fit_are_refused():
+    with pytest.raises(CometError, match="one vocabulary"):
+        initialise_embeddings(small(6, pieces=29), small(12))
+    with pytest.raises(CometError, match="no wider than"):
+        initialise_embeddings(small(12), small(6))
+    for width in (0, 10):
+        with pytest.raises(CometError, match="width is"):
+            reduce_width(skewed(), width)

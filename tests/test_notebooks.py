@@ -6,32 +6,32 @@ For authors. A notebook ``NN_name.ipynb`` holds, in this order:
    In it or in the markdown below it, before any code: ``## What you will be able to do``; then
    ``**Time and memory**`` with a table that has a row for each of tiny, laptop and gpu, with the
    profile in the first column and figures in two others; then ``**Prerequisites**``. Each of the
-   three starts its line.
+   three starts a line.
 2. The setup cell: the first code cell, at most four lines.
-3. The lesson. No cell asks which profile it is (``if profile.name == "tiny"``), none ends a line
-   with a semicolon, none uses an Output widget (``interact`` makes one too).
+3. The lesson. No cell asks which profile it is (``if profile.name == "tiny"``), ends a line with a
+   semicolon, or uses an Output widget (``interact`` creates one too).
 4. At the end, in the last cells, the headings ``## Key takeaways`` and ``## What comes next``,
-   each alone on its line, the second in the last cell.
+   each on its own line, the second in the last cell.
 
-An exercise is these four cells, one right after the other:
+An exercise consists of four consecutive cells:
 
-- markdown: ``### Exercise N: title`` (N counts from 1) and, on a line of its own,
+- markdown: ``### Exercise N: title`` (N counts from 1) and, on its own line,
   ``*difficulty: easy|medium|hard, M minutes*``;
-- the stub: a code cell with the tag ``exercise``, first line ``# exercise: NAME``, which leaves
-  ``...`` and never raises;
+- the stub: a code cell with the tag ``exercise`` and the first line ``# exercise: NAME``, which
+  leaves ``...`` and never raises;
 - the check: a code cell with the tag ``check`` that calls ``check.NAME(...)``; NAME is an
   exercise of ``comet_lib.checks`` that belongs to this notebook's number NN;
 - markdown: ``<details><summary>Hint</summary>`` and ``<details><summary>Solution</summary>``,
-  an empty line after each ``</summary>``; the solution holds a ```` ```python ```` fence that
-  defines all that the stub defines (it is put in the stub's place as it stands).
+  with an empty line after each ``</summary>``; the solution holds a ```` ```python ```` fence that
+  defines everything the stub defines (it replaces the stub unchanged).
 
-A later cell goes on with ``NAME = check.or_reference(NAME, "NAME")``. Notebooks 01 to 09 have
+A later cell continues with ``NAME = check.or_reference(NAME, "NAME")``. Notebooks 01 to 09 have
 three to six exercises, and at least five cells tagged ``nbval-check-output``.
 
 Outputs come from ``tools/execute_notebooks.py``: every code cell run in order, no error, no
 widget state, no image over 300 KB (300,000 bytes), no path of a machine.
 
-Each rule is a function in ``notebook_helpers.py``; the self-tests below break a made-up notebook
+Each rule is a function in ``notebook_helpers.py``. The self-tests below break an invented notebook
 in one way at a time and look for the rule's sentence.
 """
 

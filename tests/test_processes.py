@@ -1,11 +1,10 @@
-"""Two processes of ``accelerate launch`` (gloo, CPU) train as one does on twice the batch."""
+"""Two processes of ``accelerate launch`` (gloo, CPU) train like one on twice the batch."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
 import comet_lib
-from comet_lib import text as corpora
-from comet_lib.models import build_student, load_tokenizer, xlmr_config
+from comet_lib.loading import load_tokenizer
+from comet_lib.models import build_student, xlmr_config
 from comet_lib.processes import processes, share_of_batch
 from comet_lib.profiles import Stage, get_profile
-from comet_lib.text import open_corpus
+from comet_lib.text import load_text
 from comet_lib.training import distil_task_agnostic, fine_tune
 
 SIZES = {
@@ -39,7 +38,7 @@ STEPS = 20
 def run(folder: Path, tokenizer_folder: Path, batch: int) -> None:
     """Both stages from the same weights; the main process writes into ``folder``.
 
-    Stage 1 with the teacher asked as it goes, from a cache, and on text that is read as it goes. In
+    Stage 1 with the teacher asked as it goes, and from a cache, on text from a folder. In
     float64: some gradients are zero but for rounding (a key's bias changes no attention), and Adam
     makes full steps of what rounding leaves.
     """
@@ -52,27 +51,22 @@ def run(folder: Path, tokenizer_folder: Path, batch: int) -> None:
     def finished(name, model):
         weights.update({f"{name}.{k}": v.clone() for k, v in model.state_dict().items()})
 
-    corpus = open_corpus(tokenizer_folder.parent / "text")
-    for name, texts, cache in (
-        ("live", TEXTS, None),
-        ("cached", TEXTS, folder / "cache"),
-        ("stream", corpus, None),
-    ):
+    texts = load_text(profile.with_(text=str(tokenizer_folder.parent / "text")))
+    for name, cache in (("live", None), ("cached", folder / "cache")):
         set_seed(0)
         teacher, student = (build_student(config, "masked-lm").double() for _ in range(2))
-        with patch.object(corpora, "SHUFFLED", 32):
-            distil_task_agnostic(
-                student,
-                teacher,
-                tokenizer,
-                texts,
-                profile,
-                folder / name,
-                cache=cache,
-                disable_tqdm=True,
-                eval_strategy="no",
-                save_strategy="no",
-            )
+        distil_task_agnostic(
+            student,
+            teacher,
+            tokenizer,
+            texts,
+            profile,
+            folder / name,
+            cache=cache,
+            disable_tqdm=True,
+            eval_strategy="no",
+            save_strategy="no",
+        )
         finished(name, student)
     set_seed(0)
     student = build_student(config).double()

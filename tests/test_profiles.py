@@ -23,7 +23,7 @@ def test_unset_means_gpu_where_cuda_is(monkeypatch, cuda, name):
     assert get_profile().name == name
 
 
-def test_bad_settings_name_the_mend(monkeypatch, tmp_path):
+def test_bad_settings_name_the_fix(monkeypatch, tmp_path):
     with pytest.raises(CometError, match="tiny, laptop, gpu"):
         get_profile("huge")
     with pytest.raises(CometError, match="afrisenti"):

@@ -30,7 +30,7 @@ def text_path(language: str) -> Path:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a file; splits at the line feed alone, so that nothing else hides a break."""
+    """The lines of a file; splits only at the line feed, so nothing else hides a break."""
     text = path.read_bytes().decode("utf-8")
     assert text.endswith("\n"), f"{path} does not end with a line feed"
     return text[:-1].split("\n")
@@ -82,7 +82,7 @@ def test_text_is_clean(language: str) -> None:
 
 
 @each_language
-def test_only_the_planted_sentence_stands_twice(language: str) -> None:
+def test_only_the_planted_sentence_is_there_twice(language: str) -> None:
     repeated = {text: n for text, n in Counter(sentences_of(language)).items() if n > 1}
     assert list(repeated.values()) == [2], repeated
     (leaked,) = repeated

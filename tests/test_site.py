@@ -1,9 +1,11 @@
-"""The website's sources: README.md cut into pages, every link turned, and the link checker."""
+"""The website's sources, its links, the link checker, and the links of the texts themselves."""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
@@ -14,13 +16,13 @@ sys.path.insert(0, str(ROOT / "docs" / "site"))
 import build_site
 from docstrings import keep_formulas
 
+DOCS = sorted((ROOT / "docs").glob("*.md"))
 BLOB = "https://github.com/ada/course/blob/main"
-PAGES = {"index.md", "setup.md", "docs/guide.md", "notebooks/00_one.ipynb", "docs/images/a.png"}
+PAGES = {"index.md", "docs/guide.md", "notebooks/00_one.ipynb", "docs/images/a.png"}
 
 
 def turned(link: str, here: str) -> str:
-    where = {"a-machine": "setup.md"}
-    text = build_site.relink(f"[x]({link})", here, PAGES, where, BLOB)
+    text = build_site.relink(f"[x]({link})", here, PAGES, BLOB)
     return text.removeprefix("[x](").removesuffix(")")
 
 
@@ -28,11 +30,13 @@ def turned(link: str, here: str) -> str:
     ("link", "here", "expected"),
     [
         ("notebooks/00_one.ipynb", "README.md", "notebooks/00_one.ipynb"),
-        ("#a-machine", "README.md", "setup.md#a-machine"),
+        ("#part", "README.md", "#part"),
+        ("docs/guide.md#part", "README.md", "docs/guide.md#part"),
         ("LICENSE", "README.md", f"{BLOB}/LICENSE"),
         ("docs/images/a.png", "README.md", "docs/images/a.png"),
         ("../README.md", "docs/guide.md", "../index.md"),
-        ("../README.md#a-machine", "docs/guide.md", "../setup.md#a-machine"),
+        ("../README.md#start", "docs/guide.md", "../index.md#start"),
+        ("guide.md#part", "docs/guide.md", "guide.md#part"),
         ("../notebooks/00_one.ipynb#part", "docs/guide.md", "../notebooks/00_one.ipynb#part"),
         ("#part", "docs/guide.md", "#part"),
         ("../comet_lib/data.py", "docs/guide.md", f"{BLOB}/comet_lib/data.py"),
@@ -44,28 +48,48 @@ def test_links_are_turned(link: str, here: str, expected: str) -> None:
     assert turned(link, here) == expected
 
 
-def test_code_is_left_alone() -> None:
+def test_code_stays_as_it_is() -> None:
     code = "```python\nx = f[0](y)\n```\n"
     text = f"{code}[x](LICENSE)"
-    assert build_site.relink(text, "README.md", PAGES, {}, BLOB) == f"{code}[x]({BLOB}/LICENSE)"
+    assert build_site.relink(text, "README.md", PAGES, BLOB) == f"{code}[x]({BLOB}/LICENSE)"
 
 
-def test_the_readme_is_cut_at_its_headings() -> None:
-    readme = (
-        "# T\n\nHello.\n\n## Result\n\n```sh\n## no heading\n```\n\n### Part\n\n## Other\n\nx\n"
-    )
-    opening, sections = build_site.sections(readme)
-    assert opening == "Hello."
-    assert sections == {"Result": "```sh\n## no heading\n```\n\n### Part", "Other": "x"}
+def test_a_page_that_is_lost_or_in_no_list_is_named(tmp_path: Path) -> None:
+    for _, names in build_site.contents(ROOT):
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("")
+    assert build_site.contents(tmp_path) == build_site.contents(ROOT)
+    (tmp_path / "docs" / "new.md").write_text("")
+    with pytest.raises(build_site.SiteError, match=r"docs/new\.md is in no list"):
+        build_site.contents(tmp_path)
+    (tmp_path / "docs" / "new.md").rename(tmp_path / "other.md")
+    (tmp_path / "docs" / "results.md").unlink()
+    with pytest.raises(build_site.SiteError, match=r"docs/results\.md is not there"):
+        build_site.contents(tmp_path)
 
 
-def test_a_lost_section_is_named() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    pages = build_site.cut(readme)
-    assert pages["results.md"].startswith("# Results\n\n## Result\n")
-    assert "TF-IDF" in pages["results.md"] and "cost.png" in pages["results.md"]
-    with pytest.raises(build_site.SiteError, match="no section '## Result'"):
-        build_site.cut(readme.replace("\n## Result\n", "\n## Results\n"))
+TEXTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", *(f"docs/{p.name}" for p in DOCS))
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a Markdown file."""
+    text = build_site.FENCE.sub("", path.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.strip().lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_links_of_the_texts_lead_to_files_and_headings(name: str) -> None:
+    text = build_site.FENCE.sub("", (ROOT / name).read_text(encoding="utf-8"))
+    for link in build_site.LINK.findall(text):
+        parts = urlsplit(link)
+        if parts.scheme:
+            continue
+        target = (ROOT / name).parent / unquote(parts.path) if parts.path else ROOT / name
+        assert target.exists(), f"{link} leads to no file"
+        if parts.fragment and target.suffix == ".md":
+            assert parts.fragment in anchors(target), f"{link} leads to no heading"
 
 
 def test_the_pages_of_this_repository(tmp_path: Path) -> None:
@@ -77,7 +101,11 @@ def test_the_pages_of_this_repository(tmp_path: Path) -> None:
         assert (tmp_path / "site" / page).is_file(), page
         stem = page.rsplit(".", 1)[0]
         assert page == "index.md" or f"\n{stem}\n" in index, f"{page} is in no list of pages"
-    assert "make lab" in index and "make test" in index and "attention.png" in index
+    assert "make lab" in index and "make test" in index
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", index)
+    assert pictures and all((tmp_path / "site" / picture).is_file() for picture in pictures)
+    results = (tmp_path / "site" / "docs" / "results.md").read_text(encoding="utf-8")
+    assert "TF-IDF" in results
     staged = nbformat.read(tmp_path / "site" / "notebooks" / notebooks[0].name, as_version=4)
     assert "img.shields" not in staged.cells[0].source and "badge" not in staged.cells[0].source
     assert "[Open in Colab](https://colab.research.google.com/github/" in staged.cells[0].source
@@ -87,9 +115,9 @@ def test_the_pages_of_this_repository(tmp_path: Path) -> None:
 
 def test_the_reference_names_the_library_and_no_answers() -> None:
     text = build_site.api(ROOT)
-    for module in ("losses", "attention", "lens", "widgets.temperature"):
+    for module in ("losses", "attention", "lens", "lab.ablation", "widgets.temperature"):
         assert f".. automodule:: comet_lib.{module}\n" in text
-    assert "exercises" not in text and "grading" not in text
+    assert "exercises" not in text and "checks" not in text
 
 
 GOOD = """<head><link rel="stylesheet" href="s.css"><link rel="canonical" href="https://x.org">

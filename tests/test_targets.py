@@ -1,4 +1,4 @@
-"""Honest soft targets: no tweet is labelled by a model that saw it, or its twin."""
+"""Honest soft targets: no tweet is labeled by a model that saw it or its twin."""
 
 import numpy as np
 import pytest
@@ -17,17 +17,20 @@ def tweets(n: int = 60):
 def test_out_of_fold_never_sees_its_own_row(monkeypatch):
     texts, labels, languages = tweets()
     texts[4] = texts[1]  # twins in one language
-    seen: list[tuple[set[str], set[str]]] = []
-    fit = targets._fit_fold
+    fitted: list[set[str]] = []
 
-    def spy(language, rows, here, y, inside, outside):
-        seen.append(({here[i] for i in inside}, {here[i] for i in outside}))
-        return fit(language, rows, here, y, inside, outside)
+    class Spy:
+        def fit(self, inside, y):
+            fitted.append(set(inside))
+            return classifier().fit(inside, y)
 
-    monkeypatch.setattr(targets, "_fit_fold", spy)
-    probabilities, folds = targets.cross_fit(texts, labels, languages, folds=3)
-    assert len(folds) == 6 and all(not (a & b) for a, b in seen)
+    classifier = targets.tfidf_classifier
+    monkeypatch.setattr(targets, "tfidf_classifier", Spy)
+    folds = list(targets.fit_folds(texts, labels, languages, folds=3))
+    assert len(folds) == 6
+    assert all(not (a & set(fold.texts)) for a, fold in zip(fitted, folds, strict=True))
     assert sorted(np.concatenate([f.rows for f in folds])) == list(range(len(texts)))
+    probabilities = targets.cross_fit(texts, labels, languages, folds=3).probabilities
     assert probabilities.shape == (60, 3)
     assert probabilities.sum(1) == pytest.approx(np.ones(60))
     assert (probabilities.argmax(1) == labels).mean() > 0.9
@@ -46,7 +49,7 @@ def test_probabilities_keep_label_order_with_a_label_missing():
 
 def test_splices_are_made_of_pieces_and_labelled_by_their_own_fold():
     texts, labels, languages = tweets()
-    _, folds = targets.cross_fit(texts, labels, languages, folds=3)
+    folds = list(targets.fit_folds(texts, labels, languages, folds=3))
     made, probabilities, codes = targets.splice(folds, 2.0, np.random.default_rng(0))
     assert len(made) == len(codes) == len(probabilities) == 120
     start = 0
@@ -63,25 +66,25 @@ def test_splices_are_made_of_pieces_and_labelled_by_their_own_fold():
 
 def test_splice_ratio_zero_and_reproducibility():
     texts, labels, languages = tweets()
-    _, folds = targets.cross_fit(texts, labels, languages, folds=2)
+    folds = list(targets.fit_folds(texts, labels, languages, folds=2))
     none, probabilities, _ = targets.splice(folds, 0.0, np.random.default_rng(0))
     assert none == [] and probabilities.shape == (0, 3)
     first, again = (targets.splice(folds, 1.0, np.random.default_rng(5))[0] for _ in range(2))
     assert first == again
 
 
-def test_one_pass_equals_the_two_steps():
+def test_cross_fit_is_its_folds_answers_and_their_splices():
     texts, labels, languages = tweets()
-    slow, folds = targets.cross_fit(texts, labels, languages, folds=3)
-    fast, made, probabilities, codes = targets.cross_fit_and_splice(
-        texts, labels, languages, 1.5, folds=3
-    )
-    assert fast == pytest.approx(slow)
-    assert len(made) == len(codes) == len(probabilities) == 90
-    expected = []
-    for k, fold in enumerate(folds):
+    made = targets.cross_fit(texts, labels, languages, folds=3, splices=1.5)
+    assert len(made.texts) == len(made.languages) == len(made.text_probabilities) == 90
+    slow, new_texts, answers = np.zeros((60, 3)), [], []
+    for k, fold in enumerate(targets.fit_folds(texts, labels, languages, folds=3)):
+        slow[fold.rows] = targets.class_probabilities(fold.classifier, fold.texts)
         new, answer, _ = targets.splice([fold], 1.5, np.random.default_rng((0, k)))
-        assert made[: len(new)] == new
-        made = made[len(new) :]
-        expected.append(answer)
-    assert probabilities == pytest.approx(np.concatenate(expected))
+        new_texts += new
+        answers.append(answer)
+    assert made.probabilities == pytest.approx(slow)
+    assert made.texts == new_texts
+    assert made.text_probabilities == pytest.approx(np.concatenate(answers))
+    none = targets.cross_fit(texts, labels, languages, folds=3)
+    assert none.texts == [] and none.text_probabilities.shape == (0, 3)

@@ -20,16 +20,11 @@ from comet_lib.data import FEATURES
 from comet_lib.errors import CometError
 from comet_lib.evaluation import mean_weighted_f1, predict_probabilities
 from comet_lib.losses import attention_kl, soft_target_loss
-from comet_lib.models import build_student, xlmr_config
+from comet_lib.models import build_student, only_positions, xlmr_config
+from comet_lib.objectives import Objective
 from comet_lib.profiles import Stage, get_profile
-from comet_lib.training import (
-    TaskAgnostic,
-    TaskSpecific,
-    distil_task_agnostic,
-    fine_tune,
-    only_positions,
-    training_arguments,
-)
+from comet_lib.teacher import stored_answers
+from comet_lib.training import distil_task_agnostic, fine_tune, training_arguments
 
 #: As newer versions of transformers call it, or older ones.
 CHECKPOINTING = next(
@@ -86,8 +81,10 @@ def test_only_positions_equals_full_logits_there(config, tokenizer):
 def test_stage_one_terms_are_the_losses_by_hand(config, tokenizer):
     student, teacher = (build_student(config, "masked-lm").eval() for _ in range(2))
     batch = batch_of(tokenizer)
-    objective = TaskAgnostic(teacher, {0: 0, 1: 1}, temperature=2.0, alpha=0.3)
-    terms = objective(student, batch)
+    weights = {"soft_targets": 0.3, "attention_kl": 0.7}
+    objective = Objective.live(teacher, weights, {0: 0, 1: 1}, temperature=2.0)
+    with objective.on(student) as terms_of:
+        terms = terms_of(student, batch)
     inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
     chosen = batch["labels"] != -100
     soft = soft_target_loss(
@@ -97,7 +94,7 @@ def test_stage_one_terms_are_the_losses_by_hand(config, tokenizer):
     mask = batch["attention_mask"]
     attention = sum(attention_kl(maps[0][i], maps[1][i], mask) for i in (0, 1)) / 2
     torch.testing.assert_close(terms["soft_targets"], soft)
-    torch.testing.assert_close(terms["attention"], attention)
+    torch.testing.assert_close(terms["attention_kl"], attention)
     torch.testing.assert_close(terms["loss"], 0.3 * soft + 0.7 * attention)
     terms["loss"].backward()
     assert all(p.grad is None for p in teacher.parameters())
@@ -109,16 +106,22 @@ def test_stage_two_mixes_labelled_and_unlabelled_rows(config, tokenizer):
     model = build_student(config).eval()
     batch = dict(tokenizer(TEXTS[:4], padding=True, return_tensors="pt"))
     batch["labels"] = torch.tensor([0, -100, 2, -100])
-    plain = TaskSpecific()(model, batch)
+
+    def terms_at(batch):
+        weights = {"soft_targets": 0.75, "hard_labels": 0.25}
+        with Objective(stored_answers, weights, {}).on(model) as terms_of:
+            return terms_of(model, batch)
+
+    plain = terms_at(batch)
     logits = plain["logits"]
     by_hand = -(logits.log_softmax(-1)[0, 0] + logits.log_softmax(-1)[2, 2]) / 2
     torch.testing.assert_close(plain["loss"], by_hand)
     probs = torch.tensor([[0.7, 0.2, 0.1]]).repeat(4, 1)
-    mixed = TaskSpecific(alpha=0.75)(model, {**batch, "teacher_probs": probs})
+    mixed = terms_at({**batch, "teacher_probs": probs})
     soft = (probs * (probs.log() - logits.log_softmax(-1))).sum(-1).mean()
     torch.testing.assert_close(mixed["loss"], 0.75 * soft + 0.25 * by_hand)
     batch["labels"][:] = -100
-    none = TaskSpecific(alpha=0.75)(model, {**batch, "teacher_probs": probs})
+    none = terms_at({**batch, "teacher_probs": probs})
     torch.testing.assert_close(none["loss"], 0.75 * soft)
 
 
@@ -141,7 +144,7 @@ def test_stage_one_brings_the_student_to_the_teacher(tokenizer, tmp_path):
     losses = [row["eval_loss"] for row in log if "eval_loss" in row]
     assert losses[-1] < 0.8 * losses[0]
     train_rows = [row for row in log if "soft_targets" in row]
-    assert train_rows and all("attention" in row for row in train_rows)
+    assert train_rows and all("attention_kl" in row for row in train_rows)
 
 
 def test_with_a_cache_the_teacher_is_asked_before_the_training_alone(tokenizer, tmp_path):
@@ -167,7 +170,7 @@ def test_with_a_cache_the_teacher_is_asked_before_the_training_alone(tokenizer, 
     assert len(asked) == -(-len(TEXTS) * 4 // 32)
     losses = [row["eval_loss"] for row in log if "eval_loss" in row]
     assert losses[-1] < 0.8 * losses[0]
-    assert any("soft_targets" in row and "attention" in row for row in log)
+    assert any("soft_targets" in row and "attention_kl" in row for row in log)
 
 
 def test_vocabularies_must_agree(config, tokenizer, tmp_path):
@@ -235,14 +238,29 @@ def run_stage_one_cached(tokenizer, folder, **more):
     return run_stage_one(tokenizer, folder, cache=folder.parent / "cache", **more)
 
 
-def run_stage_two(tokenizer, folder, **more):
+def run_stage_two(tokenizer, folder, terms=None, **more):
     set_seed(0)
     model, table = build_student(xlmr_config(SMALL, len(tokenizer), 64)), sentiment_table()
-    fine_tune(model, tokenizer, table, table, profile_for(epochs=3), folder, **more)
+    profile = profile_for(epochs=3, terms=terms or {})
+    fine_tune(model, tokenizer, table, table, profile, folder, **more)
     return model
 
 
-@pytest.mark.parametrize("run", [run_stage_one, run_stage_one_cached, run_stage_two])
+def run_with_terms(tokenizer, folder, **more):
+    """Stage 2 with what is trained beside the student: a projection, and a mix of heads."""
+    set_seed(1)
+    sizes = {**SMALL, "hidden_size": 48, "num_hidden_layers": 4}
+    teacher = build_student(xlmr_config(sizes, len(tokenizer), 64, initializer_range=0.5)).eval()
+    terms = {"hidden_mse": 0.5, "attention_kl_mix": 0.5, "relations": 0.1}
+    model = run_stage_two(tokenizer, folder, terms, teacher=teacher, **more)
+    assert not any("comet" in name for name in model.state_dict())
+    return model
+
+
+RUNS = [run_stage_one, run_stage_one_cached, run_stage_two, run_with_terms]
+
+
+@pytest.mark.parametrize("run", RUNS)
 def test_an_interrupted_run_resumes_to_the_same_weights(run, tokenizer, tmp_path):
     whole = run(tokenizer, tmp_path / "whole", disable_tqdm=True)
     with pytest.raises(KeyboardInterrupt):
@@ -256,7 +274,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(run, tokenizer, tmp_path
         assert torch.equal(value, again.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("run", [run_stage_one, run_stage_one_cached, run_stage_two])
+@pytest.mark.parametrize("run", RUNS)
 def test_gradient_checkpointing_changes_memory_alone(run, tokenizer, tmp_path):
     """The layers run again in the backward pass, with their captures, and with their dropout."""
     counts = {True: 0, False: 0}
@@ -291,7 +309,7 @@ CHILD = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import test_training as t
-from comet_lib.models import load_tokenizer
+from comet_lib.loading import load_tokenizer
 run = getattr(t, sys.argv[2])
 run(load_tokenizer(sys.argv[3]), t.Path(sys.argv[4]), callbacks=[t.Slowly()], disable_tqdm=True)
 """

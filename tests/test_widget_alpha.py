@@ -1,4 +1,4 @@
-"""The view of alpha: shares of the gradient, without a browser."""
+"""The alpha view: shares of the gradient, without a browser."""
 
 import time
 

@@ -5,30 +5,25 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from comet_lib.models import (
-    PAPER_STUDENT,
-    PAPER_TEACHER,
-    PAPER_VOCABULARY,
+    component_counts,
     count_parameters,
+    embedding_parameters,
+    encoder_parameters,
+    flops_per_token,
+    layer_parameters,
+    mebibytes,
     on_meta,
     paper_model,
     parameter_table,
     xlmr_config,
 )
+from comet_lib.profiles import PAPER_STUDENT, PAPER_TEACHER, PAPER_VOCABULARY, shape
 from comet_lib.widgets import budget
-from comet_lib.widgets.budget import ParameterBudget, component_counts, flops_per_token
+from comet_lib.widgets.budget import ParameterBudget
 from comet_lib.widgets.view import WIDGET_VIEW
 
 # width, layers, heads, feed-forward, vocabulary, longest text
 SHAPES = [(16, 2, 4, 40, 101, 20), (24, 1, 3, 24, 57, 33), (40, 5, 8, 100, 1234, 64)]
-
-
-def sizes(width: int, layers: int, heads: int, inner: int) -> dict[str, int]:
-    return {
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "intermediate_size": inner,
-    }
 
 
 def table(model) -> dict[str, int]:
@@ -38,23 +33,23 @@ def table(model) -> dict[str, int]:
 
 @pytest.mark.parametrize(("width", "layers", "heads", "inner", "vocabulary", "longest"), SHAPES)
 def test_counts_are_those_of_the_model(width, layers, heads, inner, vocabulary, longest):
-    shape = sizes(width, layers, heads, inner)
-    model = on_meta(xlmr_config(shape, vocabulary, longest))
-    assert component_counts(shape, vocabulary, longest) == table(model)
-    whole = budget.encoder_parameters(vocabulary, width, layers, heads, inner, longest)
+    sizes = shape(width, layers, heads, inner)
+    model = on_meta(xlmr_config(sizes, vocabulary, longest))
+    assert component_counts(sizes, vocabulary, longest) == table(model)
+    whole = encoder_parameters(vocabulary, width, layers, heads, inner, longest)
     assert whole == count_parameters(model)
     embeddings = count_parameters(model.embeddings)
-    assert budget.embedding_parameters(vocabulary, width, longest) == embeddings
+    assert embedding_parameters(vocabulary, width, longest) == embeddings
     layer = count_parameters(model.encoder.layer[0])
-    assert budget.layer_parameters(width, inner, heads) == layer
+    assert layer_parameters(width, inner, heads) == layer
 
 
 @pytest.mark.parametrize(
-    ("which", "shape", "count"),
+    ("which", "sizes", "count"),
     [("teacher", PAPER_TEACHER, 559_890_432), ("student", PAPER_STUDENT, 68_937_216)],
 )
-def test_counts_of_the_paper(which, shape, count):
-    counts = component_counts(shape, PAPER_VOCABULARY)
+def test_counts_of_the_paper(which, sizes, count):
+    counts = component_counts(sizes, PAPER_VOCABULARY)
     assert counts == table(paper_model(which))
     assert sum(counts.values()) == count
 
@@ -65,7 +60,7 @@ def test_flops_are_those_that_torch_counts(
     width, layers, heads, inner, vocabulary, longest, length
 ):
     config = xlmr_config(
-        sizes(width, layers, heads, inner), vocabulary, longest, attn_implementation="eager"
+        shape(width, layers, heads, inner), vocabulary, longest, attn_implementation="eager"
     )
     model = on_meta(config).eval()
     ids = torch.zeros(1, length, dtype=torch.long, device="meta")
@@ -78,8 +73,8 @@ def test_flops_are_those_that_torch_counts(
 
 
 def test_sizes_in_memory():
-    assert round(budget.mebibytes(68_937_216), 1) == 263.0
-    assert budget.mebibytes(2**20, "fp32") == 4 * budget.mebibytes(2**20, "int8") == 4.0
+    assert round(mebibytes(68_937_216), 1) == 263.0
+    assert mebibytes(2**20, "fp32") == 4 * mebibytes(2**20, "int8") == 4.0
 
 
 def test_the_view_starts_at_the_paper():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from comet_lib.labels import LABELS
+from comet_lib.profiles import LABELS
 from comet_lib.widgets.alpha import AlphaView
 from comet_lib.widgets.bootstrap import BootstrapView
 from comet_lib.widgets.heads import HeadView

@@ -1,11 +1,11 @@
 """Write the Colab and Binder badges from one setting.
 
     python tools/badges.py            # write them
-    python tools/badges.py --check    # say which files are out of date, and fail if any is
+    python tools/badges.py --check    # name the files that are out of date; fail if there are any
 
-The setting is ``[tool.comet] repository`` in pyproject.toml, an address on GitHub; ``branch``
-beside it is optional (main). The badges stand between ``<!-- badges:begin -->`` and
-``<!-- badges:end -->`` in README.md and in the first cell of each notebook; a notebook without
+The setting is ``[tool.comet] repository`` in pyproject.toml, a GitHub address; ``branch`` beside
+it is optional and defaults to main. The badges stand between ``<!-- badges:begin -->`` and
+``<!-- badges:end -->`` in README.md and in the first cell of each notebook. A notebook without
 these marks gets them below its title.
 """
 
@@ -59,7 +59,7 @@ def block(repository: str, branch: str, notebook: str, title: str = "") -> str:
 
 
 def with_block(text: str, badges: str) -> str:
-    """The text with these badges between its marks, else below its first heading."""
+    """The text with these badges between its marks, or below its first heading."""
     if BLOCK.search(text):
         return BLOCK.sub(lambda _: badges, text, count=1)
     lines = text.split("\n")
@@ -68,7 +68,7 @@ def with_block(text: str, badges: str) -> str:
 
 
 def with_badges(notebook: NotebookNode, badges: str) -> NotebookNode:
-    """The notebook with these badges in its first cell (made if it is not markdown)."""
+    """The notebook with these badges in its first cell (a new one if it is not markdown)."""
     if not notebook.cells or notebook.cells[0].cell_type != "markdown":
         notebook.cells.insert(0, nbformat.v4.new_markdown_cell("", id="title"))
     notebook.cells[0].source = with_block(notebook.cells[0].source, badges)

@@ -1,8 +1,8 @@
-"""Stage-1 seconds and peak memory in fp32 and in bf16, each in a process of its own.
+"""Stage-1 seconds and peak memory in fp32 and in bf16, each in its own process.
 
     python tools/benchmark_precision.py [--width 64] [--steps 40]
 
-The student is the laptop profile's, or a wider one; the text is the bundled sample's, repeated.
+The student is the laptop profile's, or a wider one. The text is the bundled sample, repeated.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import Annotated
 import typer
 from transformers import set_seed
 
-from comet_lib.data import load_text
-from comet_lib.models import build_student, load_model, load_tokenizer
+from comet_lib.loading import load_model, load_tokenizer
+from comet_lib.models import build_student
 from comet_lib.profiles import get_profile
 from comet_lib.recipe import student_config
+from comet_lib.text import load_text
 from comet_lib.training import distil_task_agnostic
 
 

@@ -1,14 +1,14 @@
-"""Build the course's website from the notebooks as they are committed, then check its links.
+"""Build the course's website from the committed notebooks, then check its links.
 
     python tools/build_site.py              # into build/site; open build/site/index.html
     python tools/build_site.py --out DIR
 
 Nothing is executed: the pages show the committed outputs. The sources are laid out in
-``build/site-source`` as in the repository (``notebooks/*.ipynb``, ``docs/*.md``, README.md cut
-into pages), links to files that are no page are turned to the public repository, and Sphinx
-(``docs/site/conf.py``) makes the pages, each warning an error. At last every link inside the
-site must lead somewhere, and no page may load anything from another host: it reads the same
-without a network.
+``build/site-source`` as in the repository (README.md as ``index.md``, ``notebooks/*.ipynb``,
+``docs/*.md``), links to files that are not pages point to the public repository, and Sphinx
+(``docs/site/conf.py``) builds the pages, treating each warning as an error. Finally, every link
+inside the site must lead somewhere, and no page may load anything from another host: it reads the
+same without a network.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -32,32 +32,30 @@ from execute_notebooks import NotebookError, read
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = "index.md"
-# Pages cut out of README.md: file, title, the README's sections in it. What stands before the
-# first section opens the landing page.
-CUTS = {
-    "setup.md": ("Set-up", ("Set-up", "One command, headless", "Profiles: one switch")),
-    "results.md": ("Results", ("Result", "Which part pays?", "What it costs")),
-    "library.md": ("For researchers", ("For researchers", "Data and licences", "Citation")),
-}
+API = "api.md"
+# The navigation, in order: caption, and the pages' patterns in the repository.
+CONTENTS = (
+    ("The course", ("docs/setup.md", "notebooks/*.ipynb")),
+    (
+        "Results and guides",
+        ("docs/results.md", "docs/command-line.md", "docs/large-runs.md", "docs/instructors.md"),
+    ),
+    ("The library", ("docs/for-researchers.md", API, "CONTRIBUTING.md")),
+)
 LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 FENCE = re.compile(r"^(`{3,}|~{3,}).*?^\1[^\S\n]*$", re.DOTALL | re.MULTILINE)
 TOCTREE = "```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n"
 
 
 class SiteError(ValueError):
-    """What keeps the site from being built, and where."""
+    """The site cannot be built: why, and where."""
 
 
 # --- Text to text --------------------------------------------------------------------------
 
 
-def slug(heading: str) -> str:
-    """The anchor that GitHub gives a heading."""
-    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
-
-
 def outside_fences(text: str, change: Callable[[str], str]) -> str:
-    """``change`` applied to what stands outside code fences."""
+    """Apply ``change`` to the text outside code fences."""
     parts, end = [], 0
     for match in FENCE.finditer(text):
         parts += [change(text[end : match.start()]), match.group()]
@@ -65,74 +63,30 @@ def outside_fences(text: str, change: Callable[[str], str]) -> str:
     return "".join([*parts, change(text[end:])])
 
 
-def sections(readme: str) -> tuple[str, dict[str, str]]:
-    """README's opening (title and badges left out) and its level-2 sections by heading."""
-    marked = outside_fences(readme, lambda part: re.sub(r"^## ", "\0", part, flags=re.MULTILINE))
-    opening, *rest = marked.split("\0")
-    opening = BLOCK.sub("", opening).split("\n", 1)[1].strip()
-    split = (part.partition("\n") for part in rest)
-    return opening, {heading.strip(): body.strip() for heading, _, body in split}
+def relink(text: str, here: str, pages: set[str], blob: str) -> str:
+    """Markdown whose relative links point to pages of the site, else to the repository.
 
-
-def cut(readme: str) -> dict[str, str]:
-    """The pages of ``CUTS`` and the landing page's text, by file.
-
-    Raises ``SiteError`` if the README has lost a section.
+    ``here`` is the file's place in the repository, and ``pages`` are the site's files.
     """
-    opening, found = sections(readme)
-    title = readme.split("\n", 1)[0]
-    pages = {INDEX: f"{title}\n\n{opening}\n"}
-    for file, (page_title, headings) in CUTS.items():
-        if missing := [heading for heading in headings if heading not in found]:
-            raise SiteError(
-                f"README.md: no section '## {missing[0]}'; CUTS in {__file__} names it."
-            )
-        bodies = [found[h] if h == page_title else f"## {h}\n\n{found[h]}" for h in headings]
-        if headings[0] == page_title:  # its subsections rise with it
-            bodies[0] = outside_fences(
-                bodies[0], lambda part: re.sub(r"^###", "##", part, flags=re.MULTILINE)
-            )
-        pages[file] = f"# {page_title}\n\n" + "\n\n".join(bodies) + "\n"
-    return pages
-
-
-def anchors(pages: Mapping[str, str]) -> dict[str, str]:
-    """Which page holds the heading with an anchor."""
-    where: dict[str, str] = {}
-    for file, text in pages.items():
-        for heading in re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE):
-            where.setdefault(slug(heading), file)
-    return where
-
-
-def relink(text: str, here: str, pages: set[str], where: Mapping[str, str], blob: str) -> str:
-    """Markdown with its relative links turned to pages of the site, else to the repository.
-
-    ``here`` is the file's place in the repository, ``pages`` are the site's files; ``where``
-    says for README.md, which the site cuts up, what page has an anchor.
-    """
+    folder = posixpath.dirname(here)
 
     def new(match: re.Match[str]) -> str:
         link = match.group()
         parts = urlsplit(link)
-        if parts.scheme or parts.netloc or (not parts.path and here != "README.md"):
+        if parts.scheme or parts.netloc or not parts.path:
             return link
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(here), unquote(parts.path)))
-        path = here if not parts.path else path
+        path = posixpath.normpath(posixpath.join(folder, unquote(parts.path)))
         anchor = f"#{parts.fragment}" if parts.fragment else ""
-        if path == "README.md":
-            path = where.get(parts.fragment, INDEX)
-            anchor = anchor if parts.fragment in where else ""
+        path = INDEX if path == "README.md" else path
         if path in pages:
-            start = "" if here == "README.md" else posixpath.dirname(here)
-            return posixpath.relpath(path, start or ".") + anchor
+            return posixpath.relpath(path, folder or ".") + anchor
         return f"{blob}/{path}{anchor}"
 
     return outside_fences(text, lambda part: LINK.sub(new, part))
 
 
 def open_links(badges: str) -> str:
-    """The badges as words: their pictures come from other hosts."""
+    """The badges as links in words: their pictures come from other hosts."""
     links = re.findall(r"\[!\[([^\]]*)\]\([^)]*\)\]\(([^)]*)\)", badges)
     return " · ".join(f"[{name}]({address})" for name, address in links)
 
@@ -140,85 +94,83 @@ def open_links(badges: str) -> str:
 # --- The sources ---------------------------------------------------------------------------
 
 
+def contents(root: Path) -> list[tuple[str, list[str]]]:
+    """The navigation with its patterns filled in: caption and pages, by their repository paths.
+
+    Raises ``SiteError`` if a pattern matches no file, or a page of docs/ is in no group.
+    """
+    groups = []
+    for caption, patterns in CONTENTS:
+        names: list[str] = []
+        for pattern in patterns:
+            found = sorted(path.relative_to(root).as_posix() for path in root.glob(pattern))
+            if not found and pattern != API:
+                raise SiteError(f"{pattern} is not there; CONTENTS in {__file__} lists it.")
+            names += found or [pattern]
+        groups.append((caption, names))
+    listed = {name for _, names in groups for name in names}
+    for path in sorted((root / "docs").glob("*.md")):
+        if path.relative_to(root).as_posix() not in listed:
+            raise SiteError(f"docs/{path.name} is in no list of pages; add it to CONTENTS.")
+    return groups
+
+
 def stage(root: Path, target: Path) -> list[str]:
     """Lay out Sphinx's sources for the repository ``root`` in ``target``; the pages' names."""
     if target.exists():
         shutil.rmtree(target)
     (target / "notebooks").mkdir(parents=True)
-    for picture in (root / "docs").rglob("*.png"):
-        copy = target / picture.relative_to(root)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(picture, copy)
+    for kind in ("*.png", "*.gif"):
+        for picture in (root / "docs").rglob(kind):
+            copy = target / picture.relative_to(root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(picture, copy)
 
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    cuts = cut(readme)
-    notebooks = sorted((root / "notebooks").glob("*.ipynb"))
-    documents = [*sorted((root / "docs").glob("*.md")), root / "CONTRIBUTING.md"]
-    names = [path.relative_to(root).as_posix() for path in (*notebooks, *documents)]
-    pages = {*cuts, *names, "api.md"}
+    groups = contents(root)
+    pages = {INDEX, *(name for _, names in groups for name in names)}
     files = pages | {p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file()}
     repository, branch = setting(root)
     blob = f"https://github.com/{repository}/blob/{branch}"
-    where = anchors(cuts)
 
-    def linked(text: str, here: str) -> str:
-        return relink(text, here, files, where, blob)
+    def turned(text: str, here: str) -> str:
+        text = BLOCK.sub(lambda match: open_links(match.group()), text)
+        return relink(text, here, files, blob)
 
-    opened = BLOCK.search(readme)
-    trees = [
-        (
-            "The course",
-            ["setup", *(name.removesuffix(".ipynb") for name in names[: len(notebooks)])],
-        ),
-        (
-            "Results and guides",
-            ["results", *(n.removesuffix(".md") for n in names[len(notebooks) : -1])],
-        ),
-        ("The library", ["library", "api", "CONTRIBUTING"]),
-    ]
-    cuts[INDEX] += "".join(
-        "\n" + TOCTREE.format(caption=caption, pages="\n".join(pages)) for caption, pages in trees
-    )
-    if opened:
-        first, rest = cuts[INDEX].split("\n", 1)
-        cuts[INDEX] = f"{first}\n\n{open_links(opened.group())}\n{rest}"
-    for name, text in cuts.items():
-        (target / name).write_text(linked(text, "README.md"), encoding="utf-8")
-    (target / "api.md").write_text(api(root), encoding="utf-8")
-    for path, name in zip(documents, names[len(notebooks) :], strict=True):
-        (target / name).write_text(linked(path.read_text(encoding="utf-8"), name), encoding="utf-8")
-    for path, name in zip(notebooks, names, strict=False):
-        notebook = read(path)
-        for cell in notebook.cells:
-            if cell.cell_type == "markdown":
-                cell.source = BLOCK.sub(lambda m: open_links(m.group()), cell.source)
-                cell.source = linked(cell.source, name)
-        nbformat.write(notebook, target / name)
+    for name in sorted(pages - {API}):
+        source = root / ("README.md" if name == INDEX else name)
+        if source.suffix == ".ipynb":
+            notebook = read(source)
+            for cell in notebook.cells:
+                if cell.cell_type == "markdown":
+                    cell.source = turned(cell.source, name)
+            nbformat.write(notebook, target / name)
+        else:
+            text = turned(source.read_text(encoding="utf-8"), name)
+            (target / name).write_text(text, encoding="utf-8")
+    with (target / INDEX).open("a", encoding="utf-8") as index:
+        for caption, names in groups:
+            stems = "\n".join(name.rsplit(".", 1)[0] for name in names)
+            index.write("\n" + TOCTREE.format(caption=caption, pages=stems))
+    (target / API).write_text(api(root), encoding="utf-8")
     return sorted(pages)
 
 
-# Modules that are wiring, or hold the exercises' answers.
-NOT_API = {"__main__", "checks", "errors", "grading", "labels", "processes"}
+# Modules that only wire things together; the folder checks holds the exercises' answers.
+NOT_API = {"__main__", "commands", "console", "errors", "labels", "processes"}
 
 
 def api(root: Path) -> str:
     """One page that asks autodoc for each module of the library."""
-    library = root / "comet_lib"
-    paths = [
-        *library.glob("*.py"),
-        *(library / "lens").glob("*.py"),
-        *(library / "widgets").glob("*.py"),
-    ]
     modules = {
         ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-        for path in paths
-        if path.stem not in NOT_API
+        for path in (root / "comet_lib").rglob("*.py")
+        if path.stem not in NOT_API and "checks" not in path.parts
     } - {"comet_lib"}
     lines = [
         "# Reference",
         "",
         "The modules of `comet_lib`, from their docstrings. Imports run downwards: `losses` and "
-        "`attention` know nothing of training, `plots` and `lens` take arrays alone.",
+        "`attention` know nothing about training, `plots` and `lens` take only arrays.",
         "",
     ]
     for module in sorted(modules):
@@ -233,7 +185,7 @@ LOADS = {("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src")
 
 @dataclass
 class Page(HTMLParser):
-    """One page's anchors, its links, and what it loads to be seen."""
+    """One page's anchors, its links, and what it loads."""
 
     ids: set[str] = field(default_factory=set)
     links: list[str] = field(default_factory=list)
@@ -267,7 +219,7 @@ def _targets(page: Page) -> Iterator[tuple[str, bool]]:
 
 
 def broken_links(site: Path) -> list[str]:
-    """Each link within the site that leads nowhere, and each thing loaded from another host."""
+    """Each dead link within the site, and each thing loaded from another host."""
     site = site.resolve()
     pages: dict[Path, Page] = {}
     for path in sorted(site.rglob("*.html")):
@@ -306,7 +258,7 @@ def broken_links(site: Path) -> list[str]:
 
 
 def build(root: Path, out: Path) -> None:
-    """The whole site for ``root`` in ``out``. Raises ``SiteError``."""
+    """Build the site of ``root`` in ``out``. Raises ``SiteError``."""
     source = root / "build" / "site-source"
     stage(root, source)
     if out.exists():
@@ -329,7 +281,7 @@ def main(
     except (SiteError, NotebookError) as error:
         typer.echo(str(error), err=True)
         sys.exit(1)
-    typer.echo(f"open {out / INDEX.replace('.md', '.html')}")
+    typer.echo(f"open {out / 'index.html'}")
 
 
 if __name__ == "__main__":

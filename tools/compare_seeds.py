@@ -1,10 +1,10 @@
-"""What distillation adds over several seeds: the same command, run once a seed.
+"""What distillation adds over several seeds: the same command, run once per seed.
 
     python -m comet_lib distill --profile laptop --data DIR --seed 0 --output runs/seed0  # ...
     python tools/compare_seeds.py runs/seed0 runs/seed1 runs/seed2 --data DIR
 
-Each run holds its student and the same student without distillation. Both answer the test split;
-the interval is a paired bootstrap over tweets and seeds, as in ``comet_lib ablate``.
+Each run holds its student and the same student without distillation. Both answer the test split.
+The interval is a paired bootstrap over tweets and seeds, as in ``comet_lib lab ablate``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import typer
 from comet_lib.data import find_source, load_sentiment
 from comet_lib.evaluation import mean_weighted_f1
 from comet_lib.lab.comparison import compared, f1_draws
-from comet_lib.models import load_model, load_tokenizer
+from comet_lib.loading import load_model, load_tokenizer
 from comet_lib.profiles import get_profile
 from comet_lib.recipe import teacher_probabilities
 

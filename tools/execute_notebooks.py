@@ -2,10 +2,10 @@
 
     python tools/execute_notebooks.py --profile laptop --data DIR notebooks/*.ipynb
 
-Each notebook runs in a fresh kernel with an empty ``COMET_HOME`` and without progress bars. What
-is written holds no widget state, no timings of cells, no memory addresses and no metadata of the
-editor; cell ids stay as they are. A notebook with an error, or with an output that names a path
-of this machine, is not written at all. Prints minutes and the kernel's peak memory.
+Each notebook runs in a fresh kernel with an empty ``COMET_HOME`` and without progress bars. The
+written file holds no widget state, cell timings, memory addresses or editor metadata, and keeps its
+cell ids. A notebook with an error, or with an output that names a path of this machine, is not
+written at all. The tool prints minutes and the kernel's peak memory.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ LOCAL_PATH = re.compile(
     r"|[/\\]site-packages[/\\][^\s\"'<>]*"
 )
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-BAR = re.compile(r"\s*\d+%\|")  # a progress bar, stopped for ever at its first picture
+BAR = re.compile(r"\s*\d+%\|")  # a progress bar, frozen at its first picture
 ADDRESS = re.compile(r"(?<= at )0x[0-9a-fA-F]{6,}")
 
 
@@ -72,7 +72,7 @@ class Run:
 def environment(
     profile: str, data: Path | None, home: Path, strict: bool = False
 ) -> dict[str, str]:
-    """The kernel's environment: the profile, the data, a home of its own, no progress bars."""
+    """The kernel's environment: the profile, the data, its own home, no progress bars."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("COMET_")}
     env |= {
         "COMET_PROFILE": profile,
@@ -87,7 +87,7 @@ def environment(
     }
     if data is not None:
         env["COMET_DATA"] = str(data.resolve())
-    if profile == "tiny":  # it needs no network, so it gets none
+    if profile == "tiny":  # needs no network, so it gets none
         env["HF_HUB_OFFLINE"] = "1"
     return env
 
@@ -225,7 +225,7 @@ def _after_returns(text: str) -> str:
 
 
 def output_texts(cell: NotebookNode) -> Iterator[str]:
-    """Every text in a cell's outputs; pictures in base64 are left out."""
+    """Every text in a cell's outputs, without base64 pictures."""
     for output in cell.get("outputs", []):
         if output.output_type == "stream":
             yield output.text
@@ -248,7 +248,7 @@ def local_paths(notebook: NotebookNode, also: Iterable[Path] = ()) -> list[str]:
 
 
 def write(notebook: NotebookNode, path: Path) -> None:
-    """Write a valid notebook at once or not at all."""
+    """Write a valid notebook atomically."""
     nbformat.validate(notebook)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
     try:

@@ -2,9 +2,10 @@
 
     python tools/kill_test.py [--moments 20] [--seed 0]
 
-On the tiny profile with a cache, in turn while the teacher is asked, in stage 1 and in stage 2. The
-moment is drawn from the time that the phase took in a run that nobody stopped. Exit code 1 if a
-student is not bit for bit that run's.
+The runs use the tiny profile with a cache. The kills rotate through three phases: asking the
+teacher, stage 1 and stage 2. Each moment is drawn from the time that the phase took in an
+uninterrupted run.
+Exits with code 1 if a student differs from that run's by a single bit.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ WATCH = 0.005  # seconds between two looks
 
 
 def start(output: Path, log: Path) -> subprocess.Popen[bytes]:
-    """The command, its words going to ``log``."""
+    """The command; its output goes to ``log``."""
     command = [sys.executable, "-m", "comet_lib", "distill", "--profile", "tiny", "--cache"]
     with log.open("ab") as file:
         return subprocess.Popen([*command, "--output", str(output)], stdout=file, stderr=file)
 
 
 def durations(output: Path, log: Path) -> dict[str, float]:
-    """Run to the end; how many seconds each phase took."""
+    """Run to the end; the seconds that each phase took."""
     seen: dict[str, float] = {}
     paths = {path for phase in PHASES.values() for path in phase}
     process = start(output, log)
@@ -53,7 +54,7 @@ def durations(output: Path, log: Path) -> dict[str, float]:
 
 
 def kill_after(output: Path, log: Path, begin: str, delay: float) -> bool:
-    """Start, wait for ``begin``, then ``delay`` seconds, then SIGKILL. False: it ended before."""
+    """Start, wait for ``begin``, then ``delay`` seconds, then SIGKILL. False: it ended first."""
     process = start(output, log)
     while not (output / begin).exists() and process.poll() is None:
         time.sleep(WATCH)

@@ -2,8 +2,8 @@
 
     python tools/measure_cache.py
 
-Teacher: the bundled one; text: the bundled sample, masked as in a cache. Two students stand at the
-two ends of a training: the teacher's own shape with random weights, and the teacher itself with a
+The teacher and the text come with the library; the text is masked as in a cache. Two students stand
+for the two ends of training: the teacher's shape with random weights, and the teacher itself with a
 little noise on its weights. The profiles train at temperature 2.
 """
 
@@ -19,11 +19,12 @@ from transformers import PreTrainedModel, set_seed
 
 from comet_lib.attention import capture
 from comet_lib.batches import mask_row, tokenise
-from comet_lib.data import load_text
+from comet_lib.loading import load_model, load_tokenizer
 from comet_lib.losses import attention_kl, soft_target_loss, soft_target_loss_topk, topk_of_logits
-from comet_lib.models import build_student, load_model, load_tokenizer, only_positions
+from comet_lib.models import build_student, only_positions
 from comet_lib.profiles import get_profile
-from comet_lib.teacher import decode_maps, encode_maps, predicted_bytes
+from comet_lib.teacher import Questions, decode_maps, encode_maps, predicted_bytes
+from comet_lib.text import load_text
 
 
 @torch.no_grad()
@@ -91,7 +92,8 @@ def main() -> None:
     print(
         "bytes a row: "
         + ", ".join(
-            f"{predicted_bytes(lengths, 6, k) / len(lengths):,.0f} with k = {k}"
+            f"{predicted_bytes(lengths, Questions(tuple(range(6)), k=k)) / len(lengths):,.0f} "
+            f"with k = {k}"
             for k in (8, 64, 256)
         )
         + f" (6 layers, {sum(lengths) / len(lengths):.0f} tokens a row)"

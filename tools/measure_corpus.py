@@ -1,21 +1,23 @@
-"""What stage 1 holds in memory when its text is read as it goes, from few lines and from many.
+"""What stage 1 holds in memory, with few lines of text and with many.
 
     python tools/measure_corpus.py [--kind txt|jsonl|parquet] [--few 10000] [--many 1000000]
 
-Each size is a process of its own: it counts the lines, trains a few steps with the bundled teacher,
-and then goes through a whole pass as the training would, tokenised and masked, without the models.
-The lines are random words in a temporary folder, in three files. Prints the peak of the resident
-memory after each part (MB, 10^6 bytes), the seconds, and by how much the larger peak is larger.
+Each size runs in a process of its own: it writes the table of lines, trains a few steps with the
+bundled teacher, and then goes through a whole pass as the training would, tokenised and masked,
+without the models. The lines are random words in a temporary folder, in three files. Prints the
+peak of the anonymous memory (MB, 10^6 bytes; pages of memory-mapped files are the system's to take
+back, so they do not count), the seconds, and by how much the larger peak is larger. Linux only.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -43,10 +45,20 @@ def write(folder: Path, kind: str, count: int) -> None:
             path.write_text("".join(f"{line}\n" for line in lines))
 
 
-def peak() -> float:
-    """MB; Linux counts in KiB, macOS in bytes."""
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / 1e6 if sys.platform == "darwin" else used * 1024 / 1e6
+class Peak(threading.Thread):
+    """Watches this process's anonymous memory."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.megabytes = 0.0
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            status = Path("/proc/self/status").read_text()
+            now = int(status.split("RssAnon:")[1].split()[0]) * 1024 / 1e6
+            self.megabytes = max(self.megabytes, now)
+            time.sleep(0.02)
 
 
 def measure(folder: Path) -> None:
@@ -54,38 +66,40 @@ def measure(folder: Path) -> None:
     from torch.utils.data import DataLoader
     from transformers import set_seed
 
-    from comet_lib.batches import MaskingCollator
-    from comet_lib.models import build_student, load_model, load_tokenizer
+    from comet_lib.batches import LengthBatches, MaskingCollator, tokenise
+    from comet_lib.loading import load_model, load_tokenizer
+    from comet_lib.models import build_student
     from comet_lib.profiles import get_profile
     from comet_lib.recipe import student_config
-    from comet_lib.text import CorpusRows, open_corpus
+    from comet_lib.text import load_text
     from comet_lib.training import distil_task_agnostic
 
+    peak = Peak()
+
     def done(name: str, start: float) -> None:
-        print(f"{name:15} {peak():8,.0f} MB {time.perf_counter() - start:8.1f} s", flush=True)
+        seconds = time.perf_counter() - start
+        print(f"{name:15} {peak.megabytes:8,.0f} MB {seconds:8.1f} s", flush=True)
 
     profile = get_profile("tiny")
-    profile = profile.with_(stage1=replace(profile.stage1, max_steps=20))
+    stage = replace(profile.stage1, max_steps=20)
+    profile = profile.with_(stage1=stage, text=str(folder))
     teacher, tokenizer = load_model(profile.teacher, "masked-lm"), load_tokenizer(profile.teacher)
     start = time.perf_counter()
-    corpus = open_corpus(folder)
-    done("count", start)
+    texts = load_text(profile)
+    done("the table", start)
     start = time.perf_counter()
     set_seed(0)
     student = build_student(student_config(profile, teacher), "masked-lm")
     run = folder.parent / "run"
-    distil_task_agnostic(student, teacher, tokenizer, corpus, profile, run, disable_tqdm=True)
+    distil_task_agnostic(student, teacher, tokenizer, texts, profile, run, disable_tqdm=True)
     done("20 steps", start)
     start = time.perf_counter()
-    rows = CorpusRows(corpus, tokenizer, profile.max_length, 16, seed=0)
-    batches = DataLoader(rows, 16, collate_fn=MaskingCollator(tokenizer))
-    assert sum(len(batch["labels"]) for batch in batches) == len(corpus)
+    rows = tokenise(texts, tokenizer, profile.max_length, run / "tokens.arrow")
+    rows = rows.shuffle(seed=0, keep_in_memory=True)
+    order = LengthBatches(rows["length"][:], 16, seed=0, epoch=lambda: 0)
+    batches = DataLoader(rows, 16, sampler=order, collate_fn=MaskingCollator(tokenizer))
+    assert sum(len(batch["labels"]) for batch in batches) == len(texts)
     done("a pass", start)
-    start = time.perf_counter()
-    rows.resume(len(corpus))
-    for _ in DataLoader(rows, 16, collate_fn=MaskingCollator(tokenizer)):
-        pass
-    done("a pass skipped", start)
 
 
 def main(
@@ -94,7 +108,7 @@ def main(
     many: Annotated[int, typer.Option(min=2)] = 1_000_000,
     folder: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """What stage 1 holds in memory when its text is read as it goes."""
+    """What stage 1 holds in memory, with few lines of text and with many."""
     if folder is not None:
         return measure(folder)
     peaks = []
@@ -107,7 +121,8 @@ def main(
             size = sum(path.stat().st_size for path in text.iterdir()) / 1e6
             print(f"{count:,} lines, {kind}, {size:,.1f} MB on disk", flush=True)
             command = [sys.executable, __file__, "--folder", str(text)]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            home = {**os.environ, "COMET_HOME": made}
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=home) as child:
                 for line in child.stdout or ():
                     print(f"  after {line}", end="", flush=True)
                     memory = float(line.split(" MB")[0].split()[-1].replace(",", ""))

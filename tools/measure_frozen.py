@@ -1,11 +1,11 @@
-"""What a student loses whose embeddings are frozen in stage 1, for ever or at first.
+"""What a student loses if its embeddings are frozen in stage 1, throughout or at first.
 
     python tools/measure_frozen.py --data DIR [--sentences 2000] [--seeds 3]
 
-Stage 1 of the laptop profile, from the teacher's embeddings and from random ones: all weights
-trained; the table frozen; frozen for the first two thirds and then thawed. Printed is the loss on
-the held-out sentences at the end, which none of the three has seen: lower is better.
-``python -m comet_lib benchmark`` says how much faster a frozen step is.
+Runs stage 1 of the laptop profile, from the teacher's embeddings and from random ones, three ways:
+all weights trained; the table frozen; the table frozen for the first two thirds and then thawed.
+Prints the final loss on held-out sentences, which none of the three has seen: lower is better.
+``python -m comet_lib lab benchmark`` says how much faster a frozen step is.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Annotated, Any
 import typer
 from transformers import TrainerCallback, set_seed
 
-from comet_lib.data import load_text
-from comet_lib.initialise import initialise_embeddings
-from comet_lib.models import build_student, load_model, load_tokenizer
+from comet_lib.loading import load_model, load_tokenizer
+from comet_lib.models import build_student, initialise_embeddings
 from comet_lib.profiles import get_profile
 from comet_lib.recipe import student_config
+from comet_lib.text import load_text
 from comet_lib.training import distil_task_agnostic
 
-WAYS = {"trained": 0.0, "frozen": 1.0, "thawed": 2 / 3}  # way -> share of the steps without it
+WAYS = {"trained": 0.0, "frozen": 1.0, "thawed": 2 / 3}  # way -> share of steps with a frozen table
 
 
 class Frozen(TrainerCallback):
@@ -44,7 +44,7 @@ def main(
     sentences: Annotated[int, typer.Option(min=100, help="Of each language.")] = 2000,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each way.")] = 3,
 ) -> None:
-    """What a student loses whose embeddings are frozen in stage 1, for ever or at first."""
+    """What a student loses if its embeddings are frozen in stage 1, throughout or at first."""
     profile = get_profile("laptop", data).with_(default_text_limit=sentences)
     texts = load_text(profile)["text"][:]
     teacher, tokenizer = load_model(profile.teacher, "masked-lm"), load_tokenizer(profile.teacher)

@@ -1,9 +1,9 @@
-"""MiB that a notebook's kernel holds: with its imports alone, at its end, and at its peak.
+"""MiB that a notebook's kernel holds: after its imports, at its end, and at its peak.
 
     python tools/measure_kernel.py [--profile tiny] notebooks/00_the_whole_game.ipynb
 
-*Own* is what no other process shares (USS): kernels of one machine share the pages of torch and
-of the other libraries. Needs psutil, which ipykernel brings.
+*Own* is the memory that no other process shares (USS): kernels on one machine share the pages of
+torch and other libraries. Needs psutil, which ipykernel installs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def measure(path: Path, profile: str) -> dict[str, dict[str, float]]:
     """``rss`` and ``uss`` in MiB after the imports and at the end, and ``rss`` at the peak."""
     notebook = read(path)
     codes = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
-    imports = codes[1] + 1  # behind the set-up cell stands the one with the imports
+    imports = codes[1] + 1  # the cell with the imports follows the set-up cell
     notebook.cells.insert(imports, v4.new_code_cell(PROBE))
     notebook.cells.append(v4.new_code_cell(PROBE))
     with tempfile.TemporaryDirectory() as home:

@@ -1,10 +1,10 @@
-"""What a student gains that takes over its teacher's layers, not its embeddings alone.
+"""What a student gains from its teacher's layers, not only its embeddings.
 
     python tools/measure_layers.py --data DIR [--tweets 4000] [--seeds 3]
 
-The student has the width of the small teacher that comes with the course, so that layers fit, and
-half as many of them: those that it would learn from. Both starts have the teacher's embeddings and
-are fine-tuned on labels alone. The interval is a paired bootstrap over tweets and seeds.
+The student has the width of the course's small teacher, so that layers fit, and half as many
+layers: those that it would learn from. Both starts have the teacher's embeddings and are fine-tuned
+only on labels. The interval is a paired bootstrap over tweets and seeds.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from transformers import PreTrainedModel, set_seed
 from comet_lib.attention import layer_map
 from comet_lib.data import load_sentiment, unseen
 from comet_lib.evaluation import mean_weighted_f1
-from comet_lib.initialise import copy_layers
 from comet_lib.lab.comparison import compared, f1_draws
-from comet_lib.models import build_student, load_model, load_tokenizer
+from comet_lib.loading import load_model, load_tokenizer
+from comet_lib.models import build_student, copy_layers
 from comet_lib.profiles import get_profile
 from comet_lib.recipe import teacher_probabilities
 from comet_lib.training import fine_tune
@@ -32,7 +32,7 @@ RATE = 1e-3  # a third of the narrow student's: this one is two and a half times
 
 
 def student_of(teacher: PreTrainedModel, layers: bool) -> PreTrainedModel:
-    """Half the teacher's layers over its embeddings, taken over too (``layers``) or random."""
+    """The teacher's embeddings under half as many layers: its own (``layers``) or random ones."""
     config = type(teacher.config)(**teacher.config.to_dict())
     config.num_hidden_layers = teacher.config.num_hidden_layers // 2
     student = build_student(config)
@@ -45,10 +45,10 @@ def student_of(teacher: PreTrainedModel, layers: bool) -> PreTrainedModel:
 
 def main(
     data: Annotated[Path, typer.Option(help="Folder with afrisenti/.")],
-    tweets: Annotated[int, typer.Option(min=10, help="Training tweets a language.")] = 4000,
+    tweets: Annotated[int, typer.Option(min=10, help="Training tweets per language.")] = 4000,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each start.")] = 3,
 ) -> None:
-    """What a student gains that takes over its teacher's layers, not its embeddings alone."""
+    """What a student gains from its teacher's layers, not only its embeddings."""
     profile = get_profile("laptop", data).with_(train_limit=tweets)
     profile = profile.with_(stage2=replace(profile.stage2, learning_rate=RATE))
     table = load_sentiment(profile)

@@ -1,9 +1,9 @@
-"""Let another virtual environment find this one's packages, behind its own.
+"""Let another virtual environment find this one's packages after its own.
 
     .venv/bin/python tools/share_packages.py OTHER
 
-A ``.pth`` file in OTHER names this environment's folder of packages; what is installed in OTHER
-itself comes first. So torch is not fetched a second time for a test with other versions.
+A ``.pth`` file in OTHER names this environment's package folder. Packages installed in OTHER itself
+come first. So a test with other versions need not download torch a second time.
 """
 
 import sys

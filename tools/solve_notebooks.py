@@ -3,9 +3,9 @@
     python tools/solve_notebooks.py --out DIR --run notebooks/*.ipynb
 
 In a copy, each stub (a code cell with the tag ``exercise`` whose first line is
-``# exercise: NAME``) holds the code of the solution that stands below it, in the Python fence of
-``<details><summary>Solution</summary>``. With ``--run`` the copies are executed on the tiny
-profile with ``COMET_STRICT=1``, under which an exercise that is open or wrong is an error.
+``# exercise: NAME``) holds the solution below it: the code in the Python fence of
+``<details><summary>Solution</summary>``. With ``--run`` the copies run on the tiny profile with
+``COMET_STRICT=1``, which makes an open or wrong exercise an error.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def exercise_name(cell: NotebookNode) -> str | None:
 
 
 def details(source: str, summary: str) -> str | None:
-    """What stands in the ``<details>`` of that summary in a markdown cell, or None."""
+    """The content of the ``<details>`` with that summary in a markdown cell, or None."""
     for match in DETAILS.finditer(source):
         if match.group(1).strip() == summary:
             return match.group(2)
@@ -47,7 +47,7 @@ def details(source: str, summary: str) -> str | None:
 
 
 def solution_below(cells: Sequence[NotebookNode], stub: int) -> str | None:
-    """The solution's code for the stub at that index: looked for up to the next stub."""
+    """The solution's code for the stub at that index, searched for up to the next stub."""
     for cell in cells[stub + 1 :]:
         if is_stub(cell):
             return None
@@ -89,7 +89,7 @@ def solve(notebook: NotebookNode, name: str = "notebook") -> NotebookNode:
 def run_strictly(
     notebook: NotebookNode, folder: Path, timeout: int, name: str, profile: str = "tiny"
 ) -> Run:
-    """Execute in ``folder`` with ``COMET_STRICT=1`` and a home of its own."""
+    """Execute in ``folder`` with ``COMET_STRICT=1`` and its own home."""
     with tempfile.TemporaryDirectory(prefix="comet-home-") as home:
         env = environment(profile, None, Path(home), strict=True)
         return run(notebook, folder, env, timeout, name)

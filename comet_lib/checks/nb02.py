@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from comet_lib import models
 from comet_lib.checks.draws import generator, whole
 from comet_lib.checks.framework import Answer, Draws, Misconception, Slip, exercise
-from comet_lib.widgets import budget
 
 Draw = tuple[int, ...]
 
@@ -43,7 +43,7 @@ def _odd_size(source: torch.Generator) -> Draw:
     return vocabulary, 2 * whole(source, 150, 500) + 1, longest
 
 
-_embedding = partial(_miscount, budget.embedding_parameters)
+_embedding = partial(_miscount, models.embedding_parameters)
 
 
 @exercise(
@@ -100,11 +100,11 @@ _embedding = partial(_miscount, budget.embedding_parameters)
             "They are two tables, one below the other: add their rows.",
         ),
     },
-    extra=_exact(budget.embedding_parameters, _odd_size),
+    extra=_exact(models.embedding_parameters, _odd_size),
 )
 def embedding_parameters(vocab_size: int, hidden: int, max_length: int) -> int:
     """Parameters of XLM-R's embedding block."""
-    return budget.embedding_parameters(vocab_size, hidden, max_length)
+    return models.embedding_parameters(vocab_size, hidden, max_length)
 
 
 def _layer_sizes(source: torch.Generator) -> tuple[int, int, int]:
@@ -119,7 +119,7 @@ def _large_layer(source: torch.Generator) -> Draw:
     return heads * whole(source, 90, 120), whole(source, 3000, 5000), heads
 
 
-_layer = partial(_miscount, budget.layer_parameters)
+_layer = partial(_miscount, models.layer_parameters)
 
 
 @exercise(
@@ -179,11 +179,11 @@ _layer = partial(_miscount, budget.layer_parameters)
             "Add six biases and two LayerNorms (each a scale and a shift).",
         ),
     },
-    extra=_exact(budget.layer_parameters, _large_layer),
+    extra=_exact(models.layer_parameters, _large_layer),
 )
 def layer_parameters(hidden: int, intermediate: int, heads: int = 1) -> int:
     """Parameters of one encoder layer."""
-    return budget.layer_parameters(hidden, intermediate, heads)
+    return models.layer_parameters(hidden, intermediate, heads)
 
 
 def _encoders(source: torch.Generator) -> Draws:
@@ -202,8 +202,8 @@ def _large_encoder(source: torch.Generator) -> Draw:
     return vocabulary, hidden, layers, heads, 2 * whole(source, 1500, 2500) + 1, longest
 
 
-_whole_encoder = partial(_miscount, budget.encoder_parameters)
-_one_embedding, _one_layer = budget.embedding_parameters, budget.layer_parameters
+_whole_encoder = partial(_miscount, models.encoder_parameters)
+_one_embedding, _one_layer = models.embedding_parameters, models.layer_parameters
 
 
 @exercise(
@@ -257,13 +257,13 @@ _one_embedding, _one_layer = budget.embedding_parameters, budget.layer_parameter
             "A masked-LM head would share it, and this encoder has no head at all.",
         ),
     },
-    extra=_exact(budget.encoder_parameters, _large_encoder),
+    extra=_exact(models.encoder_parameters, _large_encoder),
 )
 def student_parameters(
     vocab_size: int, hidden: int, layers: int, heads: int, intermediate: int, max_length: int
 ) -> int:
     """Parameters of the whole encoder."""
-    return budget.encoder_parameters(vocab_size, hidden, layers, heads, intermediate, max_length)
+    return models.encoder_parameters(vocab_size, hidden, layers, heads, intermediate, max_length)
 
 
 def _flops(
@@ -341,8 +341,8 @@ def _large_flops(source: torch.Generator) -> Draw:
             partial(_flops, vectors=1), "Take only the matrices, not all of layer_parameters."
         ),
     },
-    extra=_exact(budget.flops_per_token, _large_flops),
+    extra=_exact(models.flops_per_token, _large_flops),
 )
 def flops_per_token(hidden: int, intermediate: int, layers: int, length: int) -> int:
     """Forward FLOPs of the layers for one token."""
-    return budget.flops_per_token(hidden, intermediate, layers, length)
+    return models.flops_per_token(hidden, intermediate, layers, length)

@@ -15,7 +15,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,34 +31,34 @@ import comet_lib
 from comet_lib import evaluation
 from comet_lib.attention import layer_map
 from comet_lib.batches import tokenise
-from comet_lib.data import find_source, load_sentiment, load_text, unseen
+from comet_lib.data import find_source, load_sentiment, unseen
 from comet_lib.errors import CometError
-from comet_lib.files import read_json, whole_file, whole_folder, write_text
-from comet_lib.initialise import initialise_embeddings
+from comet_lib.files import claim, whole_folder, write_text
 from comet_lib.lab.comparison import pack, read_runs
 from comet_lib.lab.variants import VARIANTS, Variant
+from comet_lib.loading import load_model, load_pair
 from comet_lib.losses import mean_of_teachers
-from comet_lib.models import build_student, load_model, load_tokenizer, quiet, same_body
-from comet_lib.objectives import Guided, TeacherStates, ask_states, projected
+from comet_lib.models import build_student, initialise_embeddings, quiet, same_body
+from comet_lib.objectives import TERMS
 from comet_lib.processes import give_back_memory
 from comet_lib.profiles import Profile
 from comet_lib.recipe import soft_targets, student_config, teacher_probabilities
 from comet_lib.targets import class_probabilities, cross_fit, tfidf_classifier
-from comet_lib.teacher import CacheSettings, fingerprint
-from comet_lib.training import TaskSpecific, distil_task_agnostic, fine_tune
+from comet_lib.teacher import Questions, fingerprint
+from comet_lib.text import load_text
+from comet_lib.training import distil_task_agnostic, fine_tune
 
 # --------------------------------------------------------------------------- one run
 
 
 class Laboratory:
-    """What all runs share, each made once: data, teacher, soft targets, states, stage 1."""
+    """What all runs share, each computed once: data, teacher, soft targets, stage 1."""
 
     def __init__(self, profile: Profile, work: Path, variants: Sequence[Variant]) -> None:
         self.profile, self.work, self.variants = profile, work, variants
         self.source = find_source(profile)
         self.data = load_sentiment(profile, source=self.source)
-        self.tokenizer = load_tokenizer(profile.sentiment_teacher)
-        self.teacher = load_model(profile.sentiment_teacher, "sentiment")
+        self.teacher, self.tokenizer = load_pair(profile.sentiment_teacher)
         self.config = student_config(profile, self.teacher)
         self.splits = {"dev": unseen(self.data["dev"]), "test": self.data["test"]}
         train = self.data["train"]
@@ -76,12 +76,7 @@ class Laboratory:
         kept = ("languages", "train_limit", "max_length", "student", "stage1", "stage2", "folds",
                 "text_limit", "default_text_limit", "teacher_weight")  # fmt: skip
         values = self.profile.as_dict()
-        mark = fingerprint(
-            self.table,
-            self.teacher,
-            self.tokenizer,
-            CacheSettings((), 1.0, 0, self.profile.max_length),
-        )
+        mark = fingerprint(self.table, self.teacher, self.tokenizer, Questions())
         truth = {
             split: {
                 "labels": pack(np.asarray(table["label"][:])),
@@ -122,50 +117,41 @@ class Laboratory:
         return known
 
     def targets(self, share: float) -> dict[str, np.ndarray]:
-        """Soft targets (N, 3) by teacher. TF-IDF sees the known labels alone: out of fold where a
+        """Soft targets (N, 3) by teacher. TF-IDF sees only the known labels: out of fold where a
         label is known, by a model of all known ones elsewhere. The neural teacher comes as it is:
         it has seen all labels."""
-        path = self.work / f"targets-{share:g}.npz"
-        if share not in self._targets and not path.is_file():
+        if share not in self._targets:
             known = self.known(share)
             at, rest = np.flatnonzero(known), np.flatnonzero(~known)
             ngrams = np.zeros((len(known), 3))
-            ngrams[at], _ = cross_fit(
+            ngrams[at] = cross_fit(
                 [self.texts[i] for i in at],
                 self.labels[at].tolist(),
                 [self.languages[i] for i in at],
                 self.profile.folds,
-            )
+            ).probabilities
             for language in self.profile.languages if len(rest) else ():
                 own, others = (
                     [int(i) for i in rows if self.languages[i] == language] for rows in (at, rest)
                 )
                 model = tfidf_classifier().fit([self.texts[i] for i in own], self.labels[own])
                 ngrams[others] = class_probabilities(model, [self.texts[i] for i in others])
-            teacher = teacher_probabilities(self.teacher, self.tokenizer, self.texts, self.profile)
-            with whole_file(path) as made, made.open("wb") as file:
-                np.savez(file, tfidf=ngrams, teacher=teacher)
-        if share not in self._targets:
-            with np.load(path) as kept:
-                tfidf, teacher = kept["tfidf"], kept["teacher"]
             weight = self.profile.teacher_weight
             both = mean_of_teachers(
-                [torch.from_numpy(tfidf), torch.from_numpy(teacher)], [1 - weight, weight]
+                [torch.from_numpy(ngrams), torch.from_numpy(self.teacher_answers)],
+                [1 - weight, weight],
             )
-            self._targets[share] = {"tfidf": tfidf, "teacher": teacher, "both": both.numpy()}
+            self._targets[share] = {
+                "tfidf": ngrams,
+                "teacher": self.teacher_answers,
+                "both": both.numpy(),
+            }
         return self._targets[share]
 
     @cached_property
-    def states(self) -> TeacherStates:
-        layers = [j for v in self.variants if v.term for j in self.matches(v.layers).values()]
-        return ask_states(
-            self.work / "states",
-            self.table,
-            self.teacher,
-            self.tokenizer,
-            layers,
-            self.profile.max_length,
-        )
+    def teacher_answers(self) -> np.ndarray:
+        """The sentiment teacher's (N, 3) probabilities for the training tweets."""
+        return teacher_probabilities(self.teacher, self.tokenizer, self.texts, self.profile)
 
     @cached_property
     def spliced(self) -> Dataset:
@@ -178,9 +164,12 @@ class Laboratory:
         folder = self.work / f"stage1-{kind}-{seed}"
         if not (folder / "config.json").is_file():
             stage = self.profile.stage1
-            profile = self.profile.with_(
-                seed=seed, stage1=replace(stage, alpha=1.0 if kind == "soft" else stage.alpha)
-            )
+            stage = {
+                "soft": replace(stage, alpha=1.0),
+                "mse": replace(stage, terms={"attention_mse": 1 - stage.alpha}),
+                "kl": stage,
+            }[kind]
+            profile = self.profile.with_(seed=seed, stage1=stage)
             set_seed(seed)
             student = build_student(self.config, "masked-lm")
             teacher = load_model(self.profile.teacher, "masked-lm")
@@ -190,14 +179,13 @@ class Laboratory:
                     student,
                     teacher,
                     self.tokenizer,
-                    load_text(profile, source=self.source)["text"][:],
+                    load_text(profile, source=self.source),
                     profile,
                     self.work / "trainer",
-                    kind="mse" if kind == "mse" else "kl",
                     disable_tqdm=True,
                 )
-                with whole_folder(folder) as made:
-                    student.save_pretrained(made)
+                with whole_folder(folder) as temporary:
+                    student.save_pretrained(temporary)
             shutil.rmtree(self.work / "trainer", ignore_errors=True)
         return load_model(folder, "masked-lm")
 
@@ -212,8 +200,6 @@ class Laboratory:
             columns["teacher_probs"] = self.targets(variant.labels)[variant.soft].astype(np.float32)
         else:
             rows = np.resize(np.flatnonzero(known), len(rows))
-        if variant.term:
-            columns["row"] = rows
         return Dataset.from_dict(
             {
                 "text": [self.texts[i] for i in rows],
@@ -226,13 +212,13 @@ class Laboratory:
         """Train one student and return its line."""
         start = time.perf_counter()
         stage = self.profile.stage2
-        given = {
+        given: dict[str, Any] = {
             name: value
             for name in ("alpha", "temperature")
             if (value := getattr(variant, name)) is not None
         }
+        given["terms"] = {variant.term: variant.weight} if variant.term else {}
         stage = replace(stage, **given)
-        train = self.train_table(variant)
         body = self.agnostic(variant.stage1, seed) if variant.stage1 else None
         set_seed(seed)
         student = build_student(self.config)
@@ -240,22 +226,19 @@ class Laboratory:
             same_body(student, body)
         elif variant.embeddings:
             initialise_embeddings(student, self.teacher)
-        objective: Any = TaskSpecific(stage.temperature, stage.alpha)
-        matches = self.matches(variant.layers)
-        width = self.states.width if variant.term else 0
-        if variant.term:
-            heads = self.config.num_attention_heads
-            objective = Guided(objective, self.states, variant.term, matches, variant.weight, heads)
+        looks_at = TERMS[variant.term].looks_at if variant.term else ""
         folder = self.work / "trainer"
-        with quiet(), projected(student, variant.term, len(matches), width):
+        with quiet():
             log = fine_tune(
                 student,
                 self.tokenizer,
-                train,
+                self.train_table(variant),
                 self.splits["dev"],
                 self.profile.with_(stage2=stage, seed=seed),
                 folder,
-                objective=objective,
+                teacher=self.teacher,
+                matches=self.matches(variant.layers),
+                cache=self.work / f"answers-{looks_at}-{variant.layers}-{variant.splices:g}",
                 disable_tqdm=True,
             )
         shutil.rmtree(folder, ignore_errors=True)
@@ -300,22 +283,27 @@ def ablate(
     """
     output = Path(output)
     path, work = output / "runs.jsonl", output / "work"
-    work.mkdir(parents=True, exist_ok=True)
     laboratory = Laboratory(profile, work, variants)
     header = laboratory.header()
     runs: list[dict[str, Any]] = []
     if path.is_file():
         old, runs = read_runs(path)
         differ = [k for k in header["settings"] if old["settings"].get(k) != header["settings"][k]]
-        _refuse(path, differ + ["dev or test"] * (old["truth"] != header["truth"]))
-        for run in runs:
-            now = {v.name: v for v in variants}.get(run["variant"])
-            if now is not None:
-                was = run["settings"]
-                _refuse(path, [f"{now.name}: {k}" for k, v in _matter(now).items() if was[k] != v])
+        differ += ["dev or test"] * (old["truth"] != header["truth"])
+        now = {v.name: _matter(v) for v in variants}
+        differ += [
+            f"{run['variant']}: {k}"
+            for run in runs
+            for k, v in now.get(run["variant"], {}).items()
+            if run["settings"][k] != v
+        ]
+        if differ:
+            raise CometError(
+                f"{path} holds runs with other settings ({', '.join(differ)}): choose another "
+                "--output, or delete the folder"
+            )
         header = old  # with the versions of the first run
-    # Targets on disk are another run's if there is no file of runs, or its settings are the same.
-    _claim_work(work, header["settings"])
+    claim(work / "settings.json", header["settings"])
     done = {(run["variant"], run["seed"]) for run in runs}
     order = [
         (v, seed)
@@ -340,20 +328,3 @@ def _matter(variant: Variant) -> dict[str, Any]:
     """What a variant does, without its caption, its place in the order and its comparisons."""
     shown = ("about", "first", "against", "base")
     return {k: v for k, v in asdict(variant).items() if k not in shown}
-
-
-def _refuse(path: Path, differ: Sequence[str]) -> None:
-    if differ:
-        raise CometError(
-            f"{path} holds runs with other settings ({', '.join(differ)}): choose another "
-            "--output, or delete the folder"
-        )
-
-
-def _claim_work(work: Path, settings: Mapping[str, Any]) -> None:
-    """Empty the working folder if what it holds was made with other settings."""
-    path = work / "settings.json"
-    if path.is_file() and read_json(path) == settings:
-        return
-    shutil.rmtree(work)
-    write_text(path, json.dumps(settings, indent=1) + "\n")

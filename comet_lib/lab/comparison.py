@@ -1,7 +1,7 @@
 """Which differences between an ablation's runs are real: read, resample, correct, tabulate.
 
-``runs.jsonl`` holds a line of settings and right labels, then a line for each run with its
-predictions (:mod:`comet_lib.lab.ablation` writes it), so every comparison can be made afterwards.
+The first line of ``runs.jsonl`` holds settings and true labels, every other line a run with its
+predictions (:mod:`comet_lib.lab.ablation` writes it), so any comparison can be computed later.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from comet_lib import evaluation, plots
 from comet_lib.errors import CometError
 from comet_lib.files import write_text
 from comet_lib.lab.variants import CONTROL, VARIANTS
+from comet_lib.report import markdown_table
 
 
 def pack(values: np.ndarray) -> str:
@@ -36,11 +37,13 @@ def read_runs(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The header and the runs of a ``runs.jsonl``.
 
     Raises:
-        CometError: no file, no runs in it, or what is no header, no run or no prediction.
+        CometError: no file, no runs in it, or a damaged header, run or prediction.
     """
     path = Path(path)
     if not path.is_file():
-        raise CometError(f"{path}: is not there; run ablate without --summary, or check --output")
+        raise CometError(
+            f"{path}: is not there; run lab ablate without --summary, or check --output"
+        )
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         header, *runs = [json.loads(line) for line in lines]
@@ -51,7 +54,7 @@ def read_runs(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _check_runs(header: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> None:
-    """Raise if a part is missing, or a prediction is none of the labels of that many tweets."""
+    """Raise if a part is missing, or a prediction does not fit the tweets and their labels."""
     if not (runs and isinstance(header, dict) and {"settings", "truth", "versions"} <= set(header)):
         raise ValueError("no runs")
     for run in runs:
@@ -70,8 +73,8 @@ def _check_runs(header: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) ->
 def holm(p: Sequence[float]) -> list[float]:
     """Adjusted p-values of m tests (Holm 1979): the i-th smallest times m - i + 1, never falling.
 
-    Whatever depends on what, the chance of one false find or more among those below 5 % is at
-    most 5 %.
+    However the tests depend on each other, the chance of one or more false finds among those below
+    5 % is at most 5 %.
     """
     adjusted, largest = [0.0] * len(p), 0.0
     for rank, i in enumerate(np.argsort(p, kind="stable")):
@@ -104,24 +107,26 @@ def f1_draws(
     return total
 
 
+#: What a variant is compared with: key of the row, field that names the other, the usual other.
+DIFFERENCES = (("difference", "against", CONTROL), ("added", "base", "both"))
+
+
 def summarise(path: str | Path, draws: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
-    """One row a variant, in the order of :data:`VARIANTS`, others behind.
+    """One row per variant, in the order of :data:`VARIANTS`, others last.
 
     Keys: ``variant``, ``about``, ``against``, ``base``, ``seeds``; ``dev`` and ``test``, each with
-    ``mean`` (over seeds, of mean weighted F1) and ``ci95``, and, where the other variant is there,
+    ``mean`` (over seeds, of mean weighted F1) and ``ci95``, and, where the other variant was run,
     ``difference`` (from ``against``, the same without distillation) and ``added`` (from ``base``,
-    the same but for one thing). These hold ``mean`` over the seeds that both have, ``each``
+    the same but for one thing). Those hold ``mean`` over the seeds that both have, ``each``
     seed's, ``ci95``, ``p`` and ``holm``, the p-value corrected for all of its kind and split.
 
-    The bootstrap draws tweets and seeds, both sides of a difference with the same tweets and the
+    The bootstrap draws tweets and seeds; both sides of a difference get the same tweets and the
     same seeds. Three seeds say little about all seeds: the variance of S drawn seeds is too small
-    by (S - 1) / S on average, so intervals are rather too narrow than too wide.
+    by (S - 1) / S on average, so intervals are too narrow rather than too wide.
     """
     header, runs = read_runs(path)
     known = {v.name: asdict(v) for v in VARIANTS}
-    order = list(known)
     settings = {r["variant"]: {**r["settings"], **known.get(r["variant"], {})} for r in runs}
-    names = sorted(settings, key=lambda n: order.index(n) if n in known else len(order))
     at = {(run["variant"], run["seed"]): i for i, run in enumerate(runs)}
     rows: list[dict[str, Any]] = [
         {
@@ -129,7 +134,8 @@ def summarise(path: str | Path, draws: int = 2000, seed: int = 0) -> list[dict[s
             **{key: settings[name].get(key, "") for key in ("about", "against", "base")},
             "seeds": sum(1 for n, _ in at if n == name),
         }
-        for name in names
+        for name in dict.fromkeys([*known, *settings])
+        if name in settings
     ]
     for split in ("dev", "test"):
         labels, languages = (unpack(header["truth"][split][x]) for x in ("labels", "languages"))
@@ -145,24 +151,23 @@ def summarise(path: str | Path, draws: int = 2000, seed: int = 0) -> list[dict[s
                 "mean": float(scores[ours].mean()),
                 "ci95": evaluation.interval(_over_seeds(drawn[:, ours], rng)),
             }
-        for kind, other in (("difference", "against"), ("added", "base")):
+        for kind, other, _ in DIFFERENCES:
             tests = []
             for row in rows:
-                pair = (row["variant"], row[other])
-                both = [s for n, s in at if n == pair[0] and (pair[1], s) in at]
-                if pair[0] != pair[1] and both:
-                    a, b = ([at[n, s] for s in both] for n in pair)
-                    row[split][kind] = compared(
-                        scores[a] - scores[b], drawn[:, a] - drawn[:, b], rng
-                    )
-                    tests.append(row[split][kind])
+                name, their = row["variant"], row[other]
+                both = [s for n, s in at if n == name and (their, s) in at]
+                if name != their and both:
+                    a, b = [at[name, s] for s in both], [at[their, s] for s in both]
+                    test = compared(scores[a] - scores[b], drawn[:, a] - drawn[:, b], rng)
+                    row[split][kind] = test
+                    tests.append(test)
             for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
                 test["holm"] = p
     return rows
 
 
 def compared(each: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-    """A difference by seed (S,), and drawn anew (draws, S); p as in evaluation's."""
+    """A difference by seed (S,) and its bootstrap draws (draws, S); p as in ``evaluation``."""
     delta = _over_seeds(drawn, rng)
     tail = min((delta <= 0).mean(), (delta >= 0).mean())
     return {
@@ -180,42 +185,39 @@ def _over_seeds(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def table_text(rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> str:
     """The summary as Markdown, with the settings it holds for."""
-    settings, versions = header["settings"], header["versions"]
-    stage = settings["stage2"]
-    seeds = sorted({row["seeds"] for row in rows})
-    lines = [
-        "# Which part pays? (`python -m comet_lib ablate`)",
-        "",
-        f"Profile {settings['profile']}, {settings['source']}, {settings['training tweets']:,} "
-        f"training tweets (at most {settings['train_limit'] or 'all'} a language), stage 2 of "
-        f"{stage['epochs']} epochs, batch {stage['batch_size']}, alpha {stage['alpha']}, "
-        f"temperature {stage['temperature']}; every student starts from its teacher's embeddings, "
-        "no stage 1 and no spliced tweets but where a row says so. Seeds: "
-        f"{' to '.join(str(n) for n in sorted({seeds[0], seeds[-1]}))}. Mean weighted F1 in "
-        "percent, differences in points on the test split, paired. Brackets: 95 % interval, "
-        "bootstrap over tweets and seeds; p after Holm's correction over the column."
-        + " One seed says nothing about others: its interval is over tweets alone."
-        * (seeds[0] == 1),
-        "",
-        "| variant | what | seeds | dev | test | distillation adds | p | the one change adds | p |",
-        "|" + "---|" * 9,
-    ]
+    settings, stage = header["settings"], header["settings"]["stage2"]
+    counts = [row["seeds"] for row in rows]
+    seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
+    alone = " One seed says nothing about others: its interval covers tweets only."
+    lines = []
     for row in rows:
         test = row["test"]
-        low, high = test["ci95"]
-        cells = [row["variant"], row["about"], str(row["seeds"]), f"{row['dev']['mean']:.1f}"]
-        cells.append(f"{test['mean']:.1f} ({low:.1f} to {high:.1f})")
-        for kind, other, usual in (("difference", "against", CONTROL), ("added", "base", "both")):
+        cells = [row["variant"], row["about"], row["seeds"], f"{row['dev']['mean']:.1f}"]
+        cells.append("{:.1f} ({:.1f} to {:.1f})".format(test["mean"], *test["ci95"]))
+        for kind, other, usual in DIFFERENCES:
             if kind not in test:
                 cells += ["", ""]
                 continue
-            low, high = test[kind]["ci95"]
+            text = "{:+z.1f} ({:+z.1f} to {:+z.1f})".format(test[kind]["mean"], *test[kind]["ci95"])
             to = "" if row[other] == usual else f", against {row[other]}"
-            cells.append(f"{test[kind]['mean']:+z.1f} ({low:+z.1f} to {high:+z.1f}){to}")
-            cells.append(f"{test[kind]['holm']:.3f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()) + "."]
-    return "\n".join(lines) + "\n"
+            cells += [text + to, f"{test[kind]['holm']:.3f}"]
+        lines.append(cells)
+    head = ["variant", "what", "seeds", "dev", "test"]
+    table = markdown_table([*head, "distillation adds", "p", "the one change adds", "p"], lines)
+    return f"""# Which part pays? (`python -m comet_lib lab ablate`)
+
+Profile {settings["profile"]}, {settings["source"]}, {settings["training tweets"]:,} training \
+tweets (at most {settings["train_limit"] or "all"} per language), stage 2 of {stage["epochs"]} \
+epochs, batch {stage["batch_size"]}, alpha {stage["alpha"]}, temperature {stage["temperature"]}. \
+Every student starts from its teacher's embeddings, without stage 1 and spliced tweets, unless its \
+row says otherwise. Seeds: {seeds}. Mean weighted F1 in percent; differences in points on the test \
+split, paired. Brackets: 95 % interval, bootstrap over tweets and seeds; p after Holm's correction \
+over the column.{alone * (min(counts) == 1)}
+
+{table}
+
+Versions: {", ".join(f"{name} {version}" for name, version in header["versions"].items())}.
+"""
 
 
 def write_summary(output: str | Path) -> str:

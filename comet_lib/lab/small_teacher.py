@@ -1,16 +1,16 @@
-"""The bundled mini teacher, and the script that makes it: one encoder with two heads.
+"""The recipe of the bundled small teacher: one encoder with two heads.
 
 An XLM-R-shaped encoder with its own unigram vocabulary learns two things at once from the same
 batches of AfriSenti's training tweets: to fill in masked pieces, and to tell sentiment, from
 labels and from cross-fitted TF-IDF soft targets, on real and on spliced tweets. Both heads are
 stored in one file, so ``AutoModelForMaskedLM`` and ``AutoModelForSequenceClassification`` both
-load it. No other text is used, for the weights' licence (CC BY 4.0) to stay clear.
+load it. It uses no other text, which keeps the weights' licence (CC BY 4.0) clear.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,16 @@ from transformers import PreTrainedTokenizerFast, XLMRobertaForMaskedLM, set_see
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaClassificationHead
 
 from comet_lib import evaluation
+from comet_lib.batches import SentimentCollator, tokenise
 from comet_lib.data import load_sentiment, unseen
-from comet_lib.files import whole_folder, write_json
+from comet_lib.files import read_json, whole_folder, write_json
 from comet_lib.losses import hybrid_loss, soft_target_loss_from_probs
 from comet_lib.models import count_parameters, xlmr_config
+from comet_lib.objectives import hard_labels
 from comet_lib.profiles import Profile, Stage
 from comet_lib.recipe import claim
-from comet_lib.targets import cross_fit_and_splice
-from comet_lib.training import (
-    DistillationTrainer,
-    SentimentCollator,
-    last_checkpoint,
-    tokenise,
-    training_arguments,
-)
+from comet_lib.targets import cross_fit
+from comet_lib.training import DistillationTrainer, history, last_checkpoint, training_arguments
 
 VOCABULARY = 24_000
 SIZES = {
@@ -56,9 +52,9 @@ SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCABULARY) -> PreTrainedTokenizerFast:
     """A lower-casing unigram tokenizer (Kudo 2018) in XLM-R's format; tone marks are kept (NFC).
 
-    Not the same from call to call: the trainer meets the words in a random order, and the pieces'
-    scores, which order their ids, come out a little different. A teacher built again is another
-    draw, not the bundled one to the bit.
+    It differs from call to call: the trainer meets the words in a random order, so the pieces'
+    scores, which order their ids, vary a little. A rebuilt teacher is another draw, not a copy of
+    the bundled one.
     """
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -81,13 +77,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCABULARY) -> PreTr
     tokenizer.decoder = decoders.Metaspace()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token="<s>",
-        cls_token="<s>",
-        eos_token="</s>",
-        sep_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        mask_token="<mask>",
+        **dict.fromkeys(("bos_token", "cls_token"), "<s>"),
+        **dict.fromkeys(("eos_token", "sep_token"), "</s>"),
+        **{f"{name}_token": f"<{name}>" for name in ("pad", "unk", "mask")},
         model_max_length=128,
         model_input_names=["input_ids", "attention_mask"],
     )
@@ -102,17 +94,18 @@ class TwoHeads(XLMRobertaForMaskedLM):
         self.post_init()
 
 
+@dataclass
 class BothTasks:
-    """One forward over masked tweets: sentiment from <s>, masked-LM from the masked positions.
+    """The training's terms over masked tweets: sentiment from <s>, masked-LM at masked positions.
 
-    In evaluation nothing is masked and the sentiment logits alone are given.
+    In evaluation nothing is masked, and there are only sentiment logits.
     """
 
-    def __init__(self, mask_id: int, temperature: float, alpha: float, mlm_weight: float) -> None:
-        self.mask_id, self.temperature = mask_id, temperature
-        self.alpha, self.mlm_weight = alpha, mlm_weight
+    mask_id: int
+    stage: Stage = STAGE
+    mlm_weight: float = MLM_WEIGHT
 
-    def __call__(self, model: Any, batch: dict[str, Tensor]) -> dict[str, Any]:
+    def __call__(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         ids, labels = batch["input_ids"], batch["labels"]
         inputs, masked = ids, torch.zeros_like(ids, dtype=torch.bool)
         if model.training:
@@ -120,14 +113,13 @@ class BothTasks:
             inputs = ids.masked_fill(masked, self.mask_id)
         hidden = model.roberta(inputs, attention_mask=batch["attention_mask"]).last_hidden_state
         logits = model.classifier(hidden).float()
-        known = labels != -100
-        hard = F.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0
+        hard = hard_labels(logits, labels, labels != -100)
         if not model.training:
             return {"loss": hard, "logits": logits}
-        soft = soft_target_loss_from_probs(logits, batch["teacher_probs"], self.temperature)
+        soft = soft_target_loss_from_probs(logits, batch["teacher_probs"], self.stage.temperature)
         mlm = F.cross_entropy(model.lm_head(hidden[masked]).float(), ids[masked])
         return {
-            "loss": hybrid_loss(soft, hard, self.alpha) + self.mlm_weight * mlm,
+            "loss": hybrid_loss(soft, hard, self.stage.alpha) + self.mlm_weight * mlm,
             "soft_targets": soft.detach(),
             "hard_labels": hard.detach(),
             "masked_lm": mlm.detach(),
@@ -138,7 +130,7 @@ def build(profile: Profile, output: str | Path, say: Callable[[str], None] = pri
     """Train the tokenizer and the teacher on ``profile``'s AfriSenti and save them to ``output``.
 
     The last epoch is kept; dev (without the rows seen in train) is only reported. Weights are
-    stored in fp16. Called again, it goes on from the last checkpoint.
+    stored in fp16. Called again, it resumes from the last checkpoint.
 
     Raises:
         CometError: ``output`` holds a run of another seed or other data.
@@ -148,29 +140,27 @@ def build(profile: Profile, output: str | Path, say: Callable[[str], None] = pri
     data = load_sentiment(profile)
     claim(output, profile)
     train, dev = data["train"], unseen(data["dev"])
-    texts, languages = train["text"][:], train["language"][:]
+    texts, labels = train["text"][:], train["label"][:]
     say(f"tokenizer: {VOCABULARY:,} pieces from {len(texts):,} tweets")
     tokenizer = train_tokenizer(texts)
     say("soft targets: TF-IDF, out of fold")
-    targets, made, made_targets, _ = cross_fit_and_splice(
-        texts, train["label"][:], languages, SPLICES, profile.folds, profile.seed
-    )
+    soft = cross_fit(texts, labels, train["language"][:], profile.folds, profile.seed, SPLICES)
+    probabilities = np.concatenate([soft.probabilities, soft.text_probabilities])
     table = tokenise(
-        [*texts, *made],
+        [*texts, *soft.texts],
         tokenizer,
         profile.max_length,
-        labels=[*train["label"][:], *[-100] * len(made)],
-        teacher_probs=np.concatenate([targets, made_targets]).astype(np.float32),
+        labels=[*labels, *[-100] * len(soft.texts)],
+        teacher_probs=probabilities.astype(np.float32),
     )
     say(f"training on {len(table):,} tweets")
     set_seed(profile.seed)
-    config = xlmr_config(SIZES, len(tokenizer), max_length=128)
-    model = TwoHeads(config)
-    dev_languages = np.asarray(dev["language"][:])
+    model = TwoHeads(xlmr_config(SIZES, len(tokenizer), max_length=128))
+    languages = np.asarray(dev["language"][:])
 
     def metrics(prediction: Any) -> dict[str, float]:
         guess = np.asarray(prediction.predictions).argmax(-1)
-        return evaluation.mean_weighted_f1(np.asarray(prediction.label_ids), guess, dev_languages)
+        return evaluation.mean_weighted_f1(np.asarray(prediction.label_ids), guess, languages)
 
     trainer = DistillationTrainer(
         model=model,
@@ -180,26 +170,24 @@ def build(profile: Profile, output: str | Path, say: Callable[[str], None] = pri
             dev["text"][:], tokenizer, profile.max_length, labels=dev["label"][:]
         ),
         data_collator=SentimentCollator(tokenizer),
-        objective=BothTasks(tokenizer.mask_token_id, STAGE.temperature, STAGE.alpha, MLM_WEIGHT),
+        terms_of=BothTasks(tokenizer.mask_token_id),
         compute_metrics=metrics,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(output / "work"))
+    log = history(trainer)
     save(model, tokenizer, output / "teacher")
-    write_json(output / "log.json", trainer.state.log_history)
-    say(f"{count_parameters(model):,} parameters; dev of the last epoch: {_last_dev(trainer)}")
-
-
-def _last_dev(trainer: Any) -> str:
-    rows = [row for row in trainer.state.log_history if "eval_mean" in row]
-    return f"{rows[-1]['eval_mean']:.2f} mean weighted F1" if rows else "not measured"
+    write_json(output / "log.json", log)
+    scores = [f"{row['eval_mean']:.2f} mean weighted F1" for row in log if "eval_mean" in row]
+    last = scores[-1] if scores else "not measured"
+    say(f"{count_parameters(model):,} parameters; dev after the last epoch: {last}")
 
 
 def save(model: TwoHeads, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Stock XLM-R files: config.json, fp16 model.safetensors with both heads, tokenizer."""
-    with whole_folder(folder) as made:
-        model.half().save_pretrained(made)
-        config = json.loads((made / "config.json").read_text(encoding="utf-8"))
+    with whole_folder(folder) as temporary:
+        model.half().save_pretrained(temporary)
+        config = read_json(temporary / "config.json")
         config["architectures"] = ["XLMRobertaForSequenceClassification"]
-        write_json(made / "config.json", config)
-        tokenizer.save_pretrained(made)
+        write_json(temporary / "config.json", config)
+        tokenizer.save_pretrained(temporary)
     model.float()

@@ -26,67 +26,62 @@ from comet_lib.processes import give_back_memory
 class Memory:
     """The most memory in use since :meth:`start`, in megabytes (10^6 bytes).
 
-    On a GPU what torch allocated there; else this process's resident memory, for which Linux keeps
-    a mark that can be reset. Elsewhere the mark is that of the whole process.
+    On a GPU, what torch allocated there; else this process's resident memory, whose peak Linux can
+    reset. Elsewhere the peak is that of the whole process.
     """
-
-    def __init__(self) -> None:
-        self.cuda = torch.cuda.is_available()
 
     def start(self) -> None:
         give_back_memory()
-        if self.cuda:
+        if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         else:
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self) -> float:
-        if self.cuda:
+        if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated() / 1e6
-        with contextlib.suppress(OSError, AttributeError):
+        with contextlib.suppress(OSError):
             status = Path("/proc/self/status").read_text()
-            found = re.search(r"VmHWM:\s+(\d+) kB", status)
-            if found:
+            if found := re.search(r"VmHWM:\s+(\d+) kB", status):
                 return int(found[1]) * 1024 / 1e6
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most * (1 if platform.system() == "Darwin" else 1024) / 1e6
 
 
 class _Alive(TorchDispatchMode):
-    """Bytes of the tensors that were made inside and still live, and the most there were."""
+    """Bytes of the live tensors that were created inside, and the most there were."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.sizes: dict[int, int] = {}  # storage -> bytes; 0 where it was there before
+        self.sizes: dict[int, int] = {}  # storage -> bytes; 0 where it existed before
         self.now = self.most = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in self._tensors((args, kwargs)):
-            self.sizes.setdefault(tensor.untyped_storage()._cdata, 0)
-        made = func(*args, **(kwargs or {}))
-        for tensor in self._tensors(made):
-            storage = tensor.untyped_storage()
+        for storage in self._storages((args, kwargs)):
+            self.sizes.setdefault(storage._cdata, 0)
+        result = func(*args, **(kwargs or {}))
+        for storage in self._storages(result):
             if storage._cdata not in self.sizes:
                 self.sizes[storage._cdata] = storage.nbytes()
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self._freed, storage._cdata)
         self.most = max(self.most, self.now)
-        return made
+        return result
 
     def _freed(self, storage: int) -> None:
         self.now -= self.sizes.pop(storage, 0)
 
     @staticmethod
-    def _tensors(tree: Any) -> list[Tensor]:
-        return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    def _storages(tree: Any) -> list[Any]:
+        return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def allocated(run: Callable[[], object]) -> float:
-    """The most megabytes of tensors that lived at once of those that one call makes.
+    """The most megabytes of tensors that one call creates and that live at the same time.
 
-    To the byte, where resident memory is too coarse; what an operator allocates and frees within
-    itself is not seen.
+    Exact to the byte, where resident memory is too coarse. Memory that an operator allocates and
+    frees within itself is not seen.
     """
     with _Alive() as alive:
         run()
@@ -108,14 +103,14 @@ def side_by_side(
     patience: float = math.inf,
     block: int = 1,
 ) -> dict[Any, dict[str, float]]:
-    """Each run's median ``seconds`` over ``calls``, taking turns after one warm-up of each.
+    """Each run's median ``seconds`` over ``calls``, taking turns after one warm-up each.
 
-    A turn is ``block`` calls. With more than one, another goes before that is not timed: threads
-    of the run before, which wait for work a while with their core busy, would make it slow.
+    A turn is ``block`` calls. Where it is more than one, an untimed call comes first: the previous
+    run's threads, which wait a while for work and keep their core busy, would slow it down.
 
-    ``peak_mb`` and ``extra_mb`` (the peak less what was in use before) are the warm-up's. A run
-    that would take more than ``patience`` seconds gets fewer calls; one whose first call does,
-    none: then that call is its figure.
+    ``peak_mb`` and ``extra_mb`` (the peak minus what was in use before) are the warm-up's. A run
+    that would take more than ``patience`` seconds gets fewer calls; one whose first call already
+    does gets none, and that call is its figure.
     """
     memory, found = Memory(), {}
     times: dict[Any, list[float]] = {name: [] for name in runs}

@@ -28,7 +28,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from comet_lib.errors import CometError
 from comet_lib.evaluation import mean_weighted_f1, predict_probabilities
 from comet_lib.files import read_json, whole_folder, write_json
-from comet_lib.models import checked_config, count_parameters, label_order, load_model, quiet
+from comet_lib.loading import check_pair, checked_config, label_order, load_pair, load_tokenizer
+from comet_lib.models import count_parameters, quiet
 from comet_lib.profiles import user_path
 
 GRAPH = "model.onnx"
@@ -185,9 +186,17 @@ def load_exported(folder: str | Path) -> Exported:
     return Exported(folder)
 
 
-def load_classifier(name: str | Path) -> Any:
-    """A sentiment model by folder or hub id, or an exported one by folder."""
-    return load_exported(name) if is_exported(name) else load_model(name)
+def load_classifier(name: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A sentiment model by folder or hub id, or an exported one by folder, with its tokenizer.
+
+    Raises:
+        CometError: see :func:`comet_lib.loading.load_pair`.
+    """
+    if not is_exported(name):
+        return load_pair(name)
+    pair = load_exported(name), load_tokenizer(name)
+    check_pair(*pair)
+    return pair
 
 
 def classifier_size(model: Any) -> tuple[int, float]:

@@ -11,8 +11,8 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from comet_lib.errors import CometError
-from comet_lib.labels import LABELS
 from comet_lib.plots import BLUE, COLOURS, GREY, ORANGE
+from comet_lib.profiles import LABELS
 from comet_lib.widgets.view import View
 
 SIZES = (50, 100, 200, 400, 800, 1600, 3200, 6400)

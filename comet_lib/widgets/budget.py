@@ -1,4 +1,4 @@
-"""The budget of an XLM-R encoder: parameters and FLOPs in closed form, and sliders over them."""
+"""Sliders over the budget of an XLM-R encoder: parameters and FLOPs in closed form."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from comet_lib.models import PAPER_STUDENT, PAPER_TEACHER, PAPER_VOCABULARY
+from comet_lib.models import component_counts, flops_per_token, mebibytes
 from comet_lib.plots import BLUE, GREEN, GREY, ORANGE, PINK
+from comet_lib.profiles import PAPER_STUDENT, PAPER_TEACHER, PAPER_VOCABULARY, shape
 from comet_lib.widgets.view import View
 
 #: One colour a component; the names are those of :func:`comet_lib.models.parameter_table`.
@@ -23,71 +24,6 @@ COMPONENT_COLOURS = {
     "feed-forward": GREEN,
     "pooler": GREY,
 }
-BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # of one number
-
-
-def embedding_parameters(vocab_size: int, hidden: int, max_length: int) -> int:
-    """Word, position and token-type tables and their LayerNorm; two positions are never used."""
-    return hidden * (vocab_size + (max_length + 2) + 1 + 2)
-
-
-def layer_parameters(hidden: int, intermediate: int, heads: int = 1) -> int:
-    """One encoder layer: Q, K, V, output, two feed-forward matrices, biases, two LayerNorms.
-
-    ``heads`` is taken and changes nothing: the heads share out the columns of Q, K and V.
-    """
-    attention = 4 * (hidden * hidden + hidden)
-    feed_forward = 2 * hidden * intermediate + intermediate + hidden
-    return attention + feed_forward + 4 * hidden
-
-
-def encoder_parameters(
-    vocab_size: int, hidden: int, layers: int, heads: int, intermediate: int, max_length: int
-) -> int:
-    """The whole ``XLMRobertaModel``: embeddings, layers and pooler, no task head."""
-    sizes = {
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "intermediate_size": intermediate,
-    }
-    return sum(component_counts(sizes, vocab_size, max_length).values())
-
-
-def component_counts(
-    sizes: Mapping[str, int], vocab_size: int, max_length: int = 512
-) -> dict[str, int]:
-    """Parameters by component, as ``parameter_table`` counts them, without building a model.
-
-    ``sizes`` as in :data:`comet_lib.models.PAPER_STUDENT`.
-    """
-    d, f, n = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"]
-    word = vocab_size * d
-    attention = 4 * (d * d + d) + 2 * d
-    return {
-        "word embeddings": word,
-        "other embeddings": embedding_parameters(vocab_size, d, max_length) - word,
-        "attention": n * attention,
-        "feed-forward": n * (layer_parameters(d, f) - attention),
-        "pooler": d * d + d,
-    }
-
-
-def flops_per_token(hidden: int, intermediate: int, layers: int, length: int) -> int:
-    """Forward FLOPs of the layers' matrix products, for one token of a text of ``length``.
-
-    A multiply and an add count as two. Counted: Q, K, V and output projections, scores Q K^T,
-    weights times V, both feed-forward matrices. Not counted: embeddings (they are looked up),
-    biases, softmax, LayerNorm, GELU, pooler and task head.
-    """
-    projections = 4 * hidden * hidden
-    attention = 2 * length * hidden
-    return 2 * layers * (projections + attention + 2 * hidden * intermediate)
-
-
-def mebibytes(parameters: int, dtype: str = "fp32") -> float:
-    """Size of the weights in MiB (2^20 bytes)."""
-    return parameters * BYTES[dtype] / 2**20
 
 
 def stacked_shares(axes: Any, rows: Mapping[str, Mapping[str, int]], percent: bool) -> None:
@@ -159,12 +95,7 @@ class ParameterBudget(View):
     @property
     def sizes(self) -> dict[str, int]:
         """The student in the form that ``xlmr_config`` takes."""
-        return {
-            "hidden_size": self.width,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "intermediate_size": self.feed_forward,
-        }
+        return shape(self.width, self.layers, self.heads, self.feed_forward)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -182,7 +113,7 @@ class ParameterBudget(View):
 
     @property
     def flops(self) -> int:
-        """Forward FLOPs a token, see :func:`flops_per_token`."""
+        """Forward FLOPs a token, see :func:`comet_lib.models.flops_per_token`."""
         return _flops(self.sizes, self.length)
 
     def build(self) -> tuple[Figure, Sequence[Artist]]:

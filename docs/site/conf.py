@@ -1,6 +1,6 @@
 """Sphinx's settings for the course's website. Build it with ``make site``.
 
-Everything the pages need lies beside them, MathJax too: they read the same without a network.
+Everything the pages need comes with them, including MathJax: they read the same without a network.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ extensions = [
 ]
 root_doc = "index"
 
-# Notebooks: the committed outputs, never a run. A live view's picture stands for it.
+# Notebooks: show the committed outputs, execute nothing. A live view is shown as its picture.
 nb_execution_mode = "off"
 nb_ipywidgets_js: dict[str, Any] = {}
 nb_mime_priority_overrides = [
@@ -44,19 +44,19 @@ nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 
-# One file that holds all of MathJax and its glyphs, out of an installed package.
+# One file with all of MathJax and its glyphs, from an installed package.
 MATHJAX = "sphinx-mathjax-offline/static/mathjax/tex-svg.js"
 mathjax_path = Path(MATHJAX).name
 
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True  # as written: the variants of an ablation fill a screen
+autodoc_preserve_defaults = True  # as written: the ablation's variants would fill a screen
 python_maximum_signature_line_length = 88
-# Names of other libraries lead nowhere: their pages are on other hosts.
+# Names from other libraries get no link: their pages are on other hosts.
 nitpick_ignore_regex = [(r"py:.*", r"(?!comet_lib\.).*")]
 
-highlight_language = "text"  # formulas in docstrings; code says what it is
+highlight_language = "text"  # formulas in docstrings; code names its language
 
 html_theme = "sphinx_book_theme"
 html_title = "comet"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 
-# What opens a block whose next lines are indented without being a formula.
+# Openings of a block whose next lines are indented but are not a formula.
 OPENS = re.compile(r"(?:[-*+]|\(?\w{1,3}[.)]|:\w.*:|\.\.|>>>)\s?")
 
 
 def keep_formulas(lines: list[str]) -> None:
-    """Mark each indented block of ``lines`` as literal, in place: its line breaks are meant.
+    """Mark each indented block of ``lines`` as literal, in place, to keep its line breaks.
 
-    The library writes formulas and tables as blocks that are indented below their sentence;
-    reStructuredText would take them for quotations and run their lines together.
+    The library writes formulas and tables as indented blocks below their sentence;
+    reStructuredText would read them as quotations and join their lines.
     """
     kept: list[str] = []
     level, before, literal = 0, "", False  # the last text line's indent, and itself

@@ -1,4 +1,4 @@
-"""The cache gives what the teacher says, survives kills, and refuses what is not its own."""
+"""What is stored is what the teacher says, survives kills, and refuses what is not its own."""
 
 import hashlib
 import os
@@ -18,22 +18,23 @@ from fixed_tokenizer import fixed_tokenizer
 from transformers import set_seed
 
 import comet_lib
-from comet_lib import teacher as cache_module
+from comet_lib import teacher as teacher_module
 from comet_lib.attention import capture_maps
 from comet_lib.batches import mask_row, tokenise
 from comet_lib.errors import CometError
 from comet_lib.models import build_student, xlmr_config
+from comet_lib.objectives import Objective
 from comet_lib.teacher import (
-    CachedCollator,
-    CacheSettings,
-    cache_targets,
+    Questions,
+    StoredCollator,
+    ask_once,
     decode_maps,
     encode_maps,
     fingerprint,
-    open_cache,
+    open_answers,
     predicted_bytes,
+    stored_answers,
 )
-from comet_lib.training import CachedTaskAgnostic, TaskAgnostic
 
 SIZES = {
     "hidden_size": 32,
@@ -48,7 +49,7 @@ TEXTS = [
     for b in ("ẹ kú", "mai", "ndi")
     for c in ("x y", "ọ̀rọ̀", "z")
 ]
-SETTINGS = CacheSettings((0, 2), temperature=2.0, seed=3, max_length=32, k=8, shard_rows=20)
+SETTINGS = Questions((0, 2), temperature=2.0, seed=3, max_length=32, k=8, shard_rows=20)
 MATCHES = {0: 0, 1: 2}
 
 
@@ -71,7 +72,7 @@ def table(tokenizer):
 @pytest.fixture(scope="module")
 def made(tokenizer, table, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made") / "cache"
-    rows = cache_targets(folder, table, a_teacher(tokenizer), tokenizer, SETTINGS, bar=False)
+    rows = ask_once(folder, table, a_teacher(tokenizer), tokenizer, SETTINGS, bar=False)
     return folder, rows
 
 
@@ -113,25 +114,27 @@ def test_maps_come_back_within_half_a_step():
     assert middle.any() and ((back - valid).abs()[middle] < 0.06 * valid[middle]).all()
 
 
-@pytest.mark.parametrize("kind", ["kl", "mse"])
+@pytest.mark.parametrize("kind", ["attention_kl", "attention_mse"])
 def test_the_cached_loss_is_the_live_loss(kind, tokenizer, table, tmp_path):
     teacher = a_teacher(tokenizer)
     everything = replace(SETTINGS, k=len(tokenizer))
-    rows = cache_targets(tmp_path / "c", table, teacher, tokenizer, everything, bar=False)
+    rows = ask_once(tmp_path / "c", table, teacher, tokenizer, everything, bar=False)
     assert len(rows) == len(table) and rows["length"][:] == table["length"][:]
     set_seed(1)
     student = build_student(
         xlmr_config({**SIZES, "num_hidden_layers": 2}, len(tokenizer), 64), "masked-lm"
     ).eval()
-    cached = CachedTaskAgnostic(MATCHES, SETTINGS.temperature, 0.3, kind)
-    live = TaskAgnostic(teacher, MATCHES, SETTINGS.temperature, 0.3, kind)
-    collator = CachedCollator(2, tokenizer.pad_token_id)
+    weights, T = {"soft_targets": 0.3, kind: 0.7}, SETTINGS.temperature
+    stored = Objective(stored_answers, weights, MATCHES, T)
+    asked = Objective.live(teacher, weights, MATCHES, T)
+    collator = StoredCollator(everything, tokenizer.pad_token_id)
     for start in range(0, len(rows), 16):
         batch = collator([rows[i] for i in range(start, min(start + 16, len(rows)))])
         text = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
-        one, other = cached(student, batch), live(student, text)
+        with stored.on(student) as cached, asked.on(student) as live:
+            one, other = cached(student, batch), live(student, text)
         torch.testing.assert_close(one["soft_targets"], other["soft_targets"], rtol=2e-3, atol=1e-5)
-        torch.testing.assert_close(one["attention"], other["attention"], rtol=0.02, atol=2e-5)
+        torch.testing.assert_close(one[kind], other[kind], rtol=0.02, atol=2e-5)
         assert one["loss"] > 0
         gradients = []
         for terms in (one, other):
@@ -151,7 +154,7 @@ def test_a_row_holds_the_teachers_answer_to_its_own_masked_text(made, tokenizer)
     maps = capture_maps(teacher, text)
     n = row["length"]
     stored = np.frombuffer(row["maps"], np.uint8).reshape(2, n, n)
-    for at, layer in enumerate(SETTINGS.layers):
+    for at, layer in enumerate(SETTINGS.maps):
         back = decode_maps(torch.tensor(stored[at]))
         torch.testing.assert_close(back, maps[layer][0], atol=0.01, rtol=0)
     logprobs = (teacher(**text).logits[0, row["positions"]] / 2.0).log_softmax(-1)
@@ -170,22 +173,22 @@ def test_the_teacher_is_asked_once_about_each_row(tokenizer, table, tmp_path):
     teacher.register_forward_pre_hook(
         lambda _, args, kwargs: asked.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    cache_targets(tmp_path / "c", table, teacher, tokenizer, SETTINGS, bar=False)
+    ask_once(tmp_path / "c", table, teacher, tokenizer, SETTINGS, bar=False)
     assert sum(asked) == len(table)
-    cache_targets(tmp_path / "c", table, teacher, tokenizer, SETTINGS, bar=False)
+    ask_once(tmp_path / "c", table, teacher, tokenizer, SETTINGS, bar=False)
     assert sum(asked) == len(table)
 
 
 CHILD = """
 import sys, time
 sys.path.insert(0, sys.argv[3])
-import test_cache as t
-from comet_lib.models import load_tokenizer
+import test_teacher as t
+from comet_lib.loading import load_tokenizer
 tokenizer = load_tokenizer(sys.argv[2])
 teacher = t.a_teacher(tokenizer)
 teacher.register_forward_pre_hook(lambda *_: time.sleep(0.3))
 table = t.tokenise(t.TEXTS, tokenizer, t.SETTINGS.max_length)
-t.cache_targets(sys.argv[1], table, teacher, tokenizer, t.SETTINGS, bar=False)
+t.ask_once(sys.argv[1], table, teacher, tokenizer, t.SETTINGS, bar=False)
 """
 
 
@@ -208,9 +211,9 @@ def test_killed_and_called_again_it_makes_the_same_files(made, tokenizer, table,
     assert 0 < sum(name.endswith(".arrow") for name in left) < 6
     (folder / ".shard-00002.arrow.half").write_bytes(b"half a shard")
     with pytest.raises(CometError, match="not finished"):
-        open_cache(folder)
+        open_answers(folder)
     before = (folder / "shard-00000.arrow").stat().st_mtime_ns
-    cache_targets(folder, table, a_teacher(tokenizer), tokenizer, SETTINGS, bar=False)
+    ask_once(folder, table, a_teacher(tokenizer), tokenizer, SETTINGS, bar=False)
     assert files(folder) == whole
     assert (folder / "shard-00000.arrow").stat().st_mtime_ns == before  # not made again
 
@@ -221,14 +224,14 @@ def test_killed_and_called_again_it_makes_the_same_files(made, tokenizer, table,
         ({"k": 4}, r"k \(8 there, 4 now\)"),
         ({"seed": 4}, "seed"),
         ({"temperature": 1.0}, "temperature"),
-        ({"layers": (0, 1)}, r"layers \(\[0, 2\] there"),
+        ({"maps": (0, 1)}, r"maps \(\[0, 2\] there"),
         ({"max_length": 31}, "max length"),
         ({"shard_rows": 10}, "shard rows"),
     ],
 )
 def test_other_settings_are_refused_by_name(change, named, made, table, tokenizer):
     with pytest.raises(CometError, match=named) as error:
-        cache_targets(
+        ask_once(
             made[0], table, a_teacher(tokenizer), tokenizer, replace(SETTINGS, **change), bar=False
         )
     said = str(error.value).partition("differs in ")[2].partition(";")[0]
@@ -241,7 +244,7 @@ def test_other_weights_texts_tokenizer_and_library_are_refused_by_name(
     def refused(named, **changes):
         given = {"table": table, "teacher": a_teacher(tokenizer), "tokenizer": tokenizer, **changes}
         with pytest.raises(CometError, match=named):
-            cache_targets(made[0], settings=SETTINGS, bar=False, **given)
+            ask_once(made[0], questions=SETTINGS, bar=False, **given)
 
     teacher = a_teacher(tokenizer)
     with torch.no_grad():
@@ -251,7 +254,7 @@ def test_other_weights_texts_tokenizer_and_library_are_refused_by_name(
     refused(r"in texts, rows \(\d+ there, 9 now\);", table=table.select(range(9)))
     refused("in tokenizer;", tokenizer=fixed_tokenizer(["another", *TEXTS], vocab_size=60))
     monkeypatch.setattr(comet_lib, "__version__", "99")
-    refused("in library version;")
+    refused("in library version ")
 
 
 def test_calling_the_tokenizer_changes_no_fingerprint(table, tokenizer):
@@ -279,19 +282,19 @@ def flip(content):
 def test_a_damaged_shard_is_found_and_can_be_mended(harm, made, tmp_path, table, tokenizer):
     folder = damaged(made, tmp_path, harm)
     for call in (
-        lambda: open_cache(folder),
-        lambda: cache_targets(folder, table, a_teacher(tokenizer), tokenizer, SETTINGS, bar=False),
+        lambda: open_answers(folder),
+        lambda: ask_once(folder, table, a_teacher(tokenizer), tokenizer, SETTINGS, bar=False),
     ):
         with pytest.raises(CometError, match=r"shard-00001\.arrow.*delete shard-00001\.json"):
             call()
     (folder / "shard-00001.json").unlink()
-    cache_targets(folder, table, a_teacher(tokenizer), tokenizer, SETTINGS, bar=False)
+    ask_once(folder, table, a_teacher(tokenizer), tokenizer, SETTINGS, bar=False)
     assert files(folder) == files(made[0])
 
 
 def test_no_cache_there_is_said(tmp_path):
     with pytest.raises(CometError, match=r"fingerprint\.json"):
-        open_cache(tmp_path)
+        open_answers(tmp_path)
 
 
 def test_the_size_is_predicted_and_compared_with_the_disk(
@@ -300,25 +303,25 @@ def test_the_size_is_predicted_and_compared_with_the_disk(
     real = sum(path.stat().st_size for path in made[0].glob("*.arrow"))
     shards = len(list(made[0].glob("*.arrow")))
     empty = 2500 * shards  # schema and buffers' padding: nothing beside a full shard
-    assert predicted_bytes(table["length"][:], 2, 8) == pytest.approx(real - empty, rel=0.2)
+    assert predicted_bytes(table["length"][:], SETTINGS) == pytest.approx(real - empty, rel=0.2)
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
-    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(teacher_module.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(CometError, match="larger disk"):
-        cache_targets(tmp_path / "c", table, a_teacher(tokenizer), tokenizer, SETTINGS, bar=False)
+        ask_once(tmp_path / "c", table, a_teacher(tokenizer), tokenizer, SETTINGS, bar=False)
     assert not list((tmp_path / "c").glob("*"))
 
 
 def test_a_full_disk_keeps_finished_shards(made, table, tokenizer, tmp_path, monkeypatch):
-    real = cache_module.pa.OSFile
+    real = teacher_module.pa.OSFile
 
     def full(path, mode):
         if "shard-00002" in path:
             raise OSError(28, "No space left on device")
         return real(path, mode)
 
-    monkeypatch.setattr(cache_module.pa, "OSFile", full)
+    monkeypatch.setattr(teacher_module.pa, "OSFile", full)
     with pytest.raises(CometError, match="make room"):
-        cache_targets(tmp_path / "c", table, a_teacher(tokenizer), tokenizer, SETTINGS, bar=False)
+        ask_once(tmp_path / "c", table, a_teacher(tokenizer), tokenizer, SETTINGS, bar=False)
     kept = files(tmp_path / "c")
     assert {name for name in kept if name.endswith(".arrow")} == {
         "shard-00000.arrow",
@@ -330,11 +333,13 @@ def test_a_full_disk_keeps_finished_shards(made, table, tokenizer, tmp_path, mon
 def test_a_batch_with_nothing_masked_has_a_loss(tokenizer, tmp_path):
     short = tokenise(["a"] * 4, tokenizer, 8)
     settings = replace(SETTINGS, seed=12)
-    rows = cache_targets(tmp_path / "c", short, a_teacher(tokenizer), tokenizer, settings, False)
+    rows = ask_once(tmp_path / "c", short, a_teacher(tokenizer), tokenizer, settings, False)
     bare = [row for row in rows if not row["positions"]]
     assert bare
-    batch = CachedCollator(2, tokenizer.pad_token_id)(bare)
+    batch = StoredCollator(settings, tokenizer.pad_token_id)(bare)
     student = a_teacher(tokenizer)
-    terms = CachedTaskAgnostic(MATCHES, 2.0)(student, batch)
+    weights = {"soft_targets": 0.5, "attention_kl": 0.5}
+    with Objective(stored_answers, weights, MATCHES, 2.0).on(student) as terms_of:
+        terms = terms_of(student, batch)
     assert terms["soft_targets"] == 0 and terms["loss"].isfinite()
     terms["loss"].backward()

@@ -1,19 +1,18 @@
-"""What a teacher's states on disk and the extra terms of stage 2 promise."""
+"""The table of terms: each is its loss by hand, from stored answers and from a live teacher."""
 
-import numpy as np
 import pytest
 import torch
 from fixed_tokenizer import fixed_tokenizer
 from torch.autograd import gradcheck
 from transformers import set_seed
 
-from comet_lib import losses
-from comet_lib import objectives as methods
+from comet_lib import losses, objectives
 from comet_lib.attention import capture, capture_hidden, capture_maps, capture_qkv
-from comet_lib.batches import SentimentCollator, tokenise
+from comet_lib.batches import tokenise
 from comet_lib.errors import CometError
 from comet_lib.models import build_student, xlmr_config
-from comet_lib.training import TaskSpecific
+from comet_lib.objectives import Objective
+from comet_lib.teacher import LiveTeacher, StoredCollator, ask_once, stored_answers
 
 TEXTS = [
     f"{a} {b} {c}"
@@ -44,13 +43,6 @@ def models(tokenizer):
 @pytest.fixture(scope="module")
 def table(tokenizer):
     return tokenise(TEXTS, tokenizer, 16)
-
-
-@pytest.fixture(scope="module")
-def states(tmp_path_factory, tokenizer, models, table):
-    return methods.ask_states(
-        tmp_path_factory.mktemp("x") / "states", table, models[1], tokenizer, [1, 3], 16
-    )
 
 
 # --------------------------------------------------------------------------- capture
@@ -120,120 +112,109 @@ def test_gradients_flow_through_captured_states(models, tokenizer):
     model.zero_grad()
 
 
-# --------------------------------------------------------------------------- states on disk
+# --------------------------------------------------------------------------- the terms
+
+MATCHES = {0: 1, 1: 3}
 
 
-def test_states_are_what_the_teacher_says_of_each_row_alone(states, models, tokenizer):
-    teacher, rows, longest = models[1], [4, 0, 7], 17
-    maps = states.get("attention-kl", rows, longest, [1, 3])
-    hidden = states.get("hidden-mse", rows, longest, [3])
-    qkv = states.get("relations", rows, longest, [1, 3])
-    assert [x.shape for x in maps] == [(3, 17, 17)] * 2
-    assert [x.shape for x in [*hidden, *qkv]] == [(3, 17, 12)] * 4
-    for b, row in enumerate(rows):
-        inputs = tokenizer([TEXTS[row]], return_tensors="pt")
-        n = inputs["input_ids"].shape[1]
-        with (
-            torch.no_grad(),
-            capture(teacher, [1, 3]) as m,
-            capture_hidden(teacher, [3]) as h,
-            capture_qkv(teacher, [3]) as q,
-        ):
-            teacher(**inputs)
-        for one, layer in zip(maps, (1, 3), strict=True):
-            torch.testing.assert_close(one[b, :n, :n], m[layer][0], atol=0.01, rtol=0.05)
-            assert one[b, n:].abs().sum() == 0 and one[b, :, n:].abs().sum() == 0
-        torch.testing.assert_close(hidden[0][b, :n], h[3][0], atol=1e-2, rtol=1e-2)
-        for one, expected in zip(qkv, q[3], strict=True):
-            torch.testing.assert_close(one[b, :n], expected[0], atol=1e-2, rtol=1e-2)
-        assert hidden[0][b, n:].abs().sum() == 0
+def asked(name):
+    more = {"masked_lm": False, "max_length": 16, "shard_rows": 5}
+    return objectives.questions_for({name: 1.0}, MATCHES, **more)
 
 
-def test_states_are_kept_until_something_changes(states, tmp_path, models, tokenizer, table):
-    asked = []
-    handle = models[1].register_forward_pre_hook(lambda *_: asked.append(1))
-
-    def ask(rows=table, layers=(1, 3)):
-        asked.clear()
-        methods.ask_states(tmp_path / "s", rows, models[1], tokenizer, layers, 16)
-        return len(asked)
-
-    assert (ask(), ask(), ask(layers=(3,)), ask(table.select(range(5)))) == (1, 0, 1, 1)
-    handle.remove()
+def stored_batch(name, models, tokenizer, table, folder, rows):
+    """Rows of the teacher's stored answers, padded, with labels."""
+    stored = ask_once(folder, table, models[1], tokenizer, asked(name), bar=False)
+    collator = StoredCollator(asked(name), tokenizer.pad_token_id)
+    return collator([{**stored[i], "labels": i % 3} for i in rows])
 
 
-def test_states_say_what_does_not_fit(states):
-    with pytest.raises(CometError, match="tokens for the teacher but 2"):
-        states.get("hidden-mse", [0], 2, [1])
-    with pytest.raises(CometError, match="layer 2 of the teacher was not kept"):
-        states.get("hidden-mse", [0], 16, [2])
-
-
-# --------------------------------------------------------------------------- the extra term
-
-
-def batch_of(table, tokenizer, rows):
-    return SentimentCollator(tokenizer)([{**table[i], "labels": i % 3, "row": i} for i in rows])
-
-
-def by_hand(term, student, teacher, batch, projection):
-    """The term from the models themselves, no states on disk, no objective."""
+def by_hand(name, student, teacher, batch, beside):
+    """The term from the models themselves, no answers on disk, no objective."""
     text = {k: batch[k] for k in ("input_ids", "attention_mask")}
     mask = batch["attention_mask"]
-    if term == "relations":
+    if name == "relations":
         with capture_qkv(student, [1]) as s, capture_qkv(teacher, [3]) as t:
             student(**text), teacher(**text)
         return losses.qkv_relation_kl(s[1], t[3], mask, 2)
-    if term.startswith("attention"):
-        with capture(student, [0, 1]) as s, capture(teacher, [1, 3]) as t:
+    if name.startswith("attention"):
+        heads = name.endswith("mix")
+        with capture(student, [0, 1], heads) as s, capture(teacher, [1, 3]) as t:
             student(**text), teacher(**text)
-        function = {"mse": losses.attention_mse, "kl": losses.attention_kl}[term[10:]]
-        return (function(s[0], t[1], mask) + function(s[1], t[3], mask)) / 2
+        function = losses.attention_mse if name.endswith("mse") else losses.attention_kl
+        ours = {i: beside[i](s[i]) if heads else s[i] for i in s}
+        return (function(ours[0], t[1], mask) + function(ours[1], t[3], mask)) / 2
     with capture_hidden(student, [0, 1]) as s, capture_hidden(teacher, [1, 3]) as t:
         student(**text), teacher(**text)
-    function = {"mse": losses.hidden_state_mse, "cosine": losses.hidden_cosine}[term[7:]]
-    return sum(function(s[i], t[j], mask, projection[i]) for i, j in ((0, 1), (1, 3))) / 2
+    function = {"mse": losses.hidden_state_mse, "cosine": losses.hidden_cosine}[name[7:]]
+    return sum(function(s[i], t[j], mask, beside[i]) for i, j in MATCHES.items()) / 2
 
 
-@pytest.mark.parametrize("term", list(methods.TERMS))
-def test_the_term_is_the_loss_by_hand_and_trains_the_student(
-    term, states, models, table, tokenizer
+@pytest.mark.parametrize("name", list(objectives.TERMS))
+def test_a_term_is_the_loss_by_hand_and_trains_the_student(
+    name, models, table, tokenizer, tmp_path
 ):
     student, teacher = models
-    batch = batch_of(table, tokenizer, [5, 2, 11])
-    objective = TaskSpecific()
-    guided = methods.Guided(objective, states, term, {0: 1, 1: 3}, 0.5, relation_heads=2)
+    batch = stored_batch(name, models, tokenizer, table, tmp_path / "a", [5, 2, 11])
+    weights = {"hard_labels": 1.0, name: 0.5}
+    objective = Objective(stored_answers, weights, MATCHES, width=12)
     names = set(student.state_dict())
-    with methods.projected(student, term, 2, states.width):
-        projection = getattr(student, methods.PROJECTION, None)
-        assert (projection is not None) == term.startswith("hidden")
-        terms = guided(student, batch)
-        expected = by_hand(term, student, teacher, batch, projection)
-        torch.testing.assert_close(terms[term], expected.detach(), rtol=0.05, atol=1e-3)
-        plain = objective(student, batch)
-        torch.testing.assert_close(terms["loss"], plain["loss"] + 0.5 * terms[term])
+    with objective.on(student) as terms_of:
+        trained = dict(getattr(student, objectives.PROJECTION, {}))
+        beside = trained.get(name)
+        assert (beside is not None) == (name.startswith("hidden") or name.endswith("mix"))
+        terms = terms_of(student, batch)
+        torch.testing.assert_close(terms["loss"], terms["hard_labels"] + 0.5 * terms[name])
+        expected = by_hand(name, student, teacher, batch, beside)
+        torch.testing.assert_close(terms[name], expected.detach(), rtol=0.05, atol=1e-3)
         student.zero_grad()
-        guided.objective = lambda s, b: {**objective(s, b), "loss": torch.zeros(())}
-        guided(student, batch)["loss"].backward()
+        only = Objective(stored_answers, {name: 1.0}, MATCHES, width=12)
+    with only.on(student) as terms_of:
+        terms_of(student, batch)["loss"].backward()
         key = student.roberta.encoder.layer[1].attention.self.key.weight
         assert key.grad.abs().sum() > 0
-        if projection is not None:
-            assert all(p.weight.grad.abs().sum() > 0 for p in projection)
+        for module in getattr(student, objectives.PROJECTION, {}).values():
+            assert all(p.grad.abs().sum() > 0 for p in module.parameters())
     student.zero_grad()
     assert set(student.state_dict()) == names
     assert all(p.grad is None for p in teacher.parameters())
 
 
-def test_a_batch_without_rows_gets_the_objective_alone(states, models, table, tokenizer):
-    batch = batch_of(table, tokenizer, [1, 2])
-    del batch["row"]
-    guided = methods.Guided(TaskSpecific(), states, "relations", {0: 1, 1: 3})
-    assert set(guided(models[0], batch)) == {"loss", "hard_labels", "logits"}
+@pytest.mark.parametrize("name", list(objectives.TERMS))
+def test_a_live_teacher_answers_as_the_stored_one(name, models, table, tokenizer, tmp_path):
+    """In stage 1 too: every term works there."""
+    batch = stored_batch(name, models, tokenizer, table, tmp_path / "a", [0, 7])
+    live, stored = LiveTeacher(models[1], asked(name))(batch), stored_answers(batch)
+    looks_at = objectives.TERMS[name].looks_at
+    ours, theirs = getattr(live, looks_at), getattr(stored, looks_at)
+    pairs = (
+        zip(ours, theirs, strict=True)
+        if looks_at == "qkv"
+        else ((ours[i], theirs[i]) for i in theirs)
+    )
+    valid = batch["attention_mask"].bool()
+    for one, other in pairs:
+        torch.testing.assert_close(other[valid], one[valid], atol=1e-2, rtol=0.05)
+        assert other[~valid].abs().sum() == 0
 
 
-def test_an_unknown_term_is_refused(states):
-    with pytest.raises(CometError, match="unknown term"):
-        methods.Guided(TaskSpecific(), states, "attention", {0: 1})
+def test_a_batch_without_answers_is_scored_by_its_labels(models, tokenizer, table):
+    batch = StoredCollator(asked("relations"), tokenizer.pad_token_id)(
+        [{**table[i], "labels": i % 3} for i in range(4)]
+    )
+    weights = {"soft_targets": 0.75, "hard_labels": 0.25, "relations": 1.0}
+    with Objective(stored_answers, weights, MATCHES).on(models[0]) as terms_of:
+        terms = terms_of(models[0], batch)
+    assert set(terms) == {"loss", "hard_labels", "logits"}
+    assert terms["loss"] == terms["hard_labels"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"), [({"attention": 1.0}, "unknown term"), ({"relations": -1.0}, "from 0")]
+)
+def test_terms_that_make_no_sense_are_refused(weights, words):
+    with pytest.raises(CometError, match=words):
+        Objective(stored_answers, weights, {0: 1})
 
 
 # --------------------------------------------------------------------------- ensembles
@@ -294,7 +275,3 @@ def test_one_mean_is_not_one_loss_for_each_teacher_but_has_its_gradient():
 def test_mistakes_with_teachers_are_named(parts, weights, words):
     with pytest.raises(CometError, match=words):
         losses.mean_of_teachers(parts, weights)
-
-
-def test_lengths_are_kept_as_numbers(states, table):
-    assert np.array_equal(states.lengths, table["length"][:])

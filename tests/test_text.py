@@ -1,8 +1,10 @@
-"""Text that is read as it is needed: files, order, processes, resuming, and every bad line."""
+"""Text for stage 1: files, the table, limits, the hub, training, and every bad line."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -15,17 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from accelerate.data_loader import prepare_data_loader
 from fixed_tokenizer import fixed_tokenizer
-from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
-from comet_lib import data, recipe
-from comet_lib import text as corpora
+from comet_lib import recipe, text
 from comet_lib.errors import CometError
 from comet_lib.models import build_student, xlmr_config
-from comet_lib.profiles import Stage, get_profile
-from comet_lib.text import Corpus, CorpusRows, corpus_of, hub_corpus, open_corpus
+from comet_lib.profiles import ASSETS, Stage, get_profile
+from comet_lib.text import load_text
 from comet_lib.training import distil_task_agnostic, training_arguments
 
 LINES = [f"{a} ẹ kú {b} {c}" for a in "abcdef" for b in ("mai", "ndi x y") for c in "uvwxyz"]
@@ -40,6 +39,11 @@ SIZES = {
 @pytest.fixture(scope="module")
 def tokenizer():
     return fixed_tokenizer(LINES, vocab_size=60)
+
+
+def lines_of(path: Path) -> list[str]:
+    """What stage 1 reads of a file or folder."""
+    return load_text(get_profile("tiny").with_(text=str(path)))["text"][:]
 
 
 def parquet(path: Path, **columns: Any) -> None:
@@ -60,11 +64,9 @@ def test_each_kind_of_file_gives_the_same_lines(tmp_path: Path) -> None:
     )
     parquet(tmp_path / "x.PARQUET", id=range(7), text=[*texts, None])
     for name in ("x.txt", "x.jsonl", "x.PARQUET"):
-        corpus = open_corpus(tmp_path / name)
         expected = ["a b", unicodedata.normalize("NFC", nfd), "two", "lines", "end"]
-        assert list(corpus) == expected and len(corpus) == 5, name
-        assert list(corpus) == expected  # a second pass
-    assert sorted(open_corpus(tmp_path)) == sorted(expected * 3)
+        assert lines_of(tmp_path / name) == expected, name
+    assert sorted(lines_of(tmp_path)) == sorted(expected * 3)
 
 
 def test_a_folder_is_read_with_its_folders_and_without_what_is_hidden(tmp_path: Path) -> None:
@@ -73,46 +75,55 @@ def test_a_folder_is_read_with_its_folders_and_without_what_is_hidden(tmp_path: 
     (tmp_path / "b.txt").write_text("three")
     (tmp_path / "README.md").write_text("not this")
     (tmp_path / "._b.txt").write_bytes(b"\xff\xff")
-    assert sorted(open_corpus(tmp_path)) == ["one", "three", "two"]
+    assert sorted(lines_of(tmp_path)) == ["one", "three", "two"]
 
 
-def test_parts_are_mixed_evenly() -> None:
-    corpus = Corpus([lambda: "a" * 30, lambda: "b" * 10, lambda: iter(())], [30, 10, 0])
-    order = list(corpus)
-    assert Counter(order) == {"a": 30, "b": 10}
-    for end in range(4, 41, 4):
-        assert order[:end].count("b") == end // 4
+def test_the_table_is_written_once_and_again_when_a_file_changes(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    path, read = tmp_path / "x.txt", []
+    path.write_text("a\nb\n")
+
+    def counted(where: Path) -> Any:
+        for line in read_lines(where):
+            read.append(line)
+            yield line
+
+    read_lines = text.read_lines
+    monkeypatch.setattr(text, "read_lines", counted)
+    assert lines_of(path) == ["a", "b"] and lines_of(path) == ["a", "b"]
+    assert len(read) == 4  # the first line twice more: is there one at all?
+    path.write_text("a\nb\nc\n")
+    assert lines_of(path) == ["a", "b", "c"]
 
 
-def test_many_files_are_read_a_few_at_a_time(tmp_path: Path, monkeypatch: Any) -> None:
-    for i in range(3 * corpora.LANES):
-        (tmp_path / f"{i:03}.txt").write_text(f"line {i}\n")
-    reading, most = 0, 0
-
-    def watched(path: Path) -> Any:
-        nonlocal reading, most
-        reading += 1
-        most = max(most, reading)
-        yield path.stem
-        reading -= 1
-
-    monkeypatch.setattr(corpora, "read_lines", watched)
-    assert len(set(open_corpus(tmp_path))) == 3 * corpora.LANES
-    assert most == corpora.LANES
+def test_limits_count_the_lines_of_each_language_and_without_text_tweets_serve(
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(ASSETS / "sample" / "afrisenti", tmp_path / "afrisenti")
+    profile = get_profile("tiny", tmp_path).with_(languages=("kin", "yor"), default_text_limit=3)
+    tweets = load_text(profile)
+    assert len(tweets) > 6 and set(tweets["language"]) == {"kin", "yor"}
+    (tmp_path / "text").mkdir()
+    for code in ("kin", "yor", "hau"):
+        (tmp_path / "text" / f"{code}.txt").write_text("".join(f"{code} {i}\n\n" for i in range(9)))
+    table = load_text(profile.with_(text_limit={"yor": 4}))
+    assert Counter(table["language"]) == {"kin": 3, "yor": 4}
+    assert table["text"][:4] == ["kin 0", "kin 1", "kin 2", "yor 0"]
 
 
 # --- What is refused ------------------------------------------------------------------------
 
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "nothing there": (lambda p: None, "is no file and no folder"),
+    "nothing there": (lambda p: None, "no such file or folder"),
     "an empty folder": (lambda p: p.mkdir(), "no text in this folder; put .txt, .jsonl, .parquet"),
     "another kind alone": (
         lambda p: (p.mkdir(), (p / "a.csv").write_text("text\nx")),
         "no text in this folder",
     ),
     "another kind": (lambda p: p.with_suffix(".csv").write_text("x"), "must end in one of .txt"),
-    "no lines": (lambda p: p.with_suffix(".txt").write_text("\n \n"), "holds 0 lines"),
-    "one line": (lambda p: p.with_suffix(".txt").write_text("x"), "holds 1 lines"),
+    "no lines": (lambda p: p.with_suffix(".txt").write_text("\n \n"), "holds no line"),
+    "one line": (lambda p: p.with_suffix(".txt").write_text("x"), "has 1 line of text"),
     "Latin-1": (
         lambda p: p.with_suffix(".txt").write_bytes(b"a\n\nb\xe9\nc"),
         "x.txt, row 3: not UTF-8",
@@ -129,7 +140,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda p: p.with_suffix(".jsonl").write_text('{"text": "a"}\n{"tweet": "b"}'),
         "row 2: has no key text",
     ),
-    "a number": (lambda p: p.with_suffix(".jsonl").write_text('{"text": 3}'), "row 1: text is no"),
+    "a number": (lambda p: p.with_suffix(".jsonl").write_text('{"text": 3}'), "row 1: text is '3'"),
     "half a character": (
         lambda p: p.with_suffix(".jsonl").write_text('{"text": "a\\ud800"}'),
         "row 1: not UTF-8",
@@ -141,7 +152,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no column": (lambda p: parquet(p.with_suffix(".parquet"), tweet=["a"]), "has tweet; rename"),
     "a column of numbers": (
         lambda p: parquet(p.with_suffix(".parquet"), text=[None, 4]),
-        "row 2: text is no text but '4'",
+        "row 2: text is '4', not",
     ),
     "bytes in a column": (
         lambda p: parquet(
@@ -173,26 +184,9 @@ def test_bad_text_is_refused_before_anything_is_written(kind: str, tmp_path: Pat
     profile = get_profile("tiny").with_(text=str(path))
     with pytest.raises(CometError) as caught:
         recipe.distil(profile, tmp_path / "out", say=lambda _: None)
-    text = str(caught.value)
-    assert words in text and str(path) in text and "\n" not in text and len(text) < 700
+    said = str(caught.value)
+    assert words in said and str(path) in said and "\n" not in said and len(said) < 700
     assert not (tmp_path / "out").exists()
-
-
-def test_a_cache_of_a_stream_is_refused(tokenizer, tmp_path: Path) -> None:
-    (tmp_path / "x.txt").write_text("a\nb")
-    with pytest.raises(CometError, match="leave out --cache"):
-        corpus_of(get_profile("tiny").with_(text=str(tmp_path), cached=True))
-    model = build_student(xlmr_config(SIZES, len(tokenizer), 64), "masked-lm")
-    with pytest.raises(CometError, match="leave out --cache"):
-        distil_task_agnostic(
-            model,
-            model,
-            tokenizer,
-            open_corpus(tmp_path),
-            get_profile("tiny"),
-            tmp_path / "run",
-            cache=tmp_path / "cache",
-        )
 
 
 # --- The hub --------------------------------------------------------------------------------
@@ -206,92 +200,30 @@ def test_the_hub_is_streamed_up_to_the_profiles_limits(monkeypatch: Any) -> None
             {"text": [f"{code} {i}\n\n{code} {i} again" for i in range(9)]}
         ).to_iterable_dataset()
 
-    monkeypatch.setattr(data, "load_dataset", hub)
+    monkeypatch.setattr(text, "load_dataset", hub)
     profile = get_profile("tiny").with_(
         languages=("yor", "kin", "amh"),
         text_limit={"kin": 4},
         default_text_limit=8,
         text="fineweb-2",
     )
-    lines = list(corpus_of(profile))
+    lines = load_text(profile)["text"][:]
     assert Counter(line[:3] for line in lines) == {"yor": 8, "kin": 4}
     assert lines[0] == "yor_Latn 0" and "kin_Latn 0 again" in lines
     with pytest.raises(CometError, match="choose some of these --languages"):
-        hub_corpus(profile.with_(languages=("amh",)))
+        load_text(profile.with_(languages=("amh",)))
 
 
 def test_without_the_hub_there_is_one_sentence(monkeypatch: Any) -> None:
     def offline(*_: Any, **__: Any) -> None:
         raise ConnectionError("Network is unreachable")
 
-    monkeypatch.setattr(data, "load_dataset", offline)
+    monkeypatch.setattr(text, "load_dataset", offline)
     with pytest.raises(CometError, match=r"ConnectionError.*give a folder as --text"):
-        corpus_of(get_profile("tiny").with_(text="fineweb-2"))
-
-
-# --- Rows for the Trainer -------------------------------------------------------------------
-
-
-def of(lines: list[str]) -> Corpus:
-    return Corpus([lambda: lines], [len(lines)])
-
-
-@pytest.fixture
-def chunks_of_32(monkeypatch: Any) -> None:
-    monkeypatch.setattr(corpora, "SHUFFLED", 32)
-
-
-def test_each_pass_has_each_line_once_in_its_own_order(tokenizer, chunks_of_32: None) -> None:
-    rows = CorpusRows(of(LINES), tokenizer, 32, batch_size=8, seed=0, held=3)
-    wanted = Counter(map(tuple, tokenizer(LINES[3:])["input_ids"]))
-    passes = []
-    for epoch in (0, 1, 0):
-        rows.set_epoch(epoch)
-        passes.append([tuple(row["input_ids"]) for row in rows])
-        assert Counter(passes[-1]) == wanted and len(passes[-1]) == len(rows)
-    assert passes[0] == passes[2] != passes[1]
-    assert passes[0][:32] != passes[0][32:64]
-    firsts = Counter(passes[0][:32])
-    assert firsts == Counter(passes[1][:32])  # a line stays in its chunk
-    lengths = list(map(len, passes[0][:32]))
-    spans = [max(lengths[i : i + 8]) - min(lengths[i : i + 8]) for i in range(0, 32, 8)]
-    assert sum(spans) <= max(lengths) - min(lengths)  # batches of like length share the range
-
-
-@pytest.mark.parametrize("lines", [64, 69])
-def test_two_processes_take_each_line_once(lines: int, tokenizer, chunks_of_32: None) -> None:
-    def batches(size: int, done: int = 0, **which: int) -> list[list[tuple[int, ...] | None]]:
-        rows = CorpusRows(of(LINES[:lines]), tokenizer, 32, batch_size=16, seed=0)
-        rows.resume(done)
-        loader = DataLoader(
-            rows, size, collate_fn=lambda b: [r and tuple(r["input_ids"]) for r in b]
-        )
-        return list(prepare_data_loader(loader, dispatch_batches=False, **which))
-
-    def of_both(done: int = 0) -> list[list[tuple[int, ...] | None]]:
-        both = [batches(8, done, num_processes=2, process_index=i) for i in (0, 1)]
-        return [first + second for first, second in zip(*both, strict=True)]
-
-    alone, together = batches(16), of_both()
-    assert together[:4] == alone[:4]
-    assert len(together) == len(alone)  # a short batch is filled from the first
-    assert set(together[-1]) >= set(alone[-1])
-    resumed = of_both(done=64)  # what is left is the same, its filling too
-    assert resumed == [*together[:2], [None] * 16, [None] * 16, *together[4:]]
+        load_text(get_profile("tiny").with_(text="fineweb-2"))
 
 
 # --- Training -------------------------------------------------------------------------------
-
-
-class StopAt(TrainerCallback):
-    """Stands in for a killed run."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 def run(tokenizer, folder: Path, **more: Any) -> tuple[torch.nn.Module, list[dict[str, float]]]:
@@ -302,52 +234,27 @@ def run(tokenizer, folder: Path, **more: Any) -> tuple[torch.nn.Module, list[dic
     )
     stage = Stage(3, 5e-3, 4, temperature=2.0, alpha=0.5, gradient_accumulation=2)
     profile = get_profile("tiny").with_(stage1=stage, max_length=16)
-    rate = more.pop("learning_rate", 5e-3)
-    log = distil_task_agnostic(
-        student,
-        teacher,
-        tokenizer,
-        of(LINES * 2),
-        profile,
-        folder,
-        disable_tqdm=True,
-        learning_rate=rate,
-        **more,
-    )
+    texts = folder.parent / "x.txt"
+    texts.write_text("\n".join(LINES * 2))
+    table = load_text(profile.with_(text=str(texts)))
+    more = {"learning_rate": 5e-3, "disable_tqdm": True, **more}
+    log = distil_task_agnostic(student, teacher, tokenizer, table, profile, folder, **more)
     return student, log
 
 
-@pytest.mark.parametrize("step", [19, 31, 45])
-def test_a_stopped_run_resumes_to_the_same_weights(
-    step: int, tokenizer, tmp_path: Path, chunks_of_32: None, monkeypatch: Any
-) -> None:
-    """142 rows, 18 steps a pass, the last of them short: resumed at a pass's start, and within."""
-    whole, log = run(tokenizer, tmp_path / "whole", save_steps=3)
-    with pytest.raises(KeyboardInterrupt):
-        run(tokenizer, tmp_path / "cut", save_steps=3, callbacks=[StopAt(step)])
-    asked = []
-
-    def counting(texts: list[str], *more: Any) -> Any:
-        asked.append(len(texts))
-        return tokenise(texts, *more)
-
-    tokenise = corpora.tokenise
-    monkeypatch.setattr(corpora, "tokenise", counting)
-    again, second = run(tokenizer, tmp_path / "cut", save_steps=3, resume=True)
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
-    losses, later = ([r["eval_loss"] for r in rows if "eval_loss" in r] for rows in (log, second))
-    assert losses[-2:] == later[-2:]  # resumed at a pass's end, the Trainer leaves out its loss
-    passes, rest = divmod((step - 1) // 3 * 3, 18)  # the checkpoint before the stop
-    chunks = rest * 8 // 32
-    assert sum(asked) == 142 * (3 - passes) - 32 * max(0, chunks - 1)  # what is done is not redone
+def test_a_table_on_disk_trains_as_a_list_does(tokenizer, tmp_path: Path) -> None:
+    """The same rows in the same order, so the same weights."""
+    ours, _ = run(tokenizer, tmp_path / "table")
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(sys.modules[__name__], "load_text", lambda _: LINES * 2)
+    theirs, _ = run(tokenizer, tmp_path / "list")
+    monkey.undo()
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[name]), name
 
 
-def test_a_student_learns_from_a_stream_and_held_out_lines_keep_their_masks(
-    tokenizer, tmp_path: Path
-) -> None:
-    """Against a student that stays as it is: a trained one has had its steepest steps before its
-    first loss, and the tokenizer, so the losses, differs from call to call."""
+def test_held_out_lines_keep_their_masks(tokenizer, tmp_path: Path) -> None:
+    """Against a student that stays as it is: its loss must not move either."""
     untrained, trained = (
         [
             row["eval_loss"]
@@ -387,11 +294,11 @@ def test_the_recipe_reads_the_profiles_text(tmp_path: Path, monkeypatch: Any) ->
     (tmp_path / "x.txt").write_text("habari\nnjema\n", encoding="utf-8")
     seen = []
 
-    def look(*arguments: Any) -> None:
-        seen.append(list(arguments[5]))
+    def look(run: Any, teachers: Any, texts: Any) -> None:
+        seen.append(texts["text"][:])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipe, "train_student", look)
+    monkeypatch.setattr(recipe, "stage_one", look)
     with pytest.raises(KeyboardInterrupt):
         recipe.distil(
             get_profile("tiny").with_(text=str(tmp_path / "x.txt")),
