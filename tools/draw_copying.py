@@ -18,7 +18,7 @@ from matplotlib.colors import PowerNorm
 from PIL import Image
 from transformers import set_seed
 
-from comet_lib.attention import capture, js_divergence, layer_map
+from comet_lib.attention import capture, layer_map
 from comet_lib.loading import load_pair
 from comet_lib.losses import attention_loss, hybrid_loss, soft_target_loss
 from comet_lib.models import build_student, xlmr_config
