@@ -237,12 +237,20 @@ def test_a_check_works_with_gradients_switched_off() -> None:
         assert check.kd_loss.examine(SOLUTIONS["kd_loss"][0]).passed
 
 
-def test_an_exercise_can_ask_for_a_value(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_exercise_can_ask_for_a_value(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def verify(answer: Any) -> None:
         if answer != 4:
             raise check.Misconception("it is not 2 + 2")
 
-    value = check.Exercise("value", "00", 4, "Count again.", verify=verify, is_function=False)
+    monkeypatch.setattr(grading, "EXERCISES", {})
+
+    @grading.exercise(look="Count again.", verify=verify, is_function=False)
+    def value() -> int:
+        return 2 + 2
+
+    assert value.reference == 4
     value(4)
     value(5)
     value(...)

@@ -103,7 +103,7 @@ def _gradient(
     axis: int = -1,
     of: Callable[..., Tensor] = torch.softmax,
 ) -> Tensor:
-    """The gradient with some parts replaced by slips; with none, the right value."""
+    """The gradient with some parts replaced by slips; ``hot``: powers of T under s and t."""
     return T**power * (of(s / T ** hot[0], axis) - of(t / T ** hot[1], axis)) / len(s)
 
 

@@ -63,7 +63,7 @@ def _every_row_is_filled(answer: Answer, draws: Draws) -> None:
     look="Create a table of zeros, one row per tweet; for each fold write out[rows] = part.",
     draws=_folds,
     slips={
-        "the targets stand in the order of the folds": Slip(
+        "the targets are in the order of the folds": Slip(
             lambda rows, parts: torch.cat(parts),
             "Row 0 must be the target of tweet 0: use `rows` to say where each one goes.",
         ),

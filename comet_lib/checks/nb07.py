@@ -358,10 +358,10 @@ def _first_only(train_texts: Sequence[str], dev_texts: Sequence[str]) -> list[bo
             partial(_alike, form=str),
             "Normalise both: one tone mark has two spellings, and spaces may double.",
         ),
-        "runs of white space are not made equal": Slip(
+        "runs of white space are not collapsed": Slip(
             partial(_alike, form=partial(unicodedata.normalize, "NFC")), "Use normalise."
         ),
-        "the two spellings of a tone mark in Unicode are not made equal": Slip(
+        "the two Unicode spellings of a tone mark still differ": Slip(
             partial(_alike, form=lambda text: " ".join(text.split())), "Use normalise."
         ),
         "capital and small letters count as equal": Slip(

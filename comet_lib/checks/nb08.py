@@ -130,11 +130,11 @@ def _wrong_table(answer: Answer, draws: Draws) -> None:
             lambda w, ids, s: _in_order(w, ids, sorted(ids.tolist())),
             "Padding and the unknown piece must stay, whatever the corpus holds.",
         ),
-        "the rows stand in the order in which the pieces appear": Slip(
+        "the rows are in the order in which the pieces appear": Slip(
             lambda w, ids, s: _in_order(w, ids, [*s.tolist(), *ids.tolist()]),
             "Sort kept: then padding keeps its number, from which XLM-R counts positions.",
         ),
-        "the rows stand in the order of the text, the special ones last": Slip(
+        "the rows are in the order of the text, the special ones last": Slip(
             lambda w, ids, s: _in_order(w, ids, [*ids.tolist(), *s.tolist()]),
             "Sort kept: then padding keeps its number, from which XLM-R counts positions.",
         ),
