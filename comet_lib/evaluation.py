@@ -19,7 +19,6 @@ from comet_lib.errors import CometError
 from comet_lib.loading import answer, check_numbers, label_order
 from comet_lib.processes import give_back_memory
 from comet_lib.profiles import LABELS
-from comet_lib.profiles import PAPER_ROWS as PAPER_ROWS
 from comet_lib.targets import class_probabilities, tfidf_classifier
 
 

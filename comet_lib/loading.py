@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,34 @@ PROBE = "Habari ẹ̀kọ́ \u1e62\u0323e\u0301 ሰላም سلام ﬁ ① 𝒳 
 # --- Load ----------------------------------------------------------------------------------
 
 
-def source_of(name: str | Path) -> tuple[str, str]:
-    """``owner/name@revision`` as (``owner/name``, ``revision``); by default the newest, ``main``.
+@dataclass(frozen=True)
+class Place:
+    """Where a model lies: ``folder`` on disk, or None; ``source`` and ``revision`` as
+    ``from_pretrained`` takes them.
 
-    A revision is a commit, a tag, or a branch of the hub; only a commit never changes. A folder
-    has none: it is its own source, whatever characters its name contains.
+    A revision is a commit, a tag, or a branch of the hub (``main``, the newest, by default); only
+    a commit never changes. A folder has none.
     """
-    if user_path(name).is_dir():
-        return str(user_path(name)), "main"
+
+    name: str
+    folder: Path | None
+    source: str
+    revision: str = "main"
+
+
+def find(name: str | Path) -> Place:
+    """A model by folder or by hub id, ``owner/name`` or ``owner/name@revision``.
+
+    Raises:
+        CometError: neither a folder nor of that form.
+    """
+    folder = user_path(name)
+    if folder.is_dir():  # whatever characters its name contains
+        return Place(str(name), folder, str(folder))
     source, _, revision = str(name).partition("@")
-    return source, revision or "main"
+    if folder.is_absolute() or source.count("/") != 1:
+        raise CometError(f"{name}: no such folder, and not a hub id of the form owner/name")
+    return Place(str(name), None, source, revision or "main")
 
 
 def model_origin(name: str | Path) -> str:
@@ -51,11 +70,11 @@ def model_origin(name: str | Path) -> str:
 
     The commit is the one in the hub's cache, so the same words read the same files again.
     """
-    if user_path(name).is_dir():
-        return user_path(name).resolve().name
-    source, revision = source_of(name)
-    config = try_to_load_from_cache(source, "config.json", revision=revision)
-    return f"{source}@{Path(config).parent.name if isinstance(config, str) else revision}"
+    at = find(name)
+    if at.folder:
+        return at.folder.resolve().name
+    config = try_to_load_from_cache(at.source, "config.json", revision=at.revision)
+    return f"{at.source}@{Path(config).parent.name if isinstance(config, str) else at.revision}"
 
 
 def load_pair(
@@ -80,18 +99,15 @@ def load_model(name: str | Path, head: str = "sentiment") -> PreTrainedModel:
         CometError: nothing loadable under ``name``, no weights for the head (an untrained head
             teaches noise), or a sentiment head without our labels.
     """
-    auto = auto_class(head)
-    folder, (source, revision) = user_path(name), source_of(name)
-    if folder.is_dir():
-        check_folder(folder)
-    elif folder.is_absolute() or source.count("/") != 1:
-        raise CometError(f"{name}: no such folder, and not a hub id of the form owner/name")
-    config = checked_config(name)
+    auto, at = auto_class(head), find(name)
+    if at.folder:
+        check_folder(at.folder)
+    config = checked_config(at)
     with quiet(), _reading("model", name, "config.json and model.safetensors"):
         model, report = auto.from_pretrained(
-            source,
+            at.source,
             config=config,
-            revision=revision,
+            revision=at.revision,
             use_safetensors=True,
             trust_remote_code=False,
             dtype=torch.float32,
@@ -109,21 +125,23 @@ def load_model(name: str | Path, head: str = "sentiment") -> PreTrainedModel:
     return model.eval()
 
 
-def checked_config(name: str | Path) -> Any:
+def checked_config(name: str | Path | Place) -> Any:
     """The config without weights.
 
     Raises:
         CometError: no readable config, or one that asks for attention code from the hub, which
             transformers would run.
     """
-    source, revision = source_of(name)
-    with quiet(), _reading("model", name, "config.json and model.safetensors"):
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    at = name if isinstance(name, Place) else find(name)
+    with quiet(), _reading("model", at.name, "config.json and model.safetensors"):
+        config = AutoConfig.from_pretrained(
+            at.source, revision=at.revision, trust_remote_code=False
+        )
     kind = getattr(config, "_attn_implementation", None)
     if kind not in (None, "eager", "sdpa"):
         raise CometError(
-            f"{name}: its config asks for the attention {str(kind)[:60]!r}, which may be code from "
-            "the hub and is not run; remove _attn_implementation from its config.json"
+            f"{at.name}: its config asks for the attention {str(kind)[:60]!r}, which may be code "
+            "from the hub and is not run; remove _attn_implementation from its config.json"
         )
     return config
 
@@ -135,13 +153,15 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         CometError: nothing loadable under ``name``. A folder must hold the pieces themselves:
             without them transformers builds an empty tokenizer, and every word is unknown.
     """
-    folder, (source, revision) = user_path(name), source_of(name)
-    if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
+    at = find(name)
+    if at.folder and not any((at.folder / file).is_file() for file in TOKENIZER_FILES):
         raise CometError(
-            f"{folder}: has no {TOKENIZER_FILES[0]} or other pieces; save its tokenizer there too"
+            f"{at.folder}: has no {TOKENIZER_FILES[0]} or other pieces; save its tokenizer there"
         )
     with _reading("tokenizer", name, "tokenizer.json"):
-        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            at.source, revision=at.revision, trust_remote_code=False
+        )
 
 
 # --- Use -----------------------------------------------------------------------------------

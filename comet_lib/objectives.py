@@ -17,21 +17,32 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from comet_lib import losses
 from comet_lib.attention import capture, capture_hidden, capture_qkv
+from comet_lib.batches import TOKENS
 from comet_lib.errors import CometError
 from comet_lib.losses import HeadMix
 from comet_lib.models import only_positions
 from comet_lib.processes import share_of_batch
 from comet_lib.profiles import Stage
-from comet_lib.teacher import Answers, LiveTeacher, Questions, Teacher
+from comet_lib.teacher import (
+    Answers,
+    LiveTeacher,
+    Questions,
+    StoredCollator,
+    Teacher,
+    ask_once,
+    stored_answers,
+)
 
 PROJECTION = "comet_projection"  # the student's submodule that is trained beside it
 
@@ -155,6 +166,34 @@ class Objective:
         """Stage 1 under a masked-LM model that answers each batch as it comes."""
         asked = LiveTeacher(teacher, questions_for(weights, matches))
         return cls(asked, weights, matches, temperature, teacher.config.hidden_size)
+
+    @classmethod
+    def stored(
+        cls,
+        folder: str | Path,
+        table: Dataset,
+        teacher: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        weights: Mapping[str, float],
+        matches: Mapping[int, int],
+        temperature: float = 1.0,
+        bar: bool = True,
+        **settings: Any,
+    ) -> tuple[Objective, Dataset, StoredCollator]:
+        """Under a teacher that is asked once about ``table``; its answers are kept in ``folder``.
+
+        ``settings`` are fields of :class:`~comet_lib.teacher.Questions`. Returns the objective,
+        the table of answers (columns of ``table`` that are not tokens stay), and its collator.
+
+        Raises:
+            CometError: as :func:`~comet_lib.teacher.ask_once`.
+        """
+        questions = questions_for(weights, matches, temperature=temperature, **settings)
+        answers = ask_once(folder, table, teacher, tokenizer, questions, bar)
+        for name in set(table.column_names) - set(TOKENS):
+            answers = answers.add_column(name, table[name][:])
+        objective = cls(stored_answers, weights, matches, temperature, teacher.config.hidden_size)
+        return objective, answers, StoredCollator(questions, tokenizer.pad_token_id)
 
     @contextmanager
     def on(self, student: nn.Module) -> Iterator[TermsOf]:

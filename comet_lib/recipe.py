@@ -37,7 +37,7 @@ from comet_lib.models import (
 )
 from comet_lib.objectives import stage_one_weights, stage_two_weights
 from comet_lib.processes import give_back_memory, processes
-from comet_lib.profiles import PAPER_LANGUAGES, TINY, Profile
+from comet_lib.profiles import PAPER_LANGUAGES, PAPER_ROWS, TINY, Profile
 from comet_lib.report import model_card, report_text
 from comet_lib.similarity import entropy
 from comet_lib.targets import check_enough, cross_fit
@@ -420,7 +420,7 @@ def write_report(
         ),
         "floor": floor["mean"],
         "leakage": leakage(data).to_dict("records"),
-        "paper": evaluation.PAPER_ROWS if as_published else [],
+        "paper": PAPER_ROWS if as_published else [],
         "versions": {
             "comet_lib": comet_lib.__version__,
             "python": platform.python_version(),

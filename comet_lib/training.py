@@ -44,12 +44,11 @@ from comet_lib.models import quiet
 from comet_lib.objectives import (
     Objective,
     TermsOf,
-    questions_for,
     stage_one_weights,
     stage_two_weights,
 )
 from comet_lib.profiles import Profile, Stage
-from comet_lib.teacher import StoredCollator, ask_once, stored_answers
+from comet_lib.teacher import stored_answers
 
 
 class Progress(ProgressCallback):
@@ -200,14 +199,31 @@ def _damaged(path: Path) -> bool:
         return archive.testzip() is not None
 
 
-def fit(trainer: Trainer, resume: bool = False) -> list[dict[str, float]]:
-    """Train, from the last whole checkpoint if ``resume``, and return :func:`history`.
+class Epoch(TrainerCallback):
+    """The number of the epoch, for a collator."""
 
-    The model comes back as it was, in eval mode; accelerate leaves its forward inside autocast.
+    number = 0
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.number = int(state.epoch or 0)
+
+    def __call__(self) -> int:
+        return self.number
+
+
+def fit(
+    student: PreTrainedModel, objective: Objective, resume: bool, **arguments: Any
+) -> list[dict[str, float]]:
+    """Train ``student`` in place, from the last whole checkpoint if ``resume``; return the log.
+
+    ``arguments`` are the trainer's. The model comes back as it was, in eval mode; accelerate
+    leaves its forward inside autocast.
     """
-    output = Path(str(trainer.args.output_dir))
-    trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
-    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+    with objective.on(student) as terms_of:
+        trainer = DistillationTrainer(model=student, terms_of=terms_of, **arguments)
+        output = Path(str(trainer.args.output_dir))
+        trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
+        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     return history(trainer)
 
 
@@ -266,42 +282,42 @@ def distil_task_agnostic(
     on_disk = output / "tokens.arrow" if isinstance(texts, Dataset) else None
     table = tokenise(texts, tokenizer, profile.max_length, on_disk)
     table = table.shuffle(seed=profile.seed, keep_in_memory=True)
+    epoch = Epoch()
     if cache is None:
         objective = Objective.live(teacher, weights, matches, stage.temperature)
         # The same masks after every epoch for held-out text, others for the rest.
         held_out = Dataset.from_list([{**row, "epoch": 0} for row in table.select(range(held))])
-        collator: Any = MaskingCollator(
-            tokenizer, profile.seed, epoch=lambda: int(trainer.state.epoch or 0)
-        )
+        collator: Any = MaskingCollator(tokenizer, profile.seed, epoch)
     else:
         if "hard_labels" in weights:
             raise CometError(
                 "hard_labels in stage 1 needs the pieces that were masked, which a cache does not "
                 "keep: leave out --cache or the term"
             )
-        settings = {
-            "temperature": stage.temperature,
-            "seed": profile.seed,
-            "max_length": profile.max_length,
-        }
-        questions = questions_for(weights, matches, **settings)
-        table = ask_once(cache, table, teacher, tokenizer, questions, not args.disable_tqdm)
-        teacher.cpu()  # it is done: its room on the GPU is the student's
-        width = teacher.config.hidden_size
-        objective = Objective(stored_answers, weights, matches, stage.temperature, width)
-        held_out = table.select(range(held))
-        collator = StoredCollator(questions, tokenizer.pad_token_id)
-    with objective.on(student) as terms_of:
-        trainer = DistillationTrainer(
-            model=student,
-            args=args,
-            train_dataset=table.select(range(held, len(table))),
-            eval_dataset=held_out,
-            data_collator=collator,
-            terms_of=terms_of,
-            callbacks=list(callbacks),
+        objective, table, collator = Objective.stored(
+            cache,
+            table,
+            teacher,
+            tokenizer,
+            weights,
+            matches,
+            stage.temperature,
+            bar=not args.disable_tqdm,
+            seed=profile.seed,
+            max_length=profile.max_length,
         )
-        return fit(trainer, resume)
+        teacher.cpu()  # it is done: its room on the GPU is the student's
+        held_out = table.select(range(held))
+    return fit(
+        student,
+        objective,
+        resume,
+        args=args,
+        train_dataset=table.select(range(held, len(table))),
+        eval_dataset=held_out,
+        data_collator=collator,
+        callbacks=[epoch, *callbacks],
+    )
 
 
 def fine_tune(
@@ -331,25 +347,29 @@ def fine_tune(
         CometError: terms without a teacher, or a cache that is another's.
     """
     stage, output = profile.stage2, Path(output)
-    weights, width = stage_two_weights(stage), 0
+    weights = stage_two_weights(stage)
     columns = {"labels": train["label"][:]}
     if "teacher_probs" in train.column_names:
         columns["teacher_probs"] = train["teacher_probs"][:]
     table = tokenise(train["text"][:], tokenizer, profile.max_length, **columns)
     dev_table = tokenise(dev["text"][:], tokenizer, profile.max_length, labels=dev["label"][:])
-    collator: Any = SentimentCollator(tokenizer)
-    if stage.terms:
-        if teacher is None:
-            raise CometError(f"{', '.join(stage.terms)} in stage 2 need a teacher: give one")
-        matches = uniform_matches(student, teacher) if matches is None else matches
-        questions = questions_for(weights, matches, masked_lm=False, max_length=profile.max_length)
-        bar = not arguments.get("disable_tqdm", False)
-        table = ask_once(cache or output / "cache", table, teacher, tokenizer, questions, bar)
-        for name, values in columns.items():
-            table = table.add_column(name, list(values))
-        collator, width = (
-            StoredCollator(questions, tokenizer.pad_token_id),
-            teacher.config.hidden_size,
+    if not stage.terms:
+        objective = Objective(stored_answers, weights, {}, stage.temperature)
+        collator: Any = SentimentCollator(tokenizer)
+    elif teacher is None:
+        raise CometError(f"{', '.join(stage.terms)} in stage 2 need a teacher: give one")
+    else:
+        objective, table, collator = Objective.stored(
+            cache or output / "cache",
+            table,
+            teacher,
+            tokenizer,
+            weights,
+            matches or uniform_matches(student, teacher),
+            stage.temperature,
+            bar=not arguments.get("disable_tqdm", False),
+            masked_lm=False,
+            max_length=profile.max_length,
         )
     languages = np.asarray(dev["language"][:])
 
@@ -358,27 +378,21 @@ def fine_tune(
         scores = mean_weighted_f1(np.asarray(prediction.label_ids), guess, languages)
         return {f"f1_{name}": score for name, score in scores.items()}
 
-    objective = Objective(stored_answers, weights, matches or {}, stage.temperature, width)
-    with objective.on(student) as terms_of:
-        trainer = DistillationTrainer(
-            model=student,
-            args=training_arguments(
-                output,
-                stage,
-                profile.seed,
-                **{
-                    "eval_strategy": "epoch",
-                    "metric_for_best_model": "f1_mean",
-                    "greater_is_better": True,
-                    "load_best_model_at_end": True,
-                    **arguments,
-                },
-            ),
-            train_dataset=table,
-            eval_dataset=dev_table,
-            data_collator=collator,
-            terms_of=terms_of,
-            compute_metrics=metrics,
-            callbacks=[EarlyStoppingCallback(stage.patience), *callbacks],
-        )
-        return fit(trainer, resume)
+    settings: dict[str, Any] = {
+        "eval_strategy": "epoch",
+        "metric_for_best_model": "f1_mean",
+        "greater_is_better": True,
+        "load_best_model_at_end": True,
+        **arguments,
+    }
+    return fit(
+        student,
+        objective,
+        resume,
+        args=training_arguments(output, stage, profile.seed, **settings),
+        train_dataset=table,
+        eval_dataset=dev_table,
+        data_collator=collator,
+        compute_metrics=metrics,
+        callbacks=[EarlyStoppingCallback(stage.patience), *callbacks],
+    )

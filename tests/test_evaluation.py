@@ -10,6 +10,7 @@ from sklearn.metrics import f1_score
 from comet_lib import evaluation
 from comet_lib.data import FEATURES
 from comet_lib.errors import CometError
+from comet_lib.profiles import PAPER_ROWS
 from comet_lib.report import markdown_table, result_table
 
 
@@ -98,7 +99,7 @@ def test_retention():
 
 
 def test_paper_rows_add_up():
-    for row in evaluation.PAPER_ROWS:
+    for row in PAPER_ROWS:
         f1 = row["weighted_f1"]
         mean = np.mean([v for k, v in f1.items() if k != "mean"])
         assert f1["mean"] == pytest.approx(mean, abs=0.015)  # rounded
@@ -110,9 +111,7 @@ def test_result_table_shows_every_row():
     row = evaluation.score_row(
         "ours", table(labels, languages), np.eye(3)[guess], parameters=1234, size_mb=0.5
     )
-    text = result_table(
-        {"languages": ["kin", "yor"], "rows": [row], "paper": evaluation.PAPER_ROWS}
-    )
+    text = result_table({"languages": ["kin", "yor"], "rows": [row], "paper": PAPER_ROWS})
     assert "| ours | 1,234 |" in text and text.count("(paper) ¹") == 4
     assert f"**{row['weighted_f1']['mean']:.1f}**" in text
     alone = result_table({"languages": ["kin", "yor"], "rows": [row], "paper": []})

@@ -19,7 +19,7 @@ from PIL import Image
 from transformers import set_seed
 
 from comet_lib.attention import capture, layer_map
-from comet_lib.loading import load_model, load_tokenizer
+from comet_lib.loading import load_pair
 from comet_lib.losses import attention_loss, hybrid_loss, soft_target_loss
 from comet_lib.models import build_student, xlmr_config
 from comet_lib.plots import MAP_COLOURS
@@ -35,8 +35,7 @@ LAYER = 0  # of the student
 def main() -> None:
     set_seed(0)
     profile = get_profile("tiny")
-    teacher = load_model(profile.teacher, head="sentiment").eval()
-    tokenizer = load_tokenizer(profile.teacher)
+    teacher, tokenizer = load_pair(profile.teacher)
     student = build_student(xlmr_config(profile.student, len(tokenizer)), head="sentiment")
     layers = layer_map(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
     texts = [

@@ -36,7 +36,7 @@ from comet_lib.errors import CometError
 from comet_lib.files import claim, whole_folder, write_text
 from comet_lib.lab.comparison import pack, read_runs
 from comet_lib.lab.variants import VARIANTS, Variant
-from comet_lib.loading import load_model, load_tokenizer
+from comet_lib.loading import load_model, load_pair
 from comet_lib.losses import mean_of_teachers
 from comet_lib.models import build_student, initialise_embeddings, quiet, same_body
 from comet_lib.objectives import TERMS
@@ -58,8 +58,7 @@ class Laboratory:
         self.profile, self.work, self.variants = profile, work, variants
         self.source = find_source(profile)
         self.data = load_sentiment(profile, source=self.source)
-        self.tokenizer = load_tokenizer(profile.sentiment_teacher)
-        self.teacher = load_model(profile.sentiment_teacher, "sentiment")
+        self.teacher, self.tokenizer = load_pair(profile.sentiment_teacher)
         self.config = student_config(profile, self.teacher)
         self.splits = {"dev": unseen(self.data["dev"]), "test": self.data["test"]}
         train = self.data["train"]

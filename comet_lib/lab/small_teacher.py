@@ -33,7 +33,7 @@ from comet_lib.objectives import hard_labels
 from comet_lib.profiles import Profile, Stage
 from comet_lib.recipe import claim
 from comet_lib.targets import cross_fit
-from comet_lib.training import DistillationTrainer, fit, training_arguments
+from comet_lib.training import DistillationTrainer, history, last_checkpoint, training_arguments
 
 VOCABULARY = 24_000
 SIZES = {
@@ -173,7 +173,8 @@ def build(profile: Profile, output: str | Path, say: Callable[[str], None] = pri
         terms_of=BothTasks(tokenizer.mask_token_id),
         compute_metrics=metrics,
     )
-    log = fit(trainer, resume=True)
+    trainer.train(resume_from_checkpoint=last_checkpoint(output / "work"))
+    log = history(trainer)
     save(model, tokenizer, output / "teacher")
     write_json(output / "log.json", log)
     scores = [f"{row['eval_mean']:.2f} mean weighted F1" for row in log if "eval_mean" in row]

@@ -154,5 +154,5 @@ class ParameterBudget(View):
 
 
 def _flops(sizes: Mapping[str, int], length: int) -> int:
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers")
-    return flops_per_token(*(sizes[name] for name in names), length)
+    inner, layers = sizes["intermediate_size"], sizes["num_hidden_layers"]
+    return flops_per_token(sizes["hidden_size"], inner, layers, length)
