@@ -56,12 +56,14 @@ def tokenise(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     path: Path | None = None,
+    shuffle: int | None = None,
     **columns: Any,
 ) -> Dataset:
     """A table with ``input_ids``, ``attention_mask``, ``length`` and the given columns.
 
     ``texts`` is a list, or a table with a column ``text``. With ``path``, the table is written
-    there and memory-mapped instead of held in memory.
+    there and memory-mapped instead of held in memory. ``shuffle`` is a seed: the rows are shuffled
+    on their way, because reading a shuffled table column by column takes far more memory.
     """
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
@@ -74,6 +76,8 @@ def tokenise(
 
     if not isinstance(texts, Dataset):
         texts = Dataset.from_dict({"text": list(texts)})
+    if shuffle is not None:
+        texts = texts.shuffle(seed=shuffle, keep_in_memory=True)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     with no_bars():
@@ -106,7 +110,7 @@ class LengthBatches(Sampler[int]):
     def __init__(
         self, lengths: Sequence[int], batch_size: int, seed: int, epoch: Callable[[], int]
     ) -> None:
-        self.lengths = torch.as_tensor(list(lengths))
+        self.lengths = torch.as_tensor(np.asarray(lengths))
         self.batch_size, self.seed, self.epoch = batch_size, seed, epoch
 
     def __len__(self) -> int:
@@ -115,16 +119,12 @@ class LengthBatches(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         source = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
         blocks = torch.randperm(len(self), generator=source).split(self.BLOCK * self.batch_size)
-        batches = [
-            batch
-            for block in blocks
-            for batch in block[self.lengths[block].argsort(stable=True)].split(self.batch_size)
-        ]
-        whole = [b for b in batches if len(b) == self.batch_size]  # a short batch comes last, or
-        short = [b for b in batches if len(b) < self.batch_size]  # it would shift the cuts
-        order = torch.randperm(len(whole), generator=source).tolist()
-        for batch in [*(whole[i] for i in order), *short]:
+        rows = torch.cat([block[self.lengths[block].argsort(stable=True)] for block in blocks])
+        count = len(rows) // self.batch_size  # a short batch comes last, or it would shift the cuts
+        whole = rows[: count * self.batch_size].view(count, self.batch_size)
+        for batch in whole[torch.randperm(count, generator=source)]:
             yield from batch.tolist()
+        yield from rows[count * self.batch_size :].tolist()
 
 
 def pad(rows: Sequence[Sequence[int] | np.ndarray], pad_token_id: int) -> dict[str, Tensor]:

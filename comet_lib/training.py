@@ -280,8 +280,7 @@ def distil_task_agnostic(
         },
     )
     on_disk = output / "tokens.arrow" if isinstance(texts, Dataset) else None
-    table = tokenise(texts, tokenizer, profile.max_length, on_disk)
-    table = table.shuffle(seed=profile.seed, keep_in_memory=True)
+    table = tokenise(texts, tokenizer, profile.max_length, on_disk, shuffle=profile.seed)
     epoch = Epoch()
     if cache is None:
         objective = Objective.live(teacher, weights, matches, stage.temperature)

@@ -291,7 +291,7 @@ BAD_ARGUMENTS: dict[str, tuple[list[str], str]] = {
         "is not there; run lab ablate",
     ),
     "export of nothing": (["export", "no/such/model", "--output", "TMP/x"], "no such folder"),
-    "teacher without data": (["lab", "teacher", "--data", "no/such"], "is not there"),
+    "teacher without data": (["lab", "teacher", "--data", "no/such"], "does not exist"),
     "figures to a folder": (["lab", "benchmark", "--json", "TMP"], "is a folder: name a file"),
     "a report into a file": (["lab", "rehearse", "--output", __file__], "permissions and free"),
     "rehearse": (["lab", "rehearse", "--profile", "huge"], "unknown profile"),

@@ -1,12 +1,16 @@
-"""The checks: solutions pass, each catalogued wrong answer is named, nothing raises.
+"""The checks: solutions pass, each slip and each catalogued wrong answer is named, nothing raises.
 
-To add an exercise, edit ``catalogue/nbNN.py``: add its solutions to SOLUTIONS and its wrong answers
-to MUTANTS, each a function and a piece of the message that it must trigger.
+``catalogue/nbNN.py`` adds to each exercise SOLUTIONS in several forms and MUTANTS, wrong answers
+that do more than repeat the formula of a slip: for each a function and a piece of its message.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import os
+import re
 import threading
 import time
 from importlib import import_module
@@ -19,7 +23,8 @@ from catalogue import nb00 as nb00_answers
 
 from comet_lib import checks as check
 from comet_lib.checks import framework as grading
-from comet_lib.checks import nb00
+from comet_lib.checks import nb00, nb04
+from comet_lib.checks.draws import generator, normal
 from comet_lib.errors import CometError
 
 CATALOGUES = [
@@ -30,8 +35,9 @@ SOLUTIONS: dict[str, list[Any]] = {k: v for c in CATALOGUES for k, v in c.SOLUTI
 MUTANTS: dict[str, dict[str, tuple[Any, str]]] = {
     k: v for c in CATALOGUES for k, v in c.MUTANTS.items()
 }
-EACH_SOLUTION = [(n, i) for n, answers in SOLUTIONS.items() for i in range(len(answers))]
-EACH_MUTANT = [(name, kind) for name, mutants in MUTANTS.items() for kind in mutants]
+EACH_SLIP = [(name, message) for name, it in check.EXERCISES.items() for message in it.slips]
+REPEATS = 2  # each time with other random arguments
+each_exercise = pytest.mark.parametrize("name", check.EXERCISES)
 
 
 def endless(*_: Any) -> Any:
@@ -42,61 +48,62 @@ def endless(*_: Any) -> Any:
 def test_every_exercise_is_catalogued() -> None:
     assert set(check.EXERCISES) == set(SOLUTIONS) == set(MUTANTS)
     for name, exercise in check.EXERCISES.items():
-        assert len(MUTANTS[name]) >= 3, f"{name} needs at least three wrong answers"
+        wrong = len(MUTANTS[name]) + len(exercise.slips)
+        assert wrong >= 3, f"{name} needs at least three wrong answers"
         assert exercise.look, f"{name} does not say where to look"
+        assert exercise.reference.__doc__, f"{name} does not state its task"
         assert getattr(check, name) is exercise
 
 
-@pytest.mark.parametrize(("name", "index"), EACH_SOLUTION)
-def test_a_solution_passes(name: str, index: int, capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in range(5):  # each time with other random tensors
-        check.EXERCISES[name](SOLUTIONS[name][index])
+@each_exercise
+def test_the_solutions_pass(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for solution in [check.reference(name), *SOLUTIONS[name]] * REPEATS:
+        check.EXERCISES[name](solution)
     assert set(capsys.readouterr().out.splitlines()) == {f"PASS  {name}"}
 
 
-@pytest.mark.parametrize("name", SOLUTIONS)
-def test_the_reference_passes(name: str) -> None:
-    assert check.EXERCISES[name].examine(check.reference(name)).passed
+@pytest.mark.parametrize(("name", "message"), EACH_SLIP)
+def test_a_slip_is_named(name: str, message: str) -> None:
+    exercise = check.EXERCISES[name]
+    slip = exercise.slips[message]
+    named = f"{message}. {slip.look or exercise.look}"
+    for _ in range(REPEATS):
+        found = exercise.examine(slip.formula)
+        assert found.state == "NOT YET"
+        assert found.message.removeprefix(f"{exercise.edge_case}, ") == named
 
 
-@pytest.mark.parametrize(("name", "kind"), EACH_MUTANT)
-def test_a_mutant_is_named(name: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    answer, fragment = MUTANTS[name][kind]
-    for _ in range(5):
+@each_exercise
+def test_each_mutant_is_named_by_its_own_message(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines: dict[str, str] = {}
+    for kind, (answer, fragment) in [*MUTANTS[name].items()] * REPEATS:
         check.EXERCISES[name](answer)
-        line = capsys.readouterr().out.strip()
-        assert line.startswith(f"NOT YET  {name}: ")
-        assert fragment in line
-        assert "\n" not in line
-
-
-@pytest.mark.parametrize("name", MUTANTS)
-def test_no_two_mutants_share_a_message(name: str) -> None:
-    messages = [
-        check.EXERCISES[name].examine(answer).message for answer, _ in MUTANTS[name].values()
-    ]
-    assert len(set(messages)) == len(messages)
+        lines[kind] = capsys.readouterr().out.strip()
+        assert lines[kind].startswith(f"NOT YET  {name}: "), kind
+        assert fragment in lines[kind], kind
+        assert "\n" not in lines[kind], kind
+    assert len(set(lines.values())) == len(lines)
     for kind, (_, fragment) in MUTANTS[name].items():
         # A pair of slips is named by both of its messages, so it holds their pieces too.
-        alone = [m for m in messages if kind == "two slips" or "two things at once" not in m]
-        assert sum(fragment in message for message in alone) == 1, fragment
+        single = [x for x in lines.values() if kind == "two slips" or "two things at once" not in x]
+        assert sum(fragment in line for line in single) == 1, fragment
 
 
 def test_the_slips_of_kd_loss_start_from_the_right_loss() -> None:
-    student, teacher = grading.normal(grading.generator(), 2, 5, 4)
+    student, teacher = normal(generator(), 2, 5, 4)
     right = check.EXERCISES["kd_loss"].reference(student, teacher, 2.5)
-    assert torch.allclose(nb00._kd_variant(student, teacher, 2.5).float(), right, rtol=1e-4)
+    assert torch.allclose(nb00._kd(student, teacher, 2.5).float(), right, rtol=1e-4)
     assert torch.allclose(nb00_answers.slow_kd(student, teacher, 2.5), right, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [..., None, lambda *a: ..., lambda *a: ... * 2, lambda *a: torch.softmax(..., -1), [1, ...]],
-)
-@pytest.mark.parametrize("name", SOLUTIONS)
-def test_an_open_answer_is_todo(name: str, answer: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    check.EXERCISES[name](answer)
-    assert capsys.readouterr().out.startswith(f"TODO  {name}: ")
+@each_exercise
+def test_an_open_answer_is_todo(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    blanks = (lambda *a: ..., lambda *a: ... * 2, lambda *a: torch.softmax(..., -1))
+    for answer in (..., None, [1, ...], *blanks):
+        check.EXERCISES[name](answer)
+        assert capsys.readouterr().out.startswith(f"TODO  {name}: "), answer
 
 
 class Nasty(Exception):
@@ -116,30 +123,28 @@ def recursive(*arguments: Any) -> Any:
     return recursive(*arguments)
 
 
-@pytest.mark.parametrize(
-    ("answer", "fragment"),
-    [
-        (3, "type int"),
-        (torch.zeros(3), "type Tensor"),
-        ("kd_loss", "type str"),
-        (quits, "SystemExit: 3 (at `raise SystemExit(3)`)"),
-        (nasty, "raised Nasty (at"),
-        (recursive, "RecursionError"),
-        (lambda *a: object(), "returned a object"),
-        (lambda *a: torch.zeros(3, 9, 2), "returned"),
-        (lambda *a: torch.zeros((), dtype=torch.complex64), ""),
-        (lambda *a: {}, "returned a dict"),
-        (int, "TypeError"),
-    ],
-)
-@pytest.mark.parametrize("name", SOLUTIONS)
-def test_a_strange_answer_never_raises(
-    name: str, answer: Any, fragment: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    check.EXERCISES[name](answer)
-    line = capsys.readouterr().out
-    assert line.startswith(f"NOT YET  {name}: ")
-    assert fragment in line
+STRANGE = [
+    (3, "type int"),
+    (torch.zeros(3), "type Tensor"),
+    ("kd_loss", "type str"),
+    (quits, "SystemExit: 3 (at `raise SystemExit(3)`)"),
+    (nasty, "raised Nasty (at"),
+    (recursive, "RecursionError"),
+    (lambda *a: object(), "returned a object"),
+    (lambda *a: torch.zeros(3, 9, 2), "returned"),
+    (lambda *a: torch.zeros((), dtype=torch.complex64), ""),
+    (lambda *a: {}, "returned a dict"),
+    (int, "TypeError"),
+]
+
+
+@each_exercise
+def test_a_strange_answer_never_raises(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for answer, fragment in STRANGE:
+        check.EXERCISES[name](answer)
+        line = capsys.readouterr().out
+        assert line.startswith(f"NOT YET  {name}: "), fragment
+        assert fragment in line
 
 
 def test_a_keyboard_interrupt_still_stops_the_cell() -> None:
@@ -169,8 +174,7 @@ def test_strict_raises(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def hasty() -> check.Exercise:
     """The retention check with a time limit of 0.2 s."""
-    it = check.retention
-    return check.Exercise("hasty", "00", it.verify, it.reference, it.look, True, 0.2)
+    return dataclasses.replace(check.retention, name="hasty", seconds=0.2)
 
 
 def stubborn(*_: Any) -> Any:
@@ -238,7 +242,7 @@ def test_an_exercise_can_ask_for_a_value(capsys: pytest.CaptureFixture[str]) -> 
         if answer != 4:
             raise check.Misconception("it is not 2 + 2")
 
-    value = check.Exercise("value", "00", verify, 4, "Count again.", False, 1.0)
+    value = check.Exercise("value", "00", 4, "Count again.", verify=verify, is_function=False)
     value(4)
     value(5)
     value(...)
@@ -251,9 +255,34 @@ def test_an_exercise_can_ask_for_a_value(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_an_exercise_has_one_name() -> None:
-    again = grading.exercise("kd_loss", notebook="00", reference=None, look="")
+    def kd_loss() -> None: ...
+
     with pytest.raises(CometError, match="defined twice"):
-        again(lambda answer: None)
+        grading.exercise(look="")(kd_loss)
+
+
+def test_the_example_in_contributing_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.split("## Add an exercise")[1].split("\n## ")[0]
+    fences = re.findall(r"^(`{3,4})\w+\n(.*?)^\1$", section, re.DOTALL | re.MULTILINE)
+    assert sum(code.count("\n") for _, code in fences) <= 85
+    definition, stub, _, solution, entries = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    monkeypatch.setattr(grading, "EXERCISES", {})
+    names = vars(nb04) | {"math": math, "__name__": "comet_lib.checks.nb04"}
+    exec(definition, names)
+    example = grading.EXERCISES["effective_classes"]
+    assert example.notebook == "04"
+    catalogue: dict[str, Any] = {"SOLUTIONS": {}, "MUTANTS": {}, "torch": torch}
+    exec(entries, catalogue)
+    exec(stub, catalogue)
+    assert example.examine(catalogue["effective_classes"]).state == "TODO"
+    exec(solution, catalogue)
+    for right in (catalogue["effective_classes"], *catalogue["SOLUTIONS"]["effective_classes"]):
+        assert example.examine(right).passed
+    for message, slip in example.slips.items():
+        assert example.examine(slip.formula).message.startswith(message)
+    for answer, fragment in catalogue["MUTANTS"]["effective_classes"].values():
+        assert fragment in example.examine(answer).message
 
 
 # --- Going on with the reference ---
@@ -313,9 +342,13 @@ def test_a_home_that_cannot_be_written_is_harmless(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("COMET_HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     check.retention(SOLUTIONS["retention"][0])
-    assert capsys.readouterr().out == "PASS  retention\n"
+    assert set(check.progress()) == {"retention"}  # kept in a folder for temporary files
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
+    check.retention(SOLUTIONS["retention"][0])
     assert check.progress() == {}
+    assert capsys.readouterr() == ("PASS  retention\n" * 2, "")
 
 
 def test_a_failed_write_leaves_the_old_record(
@@ -326,15 +359,18 @@ def test_a_failed_write_leaves_the_old_record(
     def full(*_: Any, **__: Any) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(json, "dump", full)
+    monkeypatch.setattr(os, "replace", full)
     check.soft_targets(SOLUTIONS["soft_targets"][0])  # raises nothing
     assert set(check.progress()) == {"retention"}
     assert [path.name for path in comet_home.iterdir()] == ["progress.json"]
 
 
-def test_the_home_defaults_to_a_folder_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_defaults_to_a_folder_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("COMET_HOME")
-    assert grading._progress_file() == Path.home() / ".comet" / "progress.json"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert grading._progress_file() == tmp_path / ".comet" / "progress.json"
 
 
 def test_the_course_map_shows_what_passed() -> None:

@@ -147,7 +147,7 @@ def test_sizes_and_terms_reach_the_training(monkeypatch):
 
 
 def test_help_is_quick_and_lists_the_lab():
-    """Torch alone takes seconds: a command imports it, the command line does not."""
+    """Torch takes seconds to import: a command imports it, the command line does not."""
     code = "import sys, comet_lib.__main__; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "set()", done.stderr

@@ -1,6 +1,6 @@
 """What a notebook sees of the exercises: ``check.NAME(answer)``, and the reader's progress.
 
-The framework is in ``comet_lib.checks.framework``, the exercises are in ``comet_lib.checks``.
+``framework`` compares answers, ``draws`` has random arguments, ``nbNN`` the exercises.
 """
 
 from importlib import import_module

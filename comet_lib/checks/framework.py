@@ -9,19 +9,11 @@ In a notebook::
 
 A check prints one line, returns nothing (a notebook would show it below the line), and never
 raises for a learner; ``check.kd_loss.examine(kd_loss)`` returns the outcome instead. With
-``COMET_STRICT=1`` an open or failing check raises ``CheckFailed`` (that is how the course tests
-its own solutions). A check draws random tensors from a fresh seed at each run and compares with
-the reference on them; nothing is compared with a stored number.
+``COMET_STRICT=1`` an open or failing check raises ``CheckFailed`` (this is how the course tests
+its own solutions). A check draws random arguments from a fresh seed on each run and compares the
+answer with the reference on them; it compares nothing with a stored number.
 
-To add an exercise, write one function in ``comet_lib/checks/nbNN.py`` that raises
-``Misconception`` for a wrong answer::
-
-    @exercise("double", notebook="00", reference=lambda x: 2 * x, look="Multiply by two.")
-    def double(answer):
-        draws = [(normal(generator(), 4, 3),)]
-        compare(answer, draws, double.reference, [Slip("you squared it", lambda x: x**2)])
-
-and add its wrong answers to the catalogue in ``tests/catalogue/``.
+An exercise is its decorated reference in ``comet_lib/checks/nbNN.py``; CONTRIBUTING shows one.
 """
 
 from __future__ import annotations
@@ -29,52 +21,33 @@ from __future__ import annotations
 import contextlib
 import datetime
 import html
-import json
+import io
 import os
-import secrets
 import signal
-import tempfile
 import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from comet_lib.checks.draws import generator
 from comet_lib.errors import CometError
+from comet_lib.files import read_json, write_json
+from comet_lib.profiles import home
 
-__all__ = [
-    "EXERCISES",
-    "CheckFailed",
-    "CourseMap",
-    "Exercise",
-    "Misconception",
-    "Outcome",
-    "Slip",
-    "all_close",
-    "compare",
-    "course_map",
-    "exercise",
-    "generator",
-    "normal",
-    "or_reference",
-    "progress",
-    "reference",
-    "slips_and_pairs",
-    "uniform",
-    "value_of",
-]
-
-
-# --- The framework -------------------------------------------------------------------------
+Answer = Callable[..., Any]
+Draws = Sequence[tuple[Any, ...]]  # each is the arguments of one call
 
 
 class CheckFailed(AssertionError):
@@ -82,7 +55,7 @@ class CheckFailed(AssertionError):
 
 
 class Misconception(Exception):
-    """What a wrong answer shows about its author's picture: ``message``, and where to ``look``."""
+    """What a wrong answer shows about its author's picture, and where to ``look``."""
 
     def __init__(self, message: str, look: str = "") -> None:
         super().__init__(message)
@@ -116,16 +89,49 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Slip:
+    """A known mistake: a wrong ``formula`` with the answer's arguments, and where to ``look``."""
+
+    formula: Answer
+    look: str = ""
+
+
+@dataclass(frozen=True)
 class Exercise:
-    """One check. Calling it prints a line; ``examine`` returns what that line says."""
+    """One check. Calling it prints a line; ``examine`` returns what that line says.
+
+    Attributes:
+        notebook: Number of the notebook that sets the exercise ("00").
+        reference: The right answer.
+        look: Where to look, if a misconception says nothing of its own.
+        draws: Random source -> arguments on which the answer must equal the reference.
+        slips: Message -> known mistake; those that are wrong only on the edge cases come first.
+            Partials of one function with different keywords are also recognized in pairs.
+        edges: Random source -> further draws, compared once the ordinary ones are right.
+        edge_case: Names them; every message about them begins with it ("with equal scores").
+        read: (result, *draw) -> the result as it is compared, a tensor, a number or a tuple of
+            tensors; raises ``Misconception``.
+        otherwise: (answer, draws) -> None; looks at wrong values that no slip explains.
+        extra: (answer, draws) -> None; looks for what right values can still get wrong.
+        verify: Replaces the whole comparison: answer -> None, raises ``Misconception``.
+        is_function: False if the answer is a value; ``verify`` gets it as it is.
+        seconds: Time limit (in the main thread of a system with SIGALRM).
+    """
 
     name: str
     notebook: str
-    verify: Callable[[Any], None]
     reference: Any
     look: str
-    is_function: bool
-    seconds: float
+    draws: Callable[[torch.Generator], Draws] = lambda source: ()
+    slips: Mapping[str, Slip] = field(default_factory=dict)
+    edges: Callable[[torch.Generator], Draws] = lambda source: ()
+    edge_case: str = ""
+    read: Callable[..., Any] = lambda result, *draw: result
+    otherwise: Callable[[Answer, Draws], None] = lambda answer, draws: None
+    extra: Callable[[Answer, Draws], None] = lambda answer, draws: None
+    verify: Callable[[Any], None] | None = None
+    is_function: bool = True
+    seconds: float = 5.0
 
     def __call__(self, answer: Any = ...) -> None:
         outcome = self.examine(answer)
@@ -136,18 +142,19 @@ class Exercise:
             raise CheckFailed(outcome.line)
 
     def examine(self, answer: Any) -> Outcome:
-        """The outcome without printing, recording or raising."""
+        """The outcome, without printing, recording or raising."""
         try:
             if _is_open(answer):
                 raise _Open("replace the ... with your answer, then run this cell again")
             if self.is_function and not callable(answer):
                 raise Misconception(
-                    f"this is a value of type {type(answer).__name__}, and a function is wanted",
+                    f"this is a value of type {type(answer).__name__}, but a function is wanted",
                     f"Pass the function itself: check.{self.name}({self.name}).",
                 )
             with _time_limit(self.seconds), warnings.catch_warnings(), torch.enable_grad():
                 warnings.simplefilter("ignore")
-                self.verify(_Guarded(answer) if self.is_function else answer)
+                verify = self.verify or self._compare_all
+                verify(_Guarded(answer) if self.is_function else answer)
         except _Open as blank:
             return Outcome(self.name, "TODO", str(blank))
         except Misconception as wrong:
@@ -164,35 +171,85 @@ class Exercise:
             return Outcome(self.name, "NOT YET", message)
         return Outcome(self.name, "PASS")
 
+    def _compare_all(self, function: Answer) -> None:
+        def answer(*draw: Any) -> Any:
+            return self.read(function(*draw), *draw)
+
+        source = generator()
+        draws = self.draws(source)
+        self._compare(answer, draws)
+        try:
+            self._compare(answer, self.edges(source))
+        except Misconception as wrong:
+            raise Misconception(f"{self.edge_case}, {wrong.message}", wrong.look) from None
+        self.extra(answer, draws)
+
+    def _compare(self, answer: Answer, draws: Draws) -> None:
+        """Compare the answer with the reference on every draw.
+
+        Raises ``Misconception`` for a wrong type, a wrong shape, NaN or infinity; then, if a value
+        differs, for the first slip that explains the answer on **all** draws; then whatever
+        ``otherwise`` finds; finally one that states both values.
+        """
+        right = [self.read(self.reference(*draw), *draw) for draw in draws]
+        wanted = [*map(_values, right)]
+        got = [_checked(answer(*draw), result) for draw, result in zip(draws, right, strict=True)]
+        if all(map(all_close, got, wanted)):
+            return
+        for message, slip in _with_pairs(self.slips):
+            if self._explains(slip, draws, got):
+                raise Misconception(message, slip.look)
+        self.otherwise(answer, draws)
+        pairs = [(a, b) for result in map(zip, got, wanted) for a, b in result]
+        value, wanted_value = max(pairs, key=lambda pair: (pair[0] - pair[1]).abs().max().item())
+        place = (value - wanted_value).abs().argmax()
+        raise Misconception(
+            f"the value is {value.flatten()[place].item():.4g}, but "
+            f"{wanted_value.flatten()[place].item():.4g} is right, on random input"
+        )
+
+    def _explains(self, slip: Slip, draws: Draws, got: Sequence[Sequence[Tensor]]) -> bool:
+        try:
+            return all(
+                all_close(values, _values(self.read(slip.formula(*draw), *draw)))
+                for values, draw in zip(got, draws, strict=True)
+            )
+        except Misconception:  # `read` refuses the slip's result, but it let the answer's pass
+            return False
+
 
 EXERCISES: dict[str, Exercise] = {}
 
 
-def exercise(
-    name: str,
-    *,
-    notebook: str,
-    reference: Any,
-    look: str,
-    is_function: bool = True,
-    seconds: float = 5.0,
-) -> Callable[[Callable[[Any], None]], Exercise]:
-    """Turn ``verify(answer) -> None``, which raises ``Misconception``, into an ``Exercise``.
+def exercise(*, look: str, **parts: Any) -> Callable[[Answer], Exercise]:
+    """Turn the decorated reference into the ``Exercise`` of its name.
 
-    ``notebook`` is the number of the notebook that sets it ("00"), ``reference`` the right
-    answer, ``look`` the sentence that says where to look when a misconception brings none of
-    its own. With ``is_function=False`` the answer is a value and reaches ``verify`` as it is.
-    An answer is stopped after ``seconds`` (in the main thread of a system with SIGALRM).
+    The docstring states the task, the module ``nbNN`` gives the notebook, ``parts`` are fields of
+    ``Exercise``. With ``is_function=False`` the reference is what the decorated function returns.
     """
 
-    def register(verify: Callable[[Any], None]) -> Exercise:
+    def register(function: Answer) -> Exercise:
+        name = function.__name__
         if name in EXERCISES:
-            raise CometError(f"The exercise {name!r} is defined twice; give one another name.")
-        made = Exercise(name, notebook, verify, reference, look, is_function, seconds)
-        EXERCISES[name] = made
-        return made
+            raise CometError(f"The exercise {name!r} is defined twice; rename one of them.")
+        reference = function if parts.get("is_function", True) else function()
+        notebook = function.__module__.rpartition("nb")[2]
+        EXERCISES[name] = Exercise(name, notebook, reference, look, **parts)
+        return EXERCISES[name]
 
     return register
+
+
+def _with_pairs(slips: Mapping[str, Slip]) -> Iterator[tuple[str, Slip]]:
+    """Each slip by itself, then each pair that changes different keywords of one function."""
+    yield from slips.items()
+    for (message, one), (message_2, other) in combinations(slips.items(), 2):
+        f, g = one.formula, other.formula
+        if not (isinstance(f, partial) and isinstance(g, partial)):
+            continue
+        if (f.func, f.args) == (g.func, g.args) and not f.keywords.keys() & g.keywords.keys():
+            both = Slip(partial(f, **g.keywords), f"{one.look} {other.look}")
+            yield f"two things at once: {message}, and {message_2}", both
 
 
 def _is_open(answer: Any) -> bool:
@@ -208,13 +265,15 @@ def _is_open(answer: Any) -> bool:
 class _Guarded:
     """The learner's function: a blank, an exception, None or a changed argument is named."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Answer) -> None:
         self.function = function
 
     def __call__(self, *arguments: Any) -> Any:
         before = [a.detach().clone() if isinstance(a, Tensor) else None for a in arguments]
-        try:
-            result = self.function(*arguments)
+        try:  # a list, dict or array is the answer's own copy
+            result = self.function(
+                *(copy(a) if isinstance(a, list | dict | np.ndarray) else a for a in arguments)
+            )
         except (_TimeUp, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -225,9 +284,7 @@ class _Guarded:
                 "Call it yourself in a new cell to see the whole traceback.",
             ) from None
         if result is None:
-            raise Misconception(
-                "your function returned None", "Does its last line say `return`?"
-            ) from None
+            raise Misconception("your function returned None", "Does its last line say `return`?")
         if _is_open(result):
             raise _Open("your function still returns ...")
         for place, (argument, kept) in enumerate(zip(arguments, before, strict=True), start=1):
@@ -263,7 +320,7 @@ def _where(error: BaseException, function: Callable[..., Any]) -> str:
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise ``_TimeUp`` after ``seconds`` of wall time; no limit where SIGALRM cannot serve."""
+    """Raise ``_TimeUp`` after ``seconds`` of wall time; no limit where SIGALRM does not work."""
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or not hasattr(signal, "SIGALRM"):
         yield
@@ -286,83 +343,17 @@ def _time_limit(seconds: float) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, max(rest, 0.001), every)
 
 
-# --- Tools for writing a check -------------------------------------------------------------
-
-
-def generator() -> torch.Generator:
-    """A torch generator with a fresh seed; torch's global random state stays as it is."""
-    return torch.Generator().manual_seed(secrets.randbits(48))
-
-
-def normal(source: torch.Generator, *shape: int, scale: float = 3.0) -> Tensor:
-    """Float32 tensor of ``shape`` with normal entries of standard deviation ``scale``."""
-    return torch.randn(*shape, generator=source) * scale
-
-
-def uniform(source: torch.Generator, low: float, high: float) -> float:
-    """One number between ``low`` and ``high``."""
-    return low + (high - low) * torch.rand((), generator=source).item()
-
-
-@dataclass(frozen=True)
-class Slip:
-    """A wrong formula that can be recognised: it takes the same arguments as the answer."""
-
-    message: str
-    formula: Callable[..., Any]
-    look: str = ""
-
-
-def slips_and_pairs(
-    variant: Callable[..., Any], changes: Sequence[tuple[str, str, dict[str, Any]]]
-) -> Iterator[Slip]:
-    """Each slip alone, then each pair of slips that change different parts of the answer.
-
-    ``variant(*draw, **change)`` is the right answer with the parts in ``change`` made wrong;
-    ``changes`` holds (message, look, change).
-    """
-    for message, look, change in changes:
-        yield Slip(message, partial(variant, **change), look)
-    for (message, look, change), (message_2, look_2, change_2) in combinations(changes, 2):
-        if not change.keys() & change_2.keys():
-            both = f"two things at once: {message}, and {message_2}"
-            yield Slip(both, partial(variant, **change, **change_2), f"{look} {look_2}")
-
-
-def compare(
-    answer: Callable[..., Any],
-    draws: Sequence[tuple[Any, ...]],
-    reference: Callable[..., Any],
-    slips: Iterable[Slip] = (),
-    otherwise: Callable[[], None] | None = None,
-) -> None:
-    """Compare an answer with the reference on every draw (a tuple of arguments).
-
-    Raises ``Misconception`` for a wrong type, a wrong shape, NaN or infinity; then, if a value
-    differs, for the first slip that explains the answer on **all** draws; then whatever
-    ``otherwise()`` finds; at last one that states both values.
-    """
-    wanted = [value_of(reference(*draw)) for draw in draws]
-    got = [_checked(answer(*draw), reference(*draw)) for draw in draws]
-    if all_close(got, wanted):
-        return
-    for slip in slips:
-        if all_close(got, [value_of(slip.formula(*draw)) for draw in draws]):
-            raise Misconception(slip.message, slip.look)
-    if otherwise is not None:
-        otherwise()
-    worst = max(range(len(draws)), key=lambda i: (got[i] - wanted[i]).abs().max().item())
-    place = (got[worst] - wanted[worst]).abs().argmax()
-    raise Misconception(
-        f"the value is {got[worst].flatten()[place].item():.4g} where "
-        f"{wanted[worst].flatten()[place].item():.4g} is right, on random input"
-    )
+# --- Comparing values ----------------------------------------------------------------------
 
 
 def value_of(result: Any) -> Tensor:
     if not isinstance(result, Tensor):
         return torch.as_tensor(result, dtype=torch.float64)  # float32 would round large numbers
     return result.detach().to("cpu", torch.float64)
+
+
+def _values(result: Any) -> list[Tensor]:
+    return [value_of(part) for part in (result if isinstance(result, tuple) else (result,))]
 
 
 def all_close(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
@@ -372,37 +363,123 @@ def all_close(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
     )
 
 
-def _checked(result: Any, wanted: Any) -> Tensor:
-    """The answer's result as a float64 tensor, once its type and shape are those wanted."""
-    is_number = isinstance(result, Real) and not isinstance(result, bool)
+def is_number(result: Any) -> bool:
+    if isinstance(result, Tensor):
+        return result.ndim == 0
+    return isinstance(result, Real) and not isinstance(result, bool)
+
+
+def array_of(result: Any, wanted: str) -> np.ndarray:
+    """A list, tuple, array or tensor as an array. Raises ``Misconception`` for anything else."""
+    if isinstance(result, str | bytes | dict) or not hasattr(result, "__len__"):
+        raise Misconception(
+            f"your function returned a {type(result).__name__}, but {wanted} is wanted"
+        )
+    if isinstance(result, Tensor):
+        return result.detach().cpu().numpy()
+    return np.asarray(list(result) if isinstance(result, set) else result)
+
+
+def _checked(result: Any, wanted: Any) -> list[Tensor]:
+    """The answer's result as float64 tensors, once it has the type and shape of ``wanted``."""
+    if isinstance(wanted, tuple):  # the exercise has read its parts
+        return _values(result)
     if isinstance(wanted, Tensor):
         if not isinstance(result, Tensor):
             raise Misconception(
-                f"your function returned a {type(result).__name__} where a tensor is wanted",
+                f"your function returned a {type(result).__name__}, but a tensor is wanted",
                 "Return the tensor itself, without float(), .item(), .tolist() or .numpy().",
             )
         if result.shape != wanted.shape:
             want = f"shape {tuple(wanted.shape)}" if wanted.ndim else "a scalar, shape (),"
             raise Misconception(
-                f"your function returned shape {tuple(result.shape)} where {want} is wanted",
+                f"your function returned shape {tuple(result.shape)}, but {want} is wanted",
                 "" if wanted.ndim else "Sum or average over every axis until one number is left.",
             )
-    elif not is_number and not (isinstance(result, Tensor) and result.ndim == 0):
+    elif not is_number(result):
         raise Misconception(
-            f"your function returned a {type(result).__name__} where a number is wanted"
+            f"your function returned a {type(result).__name__}, but a number is wanted"
         )
-    value = value_of(result)
-    if value.isnan().any():
-        raise Misconception(
-            "your function returned NaN",
-            "Look for the logarithm of zero or of a negative number, or for 0/0; "
-            "F.kl_div takes its target as a logarithm only with log_target=True.",
-        )
-    if value.isinf().any():
+    refuse_nan(
+        result,
+        "your function returned NaN",
+        "Look for the logarithm of zero or of a negative number, or for 0/0; "
+        "F.kl_div takes its target as a logarithm only with log_target=True.",
+    )
+    if value_of(result).isinf().any():
         raise Misconception(
             "your function returned infinity", "Look for an exp that is too large or for log(0)."
         )
-    return value
+    return [value_of(result)]
+
+
+def refuse_nan(result: Any, message: str, look: str) -> Any:
+    """``result``, unless it contains NaN; the message names the cause."""
+    if (is_number(result) or isinstance(result, Tensor)) and value_of(result).isnan().any():
+        raise Misconception(message, look)
+    return result
+
+
+def refuse_infinity(result: Any, message: str, look: str) -> None:
+    if not torch.isfinite(value_of(result)).all():
+        raise Misconception(message, look)
+
+
+def rows_must_sum_to_one(what: str, look: str) -> Callable[[Answer, Draws], None]:
+    """For ``otherwise``: the last axis of every result must sum to 1."""
+
+    def otherwise(answer: Answer, draws: Draws) -> None:
+        sums = [value_of(answer(*draw)).sum(-1) for draw in draws]
+        if not all(torch.allclose(row, torch.ones_like(row), rtol=1e-4) for row in sums):
+            raise Misconception(f"{what} do not sum to 1", look)
+
+    return otherwise
+
+
+def check_gradients(
+    answer: Answer,
+    draw: tuple[Any, ...],
+    students: Sequence[int] = (0,),
+    teachers: Sequence[int] = (1,),
+    reference: Answer | None = None,
+) -> None:
+    """Every student argument gets a gradient (that of ``reference``, if given), no teacher does."""
+
+    def gradients(function: Answer) -> dict[int, Tensor]:
+        arguments, places = list(draw), [*students, *teachers]
+        for place in places:
+            arguments[place] = draw[place].clone().requires_grad_()
+        loss = function(*arguments)
+        if not loss.requires_grad:
+            raise Misconception(
+                "no gradient reaches the student",
+                "Detach only the teacher; use neither torch.no_grad() nor .detach() on the loss.",
+            )
+        leaves = [arguments[place] for place in places]
+        found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+        return dict(zip(places, found, strict=True))
+
+    got = gradients(answer)
+    for place in students:
+        if got[place].isnan().any():
+            raise Misconception(
+                "the value is right, but the student's gradient is NaN",
+                "Keep the student above 0 before the logarithm: .clamp_min(1e-8).",
+            )
+        if not got[place].abs().max() > 0:
+            raise Misconception(
+                "a part of the student gets no gradient", "Detach nothing on the student's side."
+            )
+    if any(not got[place].abs().max() <= 0 for place in teachers):  # NaN is not zero either
+        raise Misconception(
+            "the gradient reaches the teacher", "The teacher is fixed: .detach() its side."
+        )
+    right = gradients(reference) if reference else got
+    if not all(torch.allclose(got[i], right[i], rtol=1e-3, atol=1e-5) for i in students):
+        raise Misconception(
+            "the value is right, but the student's gradient is not",
+            "Detach nothing on the student's side.",
+        )
 
 
 # --- Going on with the reference -----------------------------------------------------------
@@ -417,7 +494,7 @@ def reference(name: str) -> Any:
 
 
 def or_reference(answer: Any, name: str) -> Any:
-    """``answer`` if it passes its check, else the reference; says so in one line if it is used."""
+    """``answer`` if it passes its check, else the reference; a line says so if it is used."""
     right = reference(name)
     outcome = EXERCISES[name].examine(answer)
     if outcome.passed:
@@ -431,40 +508,30 @@ def or_reference(answer: Any, name: str) -> Any:
 
 
 def _progress_file() -> Path:
-    home = os.environ.get("COMET_HOME")
-    return (Path(home).expanduser() if home else Path.home() / ".comet") / "progress.json"
+    with contextlib.redirect_stderr(io.StringIO()):  # a check prints one line and no other
+        return home() / "progress.json"
 
 
 def progress() -> dict[str, str]:
     """Exercises passed on this machine, with the day of the first pass (ISO date).
 
-    Read from ``progress.json`` in the folder ``COMET_HOME`` (default ``~/.comet``); the file is
-    the learner's to delete. Where it is missing or cannot be read, nothing has been passed.
+    Read from ``progress.json`` in the folder ``profiles.home()``. Learners may delete the file;
+    if it is missing or unreadable, nothing has been passed.
     """
     try:
-        record = json.loads(_progress_file().read_text(encoding="utf-8"))["passed"]
+        record = read_json(_progress_file(), "passed")["passed"]
         return {str(name): str(day) for name, day in record.items()}
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
+    except (CometError, OSError, ValueError, AttributeError):
         return {}
 
 
 def _record(name: str) -> None:
-    """Note a pass; a home that cannot be written never gets in the way."""
+    """Note a pass; a folder that cannot be written never gets in the way."""
     passed = progress()
-    if name in passed:
-        return
-    passed[name] = datetime.date.today().isoformat()
-    with contextlib.suppress(OSError, RuntimeError, ValueError):
-        path = _progress_file()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".progress-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({"passed": passed}, file, indent=1, sort_keys=True)
-            os.replace(temporary, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+    if name not in passed:
+        with contextlib.suppress(OSError, ValueError):
+            today = datetime.date.today().isoformat()
+            write_json(_progress_file(), {"passed": passed | {name: today}})
 
 
 @dataclass(frozen=True)

@@ -2,365 +2,271 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
-from comet_lib.checks.framework import (
-    Misconception,
-    Slip,
-    compare,
-    exercise,
-    generator,
-    slips_and_pairs,
-)
-from comet_lib.widgets import budget
-
-# --- Notebook 02 ---------------------------------------------------------------------------
+from comet_lib import models
+from comet_lib.checks.draws import generator, whole
+from comet_lib.checks.framework import Answer, Draws, Misconception, Slip, exercise
 
 Draw = tuple[int, ...]
 
 
-def _whole(source: torch.Generator, low: int, high: int) -> int:
-    """A whole number, both ends included."""
-    return int(torch.randint(low, high + 1, (), generator=source))
+def _exact(reference: Answer, large: Callable[[torch.Generator], Draw]) -> Any:
+    """For ``extra``: at a real model's size every unit must be right, not just four digits."""
+
+    def extra(answer: Answer, draws: Draws) -> None:
+        draw = large(generator())
+        off = float(answer(*draw)) - reference(*draw)
+        if off:
+            raise Misconception(
+                f"it is right at small sizes and {abs(off):,.0f} too "
+                f"{'large' if off > 0 else 'small'} at large ones",
+                "Count in Python's whole numbers: no float32 tensor and no rounding.",
+            )
+
+    return extra
 
 
-def _exact(answer: Callable[..., Any], draw: Draw, reference: Callable[..., int]) -> None:
-    """At a real model's size every unit must be right, not the first four digits alone."""
-    off = float(answer(*draw)) - reference(*draw)
-    if off:
-        raise Misconception(
-            f"it is right at small sizes and {abs(off):,.0f} too "
-            f"{'large' if off > 0 else 'small'} at large ones",
-            "Count in Python's whole numbers: no float32 tensor and no rounding.",
-        )
+def _miscount(reference: Answer, *draw: int, **differences: Answer) -> int:
+    """The right count plus what a slip in each of the named parts adds to it."""
+    return reference(*draw) + sum(difference(*draw) for difference in differences.values())
 
 
-# A slip is what it adds to the right count: message, where to look, the part, the difference.
-Difference = tuple[str, str, str, Callable[..., int]]
+def _odd_size(source: torch.Generator) -> Draw:
+    """Vocabulary, width, length. Odd rows times an odd width: no float32 of this size is odd."""
+    longest = whole(source, 99, 600)
+    vocabulary = 2 * whole(source, 100_000, 150_000) + longest % 2
+    return vocabulary, 2 * whole(source, 150, 500) + 1, longest
 
 
-def _slips(reference: Callable[..., int], differences: Sequence[Difference]) -> Iterator[Slip]:
-    """Each slip alone, then each pair of slips in different parts."""
-
-    def formula(*added: Callable[..., int]) -> Callable[..., int]:
-        return lambda *draw: reference(*draw) + sum(one(*draw) for one in added)
-
-    for message, look, _, change in differences:
-        yield Slip(message, formula(change), look)
-    for (message, look, part, change), (message_2, look_2, part_2, change_2) in combinations(
-        differences, 2
-    ):
-        if part != part_2:
-            both = f"two things at once: {message}, and {message_2}"
-            yield Slip(both, formula(change, change_2), f"{look} {look_2}")
-
-
-_ROWS = (
-    (
-        "one row of `hidden` numbers is missing",
-        "There is one token-type row, and a LayerNorm is two rows: a scale and a shift.",
-    ),
-    (
-        "two rows of `hidden` numbers are missing",
-        "Either the LayerNorm (a scale and a shift), or the two positions that XLM-R never uses: "
-        "its table has max_length + 2 rows.",
-    ),
-    (
-        "three rows of `hidden` numbers are missing",
-        "The token-type table has one row; the LayerNorm has two, and so has the position table "
-        "beyond max_length.",
-    ),
-    (
-        "four rows of `hidden` numbers are missing",
-        "The position table has max_length + 2 rows, and the LayerNorm has a scale and a shift.",
-    ),
-    (
-        "five rows of `hidden` numbers are missing: only words and max_length positions count here",
-        "Add two more positions, one token-type row, and the LayerNorm's scale and shift.",
-    ),
-)
-
-
-def _fewer_rows(rows: int) -> Callable[..., int]:
-    return lambda v, d, m: -rows * d
+_embedding = partial(_miscount, models.embedding_parameters)
 
 
 @exercise(
-    "embedding_parameters",
-    notebook="02",
-    reference=budget.embedding_parameters,
     look="Four parts: words, positions (max_length + 2), one token type, and a LayerNorm.",
-)
-def embedding_parameters(answer: Callable[..., Any]) -> None:
-    """answer(vocab_size, hidden, max_length) -> parameters of XLM-R's embedding block."""
-    source = generator()
-    draws = [
-        (_whole(source, 60, 200), _whole(source, 4, 24), _whole(source, 10, 40)) for _ in range(4)
-    ]
-    differences: list[Difference] = [
-        (message, look, "rows", _fewer_rows(rows))
-        for rows, (message, look) in enumerate(_ROWS, start=1)
-    ]
-    differences += [
-        (
-            "only the word embeddings are counted",
+    draws=lambda source: [
+        (whole(source, 60, 200), whole(source, 4, 24), whole(source, 10, 40)) for _ in range(4)
+    ],
+    slips={
+        "one row of `hidden` numbers is missing": Slip(
+            partial(_embedding, rows=lambda v, d, m: -d),
+            "There is one token-type row, and a LayerNorm is two rows: a scale and a shift.",
+        ),
+        "two rows of `hidden` numbers are missing": Slip(
+            partial(_embedding, rows=lambda v, d, m: -2 * d),
+            "The LayerNorm (scale and shift), or two positions: there are max_length + 2.",
+        ),
+        "three rows of `hidden` numbers are missing": Slip(
+            partial(_embedding, rows=lambda v, d, m: -3 * d),
+            "One token type, two LayerNorm rows, two positions beyond max_length.",
+        ),
+        "four rows of `hidden` numbers are missing": Slip(
+            partial(_embedding, rows=lambda v, d, m: -4 * d),
+            "There are max_length + 2 positions, and the LayerNorm has a scale and a shift.",
+        ),
+        "five rows of `hidden` numbers are missing: only words and max_length positions count "
+        "here": Slip(
+            partial(_embedding, rows=lambda v, d, m: -5 * d),
+            "Add two more positions, one token-type row, and the LayerNorm's scale and shift.",
+        ),
+        "only the word embeddings are counted": Slip(
+            partial(_embedding, tables=lambda v, d, m: -d * (m + 5)),
             "Positions, the token type and the LayerNorm have numbers too.",
-            "tables",
-            lambda v, d, m: -d * (m + 5),
         ),
-        (
-            "the position embeddings are missing",
+        "the position embeddings are missing": Slip(
+            partial(_embedding, tables=lambda v, d, m: -d * (m + 2)),
             "XLM-R learns a vector for each position (no fixed sines): max_length + 2 rows.",
-            "tables",
-            lambda v, d, m: -d * (m + 2),
         ),
-        (
-            "the word embeddings are missing",
-            "They are the largest table of all: vocab_size rows.",
-            "tables",
-            lambda v, d, m: -d * v,
+        "the word embeddings are missing": Slip(
+            partial(_embedding, tables=lambda v, d, m: -d * v), "The largest table, vocab_size."
         ),
-        (
-            "the word embeddings are counted twice",
+        "the word embeddings are counted twice": Slip(
+            partial(_embedding, tables=lambda v, d, m: d * v),
             "The masked-LM head shares (ties) this table; it is stored once.",
-            "tables",
-            lambda v, d, m: d * v,
         ),
-        (
-            "rows are counted, not numbers",
+        "rows are counted, not numbers": Slip(
+            partial(_embedding, unit=lambda v, d, m: (1 - d) * (v + m + 5)),
             "Each row holds `hidden` numbers: multiply.",
-            "unit",
-            lambda v, d, m: (1 - d) * (v + m + 5),
         ),
-        (
-            "these are bytes, four for each number",
-            "Count the numbers; bytes come later.",
-            "unit",
-            lambda v, d, m: 3 * d * (v + m + 5),
+        "these are bytes, four for each number": Slip(
+            partial(_embedding, unit=lambda v, d, m: 3 * d * (v + m + 5)), "Count numbers."
         ),
-        (
-            "the word table and the position table are multiplied",
+        "the word table and the position table are multiplied": Slip(
+            partial(_embedding, tables=lambda v, d, m: d * (v * (m + 2) - v - (m + 2))),
             "They are two tables, one below the other: add their rows.",
-            "tables",
-            lambda v, d, m: d * (v * (m + 2) - v - (m + 2)),
         ),
-    ]
-    reference = budget.embedding_parameters
-    compare(answer, draws, reference, _slips(reference, differences))
-    longest = _whole(source, 99, 600)
-    # An odd number of rows times an odd width is odd, and so no float32 of this size.
-    vocabulary = 2 * _whole(source, 100_000, 150_000) + longest % 2
-    large = (vocabulary, 2 * _whole(source, 150, 500) + 1, longest)
-    _exact(answer, large, reference)
+    },
+    extra=_exact(models.embedding_parameters, _odd_size),
+)
+def embedding_parameters(vocab_size: int, hidden: int, max_length: int) -> int:
+    """Parameters of XLM-R's embedding block."""
+    return models.embedding_parameters(vocab_size, hidden, max_length)
 
 
 def _layer_sizes(source: torch.Generator) -> tuple[int, int, int]:
     """hidden, intermediate and heads: heads divide hidden, and the feed-forward is not 4 x."""
-    heads = _whole(source, 2, 4)
-    hidden = heads * _whole(source, 2, 6)
-    return hidden, 4 * hidden + _whole(source, 1, 9), heads
+    heads = whole(source, 2, 4)
+    hidden = heads * whole(source, 2, 6)
+    return hidden, 4 * hidden + whole(source, 1, 9), heads
+
+
+def _large_layer(source: torch.Generator) -> Draw:
+    heads = whole(source, 3, 9)
+    return heads * whole(source, 90, 120), whole(source, 3000, 5000), heads
+
+
+_layer = partial(_miscount, models.layer_parameters)
 
 
 @exercise(
-    "layer_parameters",
-    notebook="02",
-    reference=budget.layer_parameters,
     look="Four hidden x hidden matrices, two of the feed-forward, six biases, two LayerNorms.",
-)
-def layer_parameters(answer: Callable[..., Any]) -> None:
-    """answer(hidden, intermediate, heads) -> parameters of one encoder layer."""
-    source = generator()
-    draws = [_layer_sizes(source) for _ in range(4)]
-    shared = "The heads share one hidden x hidden matrix: each takes hidden / heads of its columns."
-    differences: list[Difference] = [
-        (
-            "Q, K and V are multiplied by the number of heads",
-            shared,
-            "attention",
-            lambda d, f, h: 3 * (d * d + d) * (h - 1),
+    draws=lambda source: [_layer_sizes(source) for _ in range(4)],
+    slips={
+        "Q, K and V are multiplied by the number of heads": Slip(
+            partial(_layer, attention=lambda d, f, h: 3 * (d * d + d) * (h - 1)),
+            "The heads share one hidden x hidden matrix: each takes hidden / heads of its columns.",
         ),
-        (
-            "all four attention matrices are multiplied by the number of heads",
-            shared,
-            "attention",
-            lambda d, f, h: 4 * (d * d + d) * (h - 1),
+        "all four attention matrices are multiplied by the number of heads": Slip(
+            partial(_layer, attention=lambda d, f, h: 4 * (d * d + d) * (h - 1)),
+            "The heads share one hidden x hidden matrix: each takes hidden / heads of its columns.",
         ),
-        (
-            "only one head's part of Q, K and V is counted",
-            "All heads together make hidden columns.",
-            "attention",
-            lambda d, f, h: 3 * (d // h - d) * (d + 1),
+        "only one head's part of Q, K and V is counted": Slip(
+            partial(_layer, attention=lambda d, f, h: 3 * (d // h - d) * (d + 1)),
+            "All heads together have `hidden` columns.",
         ),
-        (
-            "the attention's output matrix is missing",
+        "the attention's output matrix is missing": Slip(
+            partial(_layer, attention=lambda d, f, h: -(d * d + d)),
             "After the heads are put side by side a fourth Linear mixes them.",
-            "attention",
-            lambda d, f, h: -(d * d + d),
         ),
-        (
-            "only one attention matrix is counted",
+        "only one attention matrix is counted": Slip(
+            partial(_layer, attention=lambda d, f, h: -3 * (d * d + d)),
             "Query, key, value and output are four different matrices.",
-            "attention",
-            lambda d, f, h: -3 * (d * d + d),
         ),
-        (
-            "the second feed-forward matrix is missing",
+        "the second feed-forward matrix is missing": Slip(
+            partial(_layer, feed_forward=lambda d, f, h: -(f * d + d)),
             "The feed-forward goes up to `intermediate` and comes back down to `hidden`.",
-            "feed-forward",
-            lambda d, f, h: -(f * d + d),
         ),
-        (
-            "the feed-forward block is missing",
+        "the feed-forward block is missing": Slip(
+            partial(_layer, feed_forward=lambda d, f, h: -(2 * f * d + f + d)),
             "It has two Linear layers and most of a layer's parameters.",
-            "feed-forward",
-            lambda d, f, h: -(2 * f * d + f + d),
         ),
-        (
-            "the feed-forward width is taken to be 4 * hidden",
+        "the feed-forward width is assumed to be 4 * hidden": Slip(
+            partial(_layer, feed_forward=lambda d, f, h: (4 * d - f) * (2 * d + 1)),
             "That is only the usual choice: use the argument `intermediate`.",
-            "feed-forward",
-            lambda d, f, h: (4 * d - f) * (2 * d + 1),
         ),
-        (
-            "exactly 4 * hidden parameters are missing",
+        "exactly 4 * hidden parameters are missing": Slip(
+            partial(_layer, vectors=lambda d, f, h: -4 * d),
             "Either the attention's four biases, or the two LayerNorms (each a scale and a shift).",
-            "vectors",
-            lambda d, f, h: -4 * d,
         ),
-        (
-            "exactly 2 * hidden parameters are missing",
+        "exactly 2 * hidden parameters are missing": Slip(
+            partial(_layer, vectors=lambda d, f, h: -2 * d),
             "A layer has two LayerNorms, each with a scale and a shift: 4 * hidden in all.",
-            "vectors",
-            lambda d, f, h: -2 * d,
         ),
-        (
-            "the feed-forward's biases are missing",
+        "the feed-forward's biases are missing": Slip(
+            partial(_layer, vectors=lambda d, f, h: -(f + d)),
             "The first has `intermediate` numbers, the second `hidden`.",
-            "vectors",
-            lambda d, f, h: -(f + d),
         ),
-        (
-            "no bias is counted",
+        "no bias is counted": Slip(
+            partial(_layer, vectors=lambda d, f, h: -(5 * d + f)),
             "Each of the six Linear layers has one number for each of its outputs.",
-            "vectors",
-            lambda d, f, h: -(5 * d + f),
         ),
-        (
-            "only the matrices are counted",
+        "only the matrices are counted": Slip(
+            partial(_layer, vectors=lambda d, f, h: -(9 * d + f)),
             "Add six biases and two LayerNorms (each a scale and a shift).",
-            "vectors",
-            lambda d, f, h: -(9 * d + f),
         ),
-    ]
-    reference = budget.layer_parameters
-    compare(answer, draws, reference, _slips(reference, differences))
-    heads = _whole(source, 3, 9)
-    _exact(answer, (heads * _whole(source, 90, 120), _whole(source, 3000, 5000), heads), reference)
+    },
+    extra=_exact(models.layer_parameters, _large_layer),
+)
+def layer_parameters(hidden: int, intermediate: int, heads: int = 1) -> int:
+    """Parameters of one encoder layer."""
+    return models.layer_parameters(hidden, intermediate, heads)
+
+
+def _encoders(source: torch.Generator) -> Draws:
+    draws = []
+    for _ in range(4):
+        hidden, intermediate, heads = _layer_sizes(source)
+        layers, vocabulary = whole(source, 3, 6), whole(source, 60, 200)
+        draws.append((vocabulary, hidden, layers, heads, intermediate, whole(source, 10, 40)))
+    return draws
+
+
+def _large_encoder(source: torch.Generator) -> Draw:
+    vocabulary, _, longest = _odd_size(source)
+    heads = 2 * whole(source, 1, 4) + 1
+    hidden, layers = heads * (2 * whole(source, 45, 60) + 1), whole(source, 8, 30)
+    return vocabulary, hidden, layers, heads, 2 * whole(source, 1500, 2500) + 1, longest
+
+
+_whole_encoder = partial(_miscount, models.encoder_parameters)
+_one_embedding, _one_layer = models.embedding_parameters, models.layer_parameters
 
 
 @exercise(
-    "student_parameters",
-    notebook="02",
-    reference=budget.encoder_parameters,
     look="Embeddings once, a layer `layers` times, and one pooler: a Linear(hidden, hidden).",
-)
-def student_parameters(answer: Callable[..., Any]) -> None:
-    """answer(vocab_size, hidden, layers, heads, intermediate, max_length) -> whole encoder."""
-    source = generator()
-
-    def draw() -> Draw:
-        hidden, intermediate, heads = _layer_sizes(source)
-        vocabulary, longest = _whole(source, 60, 200), _whole(source, 10, 40)
-        return vocabulary, hidden, _whole(source, 3, 6), heads, intermediate, longest
-
-    embeddings, layer = budget.embedding_parameters, budget.layer_parameters
-    differences: list[Difference] = [
-        (
-            "the pooler is missing",
+    draws=_encoders,
+    slips={
+        "the pooler is missing": Slip(
+            partial(_whole_encoder, pooler=lambda v, d, n, h, f, m: -(d * d + d)),
             "XLMRobertaModel ends with a Linear(hidden, hidden), its bias included.",
-            "pooler",
-            lambda v, d, n, h, f, m: -(d * d + d),
         ),
-        (
-            "exactly `hidden` parameters are missing",
-            "The pooler is a Linear and has a bias.",
-            "pooler",
-            lambda v, d, n, h, f, m: -d,
+        "exactly `hidden` parameters are missing": Slip(
+            partial(_whole_encoder, pooler=lambda v, d, n, h, f, m: -d), "A Linear has a bias."
         ),
-        (
-            "there is a pooler in every layer",
-            "It stands once, after the last layer: add it outside the product.",
-            "pooler",
-            lambda v, d, n, h, f, m: (n - 1) * (d * d + d),
+        "there is a pooler in every layer": Slip(
+            partial(_whole_encoder, pooler=lambda v, d, n, h, f, m: (n - 1) * (d * d + d)),
+            "There is one, after the last layer: add it outside the product.",
         ),
-        (
-            "only one layer is counted",
+        "only one layer is counted": Slip(
+            partial(_whole_encoder, layers=lambda v, d, n, h, f, m: -(n - 1) * _one_layer(d, f)),
             "Layers share nothing with each other: multiply by `layers`.",
-            "layers",
-            lambda v, d, n, h, f, m: -(n - 1) * layer(d, f),
         ),
-        (
-            "the layers are missing",
+        "the layers are missing": Slip(
+            partial(_whole_encoder, layers=lambda v, d, n, h, f, m: -n * _one_layer(d, f)),
             "Add `layers` times the parameters of one layer.",
-            "layers",
-            lambda v, d, n, h, f, m: -n * layer(d, f),
         ),
-        (
-            "the number of heads multiplies the layers",
+        "the number of heads multiplies the layers": Slip(
+            partial(_whole_encoder, layers=lambda v, d, n, h, f, m: n * (h - 1) * _one_layer(d, f)),
             "Heads cost no parameters; they share the columns of Q, K and V.",
-            "layers",
-            lambda v, d, n, h, f, m: n * (h - 1) * layer(d, f),
         ),
-        (
-            "there is a LayerNorm too many at the end",
+        "there is a LayerNorm too many at the end": Slip(
+            partial(_whole_encoder, layers=lambda v, d, n, h, f, m: 2 * d),
             "XLM-R normalises after each block, so none is left for the end (GPT-2 has one).",
-            "layers",
-            lambda v, d, n, h, f, m: 2 * d,
         ),
-        (
-            "the embeddings are missing",
+        "the embeddings are missing": Slip(
+            partial(_whole_encoder, embeddings=lambda v, d, n, h, f, m: -_one_embedding(v, d, m)),
             "Add them once: they are most of a small student.",
-            "embeddings",
-            lambda v, d, n, h, f, m: -embeddings(v, d, m),
         ),
-        (
-            "there are embeddings in every layer",
-            "They stand once, below the first layer: add them outside the product.",
-            "embeddings",
-            lambda v, d, n, h, f, m: (n - 1) * embeddings(v, d, m),
+        "there are embeddings in every layer": Slip(
+            partial(
+                _whole_encoder,
+                embeddings=lambda v, d, n, h, f, m: (n - 1) * _one_embedding(v, d, m),
+            ),
+            "There is one block, below the first layer: add it outside the product.",
         ),
-        (
-            "of the embeddings only the word table is counted",
+        "of the embeddings only the word table is counted": Slip(
+            partial(_whole_encoder, embeddings=lambda v, d, n, h, f, m: -d * (m + 5)),
             "Use embedding_parameters: positions, token type and LayerNorm belong to it.",
-            "embeddings",
-            lambda v, d, n, h, f, m: -d * (m + 5),
         ),
-        (
-            "the word table is counted twice",
+        "the word table is counted twice": Slip(
+            partial(_whole_encoder, embeddings=lambda v, d, n, h, f, m: v * d),
             "A masked-LM head would share it, and this encoder has no head at all.",
-            "embeddings",
-            lambda v, d, n, h, f, m: v * d,
         ),
-    ]
-    reference = budget.encoder_parameters
-    compare(answer, [draw() for _ in range(4)], reference, _slips(reference, differences))
-    heads, longest = 2 * _whole(source, 1, 4) + 1, _whole(source, 99, 600)
-    large = (  # so chosen that the count is odd, as above
-        2 * _whole(source, 100_000, 150_000) + longest % 2,
-        heads * (2 * _whole(source, 45, 60) + 1),
-        _whole(source, 8, 30),
-        heads,
-        2 * _whole(source, 1500, 2500) + 1,
-        longest,
-    )
-    _exact(answer, large, reference)
+    },
+    extra=_exact(models.encoder_parameters, _large_encoder),
+)
+def student_parameters(
+    vocab_size: int, hidden: int, layers: int, heads: int, intermediate: int, max_length: int
+) -> int:
+    """Parameters of the whole encoder."""
+    return models.encoder_parameters(vocab_size, hidden, layers, heads, intermediate, max_length)
 
 
-def _flops_variant(
+def _flops(
     hidden: int,
     intermediate: int,
     layers: int,
@@ -371,103 +277,72 @@ def _flops_variant(
     whole_text: bool = False,
     projections: float = 4,
     products: float = 2,
-    keys: int | None = None,
+    keys: int = 1,
     matrices: float = 2,
     vectors: int = 0,
 ) -> float:
-    """The count with any of its parts replaced by a usual slip; with none, the right value."""
-    seen = length if keys is None else length**keys
-    one = projections * hidden * hidden + products * seen * hidden
+    """The count with some parts replaced by common slips; with none, the right value."""
+    one = projections * hidden * hidden + products * length**keys * hidden
     one += matrices * hidden * intermediate + vectors * (9 * hidden + intermediate)
     return factor * (layers if all_layers else 1) * (length if whole_text else 1) * one
 
 
-_FLOPS_SLIPS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    (
-        "multiply-adds are counted, not FLOPs",
-        "A multiply-add is two operations: multiply by 2.",
-        {"factor": 1},
-    ),
-    (
-        "the backward pass is counted too",
-        "Training costs about three times the forward pass; here only the forward pass is asked.",
-        {"factor": 6},
-    ),
-    (
-        "only one layer is counted",
-        "The token passes through `layers` of them.",
-        {"all_layers": False},
-    ),
-    (
-        "this is the count for the whole text",
-        "Asked is one token: do not multiply by `length`.",
-        {"whole_text": True},
-    ),
-    (
-        "the attention products are missing",
-        "The token's query meets `length` keys, and its weights meet `length` values.",
-        {"products": 0},
-    ),
-    (
-        "only one of the two attention products is counted",
-        "Scores are Q K^T; then the weights multiply V, at the same price.",
-        {"products": 1},
-    ),
-    (
-        "the attention products grow with length squared",
-        "All tokens together look at length * length pairs; one token looks at `length` others.",
-        {"keys": 2},
-    ),
-    (
-        "the attention products do not grow with the length",
-        "A token is compared with every token of the text: length * hidden multiply-adds.",
-        {"keys": 0},
-    ),
-    (
-        "the attention's output matrix is missing",
-        "Four projections: query, key, value and output.",
-        {"projections": 3},
-    ),
-    (
-        "only one projection is counted",
-        "Four projections: query, key, value and output.",
-        {"projections": 1},
-    ),
-    (
-        "only one feed-forward matrix is counted",
-        "The feed-forward goes up to `intermediate` and back down to `hidden`.",
-        {"matrices": 1},
-    ),
-    (
-        "the feed-forward block is missing",
-        "Add its two matrix products, hidden * intermediate multiply-adds each.",
-        {"matrices": 0},
-    ),
-    (
-        "biases and LayerNorms are counted as matrix products",
-        "Take the matrices alone, not all of layer_parameters.",
-        {"vectors": 1},
-    ),
-)
+def _flop_sizes(source: torch.Generator) -> Draws:
+    sizes = [_layer_sizes(source)[:2] for _ in range(4)]
+    return [(*size, whole(source, 3, 6), whole(source, 7, 40)) for size in sizes]
+
+
+def _large_flops(source: torch.Generator) -> Draw:
+    return whole(source, 300, 900), whole(source, 1000, 4000), 23, whole(source, 100, 500)
 
 
 @exercise(
-    "flops_per_token",
-    notebook="02",
-    reference=budget.flops_per_token,
     look="2 * layers * (four projections + two attention products + two feed-forward products).",
+    draws=_flop_sizes,
+    slips={
+        "multiply-adds are counted, not FLOPs": Slip(
+            partial(_flops, factor=1), "A multiply-add is two operations: multiply by 2."
+        ),
+        "the backward pass is counted too": Slip(
+            partial(_flops, factor=6), "Count only the forward pass, a third of a training step."
+        ),
+        "only one layer is counted": Slip(
+            partial(_flops, all_layers=False), "The token passes through `layers` of them."
+        ),
+        "this is the count for the whole text": Slip(
+            partial(_flops, whole_text=True), "Count one token: do not multiply by `length`."
+        ),
+        "the attention products are missing": Slip(
+            partial(_flops, products=0), "A query meets `length` keys and `length` values."
+        ),
+        "only one of the two attention products is counted": Slip(
+            partial(_flops, products=1), "After the scores Q K^T, the weights multiply V."
+        ),
+        "the attention products grow with length squared": Slip(
+            partial(_flops, keys=2),
+            "All tokens have length * length pairs; one token has `length`.",
+        ),
+        "the attention products do not grow with the length": Slip(
+            partial(_flops, keys=0), "A token meets every token: length * hidden multiply-adds."
+        ),
+        "the attention's output matrix is missing": Slip(
+            partial(_flops, projections=3), "Four projections: query, key, value and output."
+        ),
+        "only one projection is counted": Slip(
+            partial(_flops, projections=1), "Four projections: query, key, value and output."
+        ),
+        "only one feed-forward matrix is counted": Slip(
+            partial(_flops, matrices=1), "It goes up to `intermediate` and back down to `hidden`."
+        ),
+        "the feed-forward block is missing": Slip(
+            partial(_flops, matrices=0), "Add two products of hidden * intermediate multiply-adds."
+        ),
+        "biases and LayerNorms are counted as matrix products": Slip(
+            partial(_flops, vectors=1), "Take only the matrices, not all of layer_parameters."
+        ),
+    },
+    extra=_exact(models.flops_per_token, _large_flops),
 )
-def flops_per_token(answer: Callable[..., Any]) -> None:
-    """answer(hidden, intermediate, layers, length) -> forward FLOPs of the layers, one token."""
-    source = generator()
-
-    def draw() -> Draw:
-        hidden, intermediate, _ = _layer_sizes(source)
-        return hidden, intermediate, _whole(source, 3, 6), _whole(source, 7, 40)
-
-    reference = budget.flops_per_token
-    compare(
-        answer, [draw() for _ in range(4)], reference, slips_and_pairs(_flops_variant, _FLOPS_SLIPS)
-    )
-    large = (_whole(source, 300, 900), _whole(source, 1000, 4000), 23, _whole(source, 100, 500))
-    _exact(answer, large, reference)
+def flops_per_token(hidden: int, intermediate: int, layers: int, length: int) -> int:
+    """Forward FLOPs of the layers for one token."""
+    return models.flops_per_token(hidden, intermediate, layers, length)

@@ -1,40 +1,41 @@
 """Exercises of notebook 06, stage two."""
 
+# mypy: disable-error-code=has-type
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from comet_lib import losses
+from comet_lib.checks.draws import normal, probabilities, uniform
 from comet_lib.checks.framework import (
+    Answer,
+    Draws,
     Misconception,
     Slip,
-    compare,
+    check_gradients,
     exercise,
-    generator,
-    normal,
-    slips_and_pairs,
-    uniform,
+    refuse_infinity,
+    refuse_nan,
     value_of,
 )
 
 
-def _probabilities(source: torch.Generator, rows: int, classes: int = 3) -> Tensor:
-    return torch.softmax(normal(source, rows, classes, scale=1.5), -1)
-
-
-# --- Out-of-fold targets back in row order ---------------------------------------------------
-
-
-def _fold_targets_reference(rows: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
-    order = torch.cat(list(rows))
-    out = torch.zeros(len(order), parts[0].shape[-1])
-    out[order] = torch.cat(list(parts))
-    return out
+def _folds(source: torch.Generator) -> Draws:
+    draws = []
+    for sizes, in_order in (((3, 4, 4), True), ((5, 2, 6, 3), True), ((4, 4, 5), False)):
+        order = torch.arange(0)
+        while torch.equal(order.argsort(), order):  # a few orders are their own inverse
+            rows = torch.randperm(sum(sizes), generator=source).split(list(sizes))
+            rows = [r.sort().values if in_order else r for r in rows]
+            order = torch.cat(rows)
+        draws.append((rows, [probabilities(source, n, 3) for n in sizes]))
+    return draws
 
 
 def _from_row_zero(rows: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
@@ -44,72 +45,52 @@ def _from_row_zero(rows: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
     return out
 
 
+def _every_row_is_filled(answer: Answer, draws: Draws) -> None:
+    sums = torch.cat([value_of(answer(*draw)).sum(-1) for draw in draws])
+    if (sums.abs() < 1e-6).any():
+        raise Misconception(
+            "some tweets got no target at all (a row of zeros)",
+            "Go through all folds: `for r, part in zip(rows, parts)`.",
+        )
+    if (sums - 1).abs().max() > 1e-3:
+        raise Misconception(
+            "the probabilities of a tweet no longer sum to 1",
+            "Each tweet is in only one fold, so there is nothing to add or average.",
+        )
+
+
 @exercise(
-    "fold_targets",
-    notebook="06",
-    reference=_fold_targets_reference,
-    look="Make a table of zeros with a row for each tweet; for each fold write out[rows] = part.",
+    look="Create a table of zeros, one row per tweet; for each fold write out[rows] = part.",
+    draws=_folds,
+    slips={
+        "the targets stand in the order of the folds": Slip(
+            lambda rows, parts: torch.cat(parts),
+            "Row 0 must be the target of tweet 0: use `rows` to say where each one goes.",
+        ),
+        "the indices are read from, not written to": Slip(
+            lambda rows, parts: torch.cat(parts)[torch.cat(rows)],
+            "x[rows] picks those rows; out[rows] = x puts rows there. Here you must put.",
+        ),
+        "each fold is written from row 0 on, over the one before": Slip(
+            _from_row_zero, "Write fold k at the places rows[k], not at its first rows."
+        ),
+    },
+    otherwise=_every_row_is_filled,
 )
-def fold_targets(answer: Callable[..., Any]) -> None:
-    """answer(rows, parts) -> (N, C): part k's row i belongs to the tweet number rows[k][i].
+def fold_targets(rows: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
+    """(N, C) targets: part k's row i belongs to the tweet number rows[k][i].
 
     ``rows`` are K index tensors that together hold 0 .. N-1 once; ``parts`` are K tensors
     (len(rows[k]), C).
     """
-    source = generator()
-    draws = []
-    for sizes, in_order in (((3, 4, 4), True), ((5, 2, 6, 3), True), ((4, 4, 5), False)):
-        found = torch.randperm(sum(sizes), generator=source).split(list(sizes))
-        rows = [r.sort().values if in_order else r for r in found]
-        # Of these orders a few are their own inverse; take one that is not.
-        first, last = rows[0].clone(), rows[-1].clone()
-        if torch.equal(torch.cat(rows).argsort(), torch.cat(rows)):
-            first[0], last[0] = rows[-1][0], rows[0][0]
-            rows = [first, *rows[1:-1], last]
-        draws.append((rows, [_probabilities(source, n) for n in sizes]))
-    slips = [
-        Slip(
-            "the targets stand in the order of the folds",
-            lambda rows, parts: torch.cat(parts),
-            "Row 0 must be the target of tweet 0: use `rows` to say where each one goes.",
-        ),
-        Slip(
-            "the indices are read from, not written to",
-            lambda rows, parts: torch.cat(parts)[torch.cat(rows)],
-            "x[rows] picks those rows; out[rows] = x puts rows there. Here you must put.",
-        ),
-        Slip(
-            "each fold is written from row 0 on, over the one before",
-            _from_row_zero,
-            "Write fold k at the places rows[k], not at its first rows.",
-        ),
-    ]
-
-    def every_row_is_filled() -> None:
-        sums = torch.cat([value_of(answer(*draw)).sum(-1) for draw in draws])
-        if (sums.abs() < 1e-6).any():
-            raise Misconception(
-                "some tweets got no target at all (a row of zeros)",
-                "Go through all folds: `for r, part in zip(rows, parts)`.",
-            )
-        if (sums - 1).abs().max() > 1e-3:
-            raise Misconception(
-                "the probabilities of a tweet no longer sum to 1",
-                "Each tweet stands in one fold alone, so nothing is to be added or averaged.",
-            )
-
-    compare(answer, draws, _fold_targets_reference, slips, every_row_is_filled)
+    order = torch.cat(list(rows))
+    out = torch.zeros(len(order), parts[0].shape[-1])
+    out[order] = torch.cat(list(parts))
+    return out
 
 
-# --- Two teachers ----------------------------------------------------------------------------
-
-
-def _mix_targets_reference(first: Tensor, second: Tensor, weight: float) -> Tensor:
-    return (1 - weight) * first + weight * second
-
-
-def _one_hot(probabilities: Tensor) -> Tensor:
-    return F.one_hot(probabilities.argmax(-1), probabilities.shape[-1]).to(probabilities.dtype)
+def _one_hot(probs: Tensor) -> Tensor:
+    return F.one_hot(probs.argmax(-1), probs.shape[-1]).to(probs.dtype)
 
 
 def _geometric(first: Tensor, second: Tensor, weight: float) -> Tensor:
@@ -117,77 +98,48 @@ def _geometric(first: Tensor, second: Tensor, weight: float) -> Tensor:
 
 
 @exercise(
-    "mix_targets",
-    notebook="06",
-    reference=_mix_targets_reference,
     look="The two shares must add up to 1, and `weight` is the second teacher's.",
-)
-def mix_targets(answer: Callable[..., Any]) -> None:
-    """answer(first, second, weight) -> (N, C), the second teacher's share being ``weight``."""
-    source = generator()
-    draws = [
-        (_probabilities(source, rows), _probabilities(source, rows), uniform(source, *ends))
+    draws=lambda source: [
+        (probabilities(source, rows, 3), probabilities(source, rows, 3), uniform(source, *ends))
         for rows, ends in ((6, (0.1, 0.3)), (5, (0.6, 0.9)), (7, (0.2, 0.4)))
-    ]
-    slips = [
-        Slip(
-            "the two teachers are swapped",
-            lambda a, b, w: w * a + (1 - w) * b,
-            "With weight 0 the second teacher must not count at all.",
+    ],
+    slips={
+        "the two teachers are swapped": Slip(
+            lambda a, b, w: w * a + (1 - w) * b, "With weight 0 only the first teacher counts."
         ),
-        Slip(
-            "the first teacher counts in full beside the second's share",
-            lambda a, b, w: a + w * b,
-            "Then a row sums to 1 + weight: give the first teacher what is left, 1 - weight.",
+        "the first teacher counts in full beside the second's share": Slip(
+            lambda a, b, w: a + w * b, "Give the first teacher what is left, 1 - weight."
         ),
-        Slip(
-            "both teachers count by the same weight",
-            lambda a, b, w: w * a + w * b,
-            "Give the first teacher what is left, 1 - weight.",
+        "both teachers count by the same weight": Slip(
+            lambda a, b, w: w * a + w * b, "Give the first teacher what is left, 1 - weight."
         ),
-        Slip(
-            "the weight is ignored: this is the plain mean",
-            lambda a, b, w: (a + b) / 2,
-            "It is right at weight 0.5 alone.",
+        "the weight is ignored: this is the plain mean": Slip(
+            lambda a, b, w: (a + b) / 2, "It is right only at weight 0.5."
         ),
-        Slip(
-            "this is a geometric mean, whose rows do not sum to 1",
-            _geometric,
-            "Add the two, each by its share, rather than multiply them.",
+        "this is a geometric mean, whose rows do not sum to 1": Slip(
+            _geometric, "Add the two, each by its share, rather than multiply them."
         ),
-        Slip(
-            "this is a geometric mean, normalised (the logits are averaged)",
+        "this is a geometric mean, normalised (the logits are averaged)": Slip(
             lambda a, b, w: F.normalize(_geometric(a, b, w), p=1, dim=-1),
-            "A fair idea, and not the one asked: there one teacher that is sure of a no has a "
-            "veto. Average the probabilities.",
+            "A fair idea, but not the task: it gives one teacher that is sure of a no a veto. "
+            "Average the probabilities.",
         ),
-        Slip(
-            "each teacher's most likely label votes, and its doubt is lost",
+        "each teacher's most likely label votes, and its doubt is lost": Slip(
             lambda a, b, w: (1 - w) * _one_hot(a) + w * _one_hot(b),
             "Mix the probabilities themselves: the doubt is what the student is to learn.",
         ),
-        Slip(
-            "a softmax is taken of probabilities",
+        "a softmax is taken of probabilities": Slip(
             lambda a, b, w: torch.softmax((1 - w) * a + w * b, -1),
             "They sum to 1 already; a second softmax makes them nearly equal.",
         ),
-    ]
-    compare(answer, draws, _mix_targets_reference, slips)
+    },
+)
+def mix_targets(first: Tensor, second: Tensor, weight: float) -> Tensor:
+    """(N, C) mixed targets; the second teacher's share is ``weight``."""
+    return (1 - weight) * first + weight * second
 
 
-# --- The objective of a mixed batch ----------------------------------------------------------
-
-
-def _mixed_loss_reference(
-    logits: Tensor, labels: Tensor, teacher_probs: Tensor, alpha: float
-) -> Tensor:
-    known = labels != -100
-    hard = F.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0
-    soft = losses.soft_target_loss_from_probs(logits, teacher_probs)
-    return losses.hybrid_loss(soft, hard, alpha)
-
-
-def _mixed_variant(
+def _mixed(
     logits: Tensor,
     labels: Tensor,
     teacher_probs: Tensor,
@@ -198,9 +150,9 @@ def _mixed_variant(
     soft_kind: str = "KL",
     hard_count: str = "labelled",
     hard_rows: str = "labelled",
-    shares: str = "alpha soft",
+    shares: Callable[[float], tuple[float, float]] = lambda alpha: (alpha, 1 - alpha),
 ) -> Tensor:
-    """The loss with any of its parts replaced by a usual slip; with none, the right value."""
+    """The loss with some parts replaced by common slips; with none, the right value."""
     known = labels != -100
     log_p, q = torch.log_softmax(logits, -1), teacher_probs
     if soft_kind == "swapped":
@@ -214,165 +166,123 @@ def _mixed_variant(
         "as class 0": labels.clamp_min(0),
         "pseudo": torch.where(known, labels, teacher_probs.argmax(-1)),
     }[hard_rows]
-    counted = known if hard_rows == "labelled" else torch.ones_like(known)
+    counted = guess != -100
     nll = -log_p[counted].gather(-1, guess[counted, None]).sum()
-    if hard_rows != "labelled" and hard_count == "labelled":
-        hard_count = "all"
-    hard = nll / {"labelled": int(known.sum()), "all": len(labels), "sum": 1}[hard_count]
-    a, b = {
-        "alpha soft": (alpha, 1 - alpha),
-        "alpha hard": (1 - alpha, alpha),
-        "sum": (1.0, 1.0),
-        "soft alone": (alpha, 0.0),
-        "alpha and one": (alpha, 1.0),
-    }[shares]
+    hard = nll / {"labelled": int(counted.sum()), "all": len(labels), "sum": 1}[hard_count]
+    a, b = shares(alpha)
     return a * soft + b * hard
 
 
-# What a learner may have got wrong: message, where to look, and the part of the loss it changes.
-_MIXED_SLIPS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    (
-        "the hard loss is divided by all rows, labelled or not",
-        "Average it over the labelled rows: F.cross_entropy(logits[known], labels[known]). Else a "
-        "batch with few labels hardly listens to them.",
-        {"hard_count": "all"},
-    ),
-    (
-        "the hard loss is summed, not averaged",
-        "Divide it by the number of labelled rows.",
-        {"hard_count": "sum"},
-    ),
-    (
-        "the soft targets reach the labelled rows alone",
-        "Every row has a soft target, so average the soft loss over all rows: the unlabelled ones "
-        "would teach nothing.",
-        {"soft_rows": "labelled"},
-    ),
-    (
-        "the soft targets reach the unlabelled rows alone",
-        "A labelled row has a soft target too: average the soft loss over all rows.",
-        {"soft_rows": "unlabelled"},
-    ),
-    (
-        "alpha is the weight of the hard labels",
-        "alpha goes to the soft targets, 1 - alpha to the labels.",
-        {"shares": "alpha hard"},
-    ),
-    (
-        "the two losses are added without alpha",
-        "alpha * soft + (1 - alpha) * hard.",
-        {"shares": "sum"},
-    ),
-    (
-        "the hard loss has weight 1",
-        "alpha * soft + (1 - alpha) * hard.",
-        {"shares": "alpha and one"},
-    ),
-    (
-        "the hard labels are left out",
-        "Add (1 - alpha) times the cross-entropy of the labelled rows.",
-        {"shares": "soft alone"},
-    ),
-    (
-        "a row without a label is taught class 0 as if that were its label",
-        "Leave the rows with label -100 out of the hard loss: known = labels != -100.",
-        {"hard_rows": "as class 0"},
-    ),
-    (
-        "the teacher's most likely label stands in for a missing one",
-        "That is pseudo-labelling. Here a row without a label has its soft target alone.",
-        {"hard_rows": "pseudo"},
-    ),
-    (
-        "the soft loss is a cross-entropy, which is the KL plus the teacher's entropy",
-        "Its gradient is the same, and yet it is not 0 where the student equals its teacher: use "
-        "the KL divergence.",
-        {"soft_kind": "cross-entropy"},
-    ),
-    (
-        "the two sides of the KL divergence are swapped",
-        "KL(teacher || student): the teacher's probabilities are the weights.",
-        {"soft_kind": "swapped"},
-    ),
-    (
-        "the soft loss is averaged over the classes too (reduction='mean')",
-        "A KL is a sum over classes: average over the rows alone (reduction='batchmean').",
-        {"soft_count": "entries"},
-    ),
-)
+def _mixed_draws(source: torch.Generator, labelled: bool = True) -> Draws:
+    draws = []
+    for known, unknown, ends in ((3, 4, (0.1, 0.3)), (2, 6, (0.6, 0.9)), (5, 2, (0.3, 0.45))):
+        rows = known + unknown
+        labels = torch.randint(1, 3, (rows,), generator=source)  # label 0 is a slip's stand-in
+        labels[torch.randperm(rows, generator=source)[: unknown if labelled else rows]] = -100
+        logits, probs = normal(source, rows, 3, scale=1.5), probabilities(source, rows, 3)
+        draws.append((logits, labels, probs, uniform(source, *ends)))
+    return draws
+
+
+def _only_with_labels(without: Answer) -> Answer:
+    """A formula that is right as long as the batch has a label."""
+    return lambda z, y, q, alpha: (
+        mixed_loss.reference(z, y, q, alpha) if (y != -100).any() else without(z, q)
+    )
+
+
+def _no_nan(result: Tensor, logits: Tensor, labels: Tensor, *rest: object) -> Tensor:
+    if (labels != -100).any():
+        return result
+    return refuse_nan(
+        result,
+        "the result is NaN",
+        "The mean of no rows is 0/0. Then the hard loss is 0: ask known.any() first.",
+    )
+
+
+def _certain_teacher_and_gradient(answer: Answer, draws: Draws) -> None:
+    logits, labels, probs, alpha = draws[0]
+    refuse_infinity(
+        answer(logits, labels, _one_hot(probs), alpha),
+        "a teacher's probability of exactly 0 gives NaN",
+        "0 log 0 must count as 0: F.kl_div knows, q * q.log() does not (torch.xlogy does).",
+    )
+    check_gradients(answer, draws[0], teachers=(), reference=mixed_loss.reference)
 
 
 @exercise(
-    "mixed_loss",
-    notebook="06",
-    reference=_mixed_loss_reference,
     look="alpha * KL over all rows + (1 - alpha) * cross-entropy over the rows with a label.",
+    draws=_mixed_draws,
+    slips={
+        "the soft loss is no longer weighted by alpha": Slip(
+            _only_with_labels(losses.soft_target_loss_from_probs),
+            "Keep the weights: alpha * soft + (1 - alpha) * 0.",
+        ),
+        "the soft loss is lost": Slip(
+            _only_with_labels(lambda z, q: z.sum() * 0), "Such rows still have their soft targets."
+        ),
+        "the hard loss is divided by all rows, labelled or not": Slip(
+            partial(_mixed, hard_count="all"),
+            "Average it over the labelled rows: F.cross_entropy(logits[known], labels[known]).",
+        ),
+        "the hard loss is summed, not averaged": Slip(
+            partial(_mixed, hard_count="sum"), "Divide it by the number of labelled rows."
+        ),
+        "the soft targets reach only the labelled rows": Slip(
+            partial(_mixed, soft_rows="labelled"),
+            "Average it over all rows: otherwise the unlabelled ones teach nothing.",
+        ),
+        "the soft targets reach only the unlabelled rows": Slip(
+            partial(_mixed, soft_rows="unlabelled"),
+            "A labelled row has a soft target too: average over all.",
+        ),
+        "alpha is the weight of the hard labels": Slip(
+            partial(_mixed, shares=lambda alpha: (1 - alpha, alpha)),
+            "alpha goes to the soft targets, 1 - alpha to the labels.",
+        ),
+        "the two losses are added without alpha": Slip(
+            partial(_mixed, shares=lambda alpha: (1, 1)), "alpha * soft + (1 - alpha) * hard."
+        ),
+        "the hard loss has weight 1": Slip(
+            partial(_mixed, shares=lambda alpha: (alpha, 1)), "alpha * soft + (1 - alpha) * hard."
+        ),
+        "the hard labels are left out": Slip(
+            partial(_mixed, shares=lambda alpha: (alpha, 0)),
+            "Add (1 - alpha) times the cross-entropy of the labelled rows.",
+        ),
+        "a row without a label is taught class 0 as if that were its label": Slip(
+            partial(_mixed, hard_rows="as class 0"),
+            "Leave the rows with label -100 out of the hard loss: known = labels != -100.",
+        ),
+        "the teacher's most likely label replaces a missing one": Slip(
+            partial(_mixed, hard_rows="pseudo"),
+            "That is pseudo-labelling. Here a row without a label has only its soft target.",
+        ),
+        "the soft loss is a cross-entropy, which is the KL plus the teacher's entropy": Slip(
+            partial(_mixed, soft_kind="cross-entropy"),
+            "Use the KL divergence: it is 0 where the student equals its teacher.",
+        ),
+        "the two sides of the KL divergence are swapped": Slip(
+            partial(_mixed, soft_kind="swapped"), "The weights are the teacher's probabilities."
+        ),
+        "the soft loss is averaged over the classes too (reduction='mean')": Slip(
+            partial(_mixed, soft_count="entries"),
+            "A KL is a sum over classes: average over the rows only (reduction='batchmean').",
+        ),
+    },
+    edge_case="in a batch without labels",
+    edges=partial(_mixed_draws, labelled=False),
+    read=_no_nan,
+    extra=_certain_teacher_and_gradient,
 )
-def mixed_loss(answer: Callable[..., Any]) -> None:
-    """answer(logits, labels, teacher_probs, alpha) -> scalar; label -100 means none.
+def mixed_loss(logits: Tensor, labels: Tensor, teacher_probs: Tensor, alpha: float) -> Tensor:
+    """Scalar loss of logits and probabilities (B, C), labels (B,); label -100 means none.
 
-    Logits and probabilities are (B, C), labels (B,). Temperature 1.
+    alpha * KL(teacher || student) over all rows + (1 - alpha) * cross-entropy over labelled rows.
+    Temperature 1.
     """
-    source = generator()
-    draws = []
-    for labelled, unlabelled, ends in ((3, 4, (0.1, 0.3)), (2, 6, (0.6, 0.9)), (5, 2, (0.3, 0.45))):
-        rows = labelled + unlabelled
-        labels = torch.randint(1, 3, (rows,), generator=source)  # label 0 is a slip's stand-in
-        labels[torch.randperm(rows, generator=source)[:unlabelled]] = -100
-        logits, probs = normal(source, rows, 3, scale=1.5), _probabilities(source, rows)
-        draws.append((logits, labels, probs, uniform(source, *ends)))
-
-    def no_label_is_no_nan() -> None:
-        logits, labels, probs, alpha = draws[0]
-        try:
-            value = answer(logits, torch.full_like(labels, -100), probs, alpha)
-        except Misconception as wrong:
-            raise Misconception(
-                "a batch without a single label makes your function fail: " + wrong.message,
-                "Then the hard loss is 0: ask known.any() first.",
-            ) from None
-        if not torch.isfinite(value_of(value)).all():
-            raise Misconception(
-                "a batch without a single label gives NaN",
-                "The mean of no rows is 0/0. Then the hard loss is 0: ask known.any() first.",
-            )
-
-    compare(answer, draws, _mixed_loss_reference, slips_and_pairs(_mixed_variant, _MIXED_SLIPS))
-    no_label_is_no_nan()
-    bare = [(z, torch.full_like(y, -100), q, alpha) for z, y, q, alpha in draws]
-    compare(
-        answer,
-        bare,
-        _mixed_loss_reference,
-        [
-            Slip(
-                "without labels in the batch the soft loss is no longer weighted by alpha",
-                lambda z, y, q, alpha: losses.soft_target_loss_from_probs(z, q),
-                "Keep the weights: alpha * soft + (1 - alpha) * 0.",
-            ),
-            Slip(
-                "without labels in the batch the soft loss is lost",
-                lambda z, y, q, alpha: torch.zeros(()),
-                "Such rows still have their soft targets.",
-            ),
-        ],
-    )
-    logits, labels, probs, alpha = draws[0]
-    sure = F.one_hot(probs.argmax(-1), 3).float()
-    if not torch.isfinite(value_of(answer(logits, labels, sure, alpha))).all():
-        raise Misconception(
-            "a teacher's probability of exactly 0 gives NaN",
-            "0 log 0 must count as 0: F.kl_div knows, q * q.log() does not (torch.xlogy does).",
-        )
-    leaf = logits.clone().requires_grad_()
-    loss = answer(leaf, labels, probs, alpha)
-    (gradient,) = (
-        torch.autograd.grad(loss, leaf, allow_unused=True) if loss.requires_grad else (None,)
-    )
-    twin = logits.clone().requires_grad_()
-    (right,) = torch.autograd.grad(_mixed_loss_reference(twin, labels, probs, alpha), twin)
-    if gradient is None or not torch.allclose(gradient, right, rtol=1e-3, atol=1e-5):
-        raise Misconception(
-            "the value is right and the gradient of the student's logits is not",
-            "Detach nothing of the student's side, and no torch.no_grad() or .item().",
-        )
+    known = labels != -100
+    hard = F.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0
+    soft = losses.soft_target_loss_from_probs(logits, teacher_probs)
+    return losses.hybrid_loss(soft, hard, alpha)

@@ -188,7 +188,7 @@ def table_text(rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> 
     settings, stage = header["settings"], header["settings"]["stage2"]
     counts = [row["seeds"] for row in rows]
     seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
-    alone = " One seed says nothing about others: its interval covers tweets only."
+    one = " One seed says nothing about others: its interval covers tweets only."
     lines = []
     for row in rows:
         test = row["test"]
@@ -212,7 +212,7 @@ epochs, batch {stage["batch_size"]}, alpha {stage["alpha"]}, temperature {stage[
 Every student starts from its teacher's embeddings, without stage 1 and spliced tweets, unless its \
 row says otherwise. Seeds: {seeds}. Mean weighted F1 in percent; differences in points on the test \
 split, paired. Brackets: 95 % interval, bootstrap over tweets and seeds; p after Holm's correction \
-over the column.{alone * (min(counts) == 1)}
+over the column.{one * (min(counts) == 1)}
 
 {table}
 

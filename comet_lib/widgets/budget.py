@@ -11,9 +11,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from comet_lib.models import component_counts, flops_per_token, mebibytes
-from comet_lib.models import embedding_parameters as embedding_parameters
-from comet_lib.models import encoder_parameters as encoder_parameters
-from comet_lib.models import layer_parameters as layer_parameters
 from comet_lib.plots import BLUE, GREEN, GREY, ORANGE, PINK
 from comet_lib.profiles import PAPER_STUDENT, PAPER_TEACHER, PAPER_VOCABULARY, shape
 from comet_lib.widgets.view import Built, View, bare
@@ -154,5 +151,6 @@ class ParameterBudget(View):
 
 
 def _flops(sizes: Mapping[str, int], length: int) -> int:
-    inner, layers = sizes["intermediate_size"], sizes["num_hidden_layers"]
-    return flops_per_token(sizes["hidden_size"], inner, layers, length)
+    return flops_per_token(
+        sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"], length
+    )

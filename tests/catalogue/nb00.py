@@ -60,18 +60,7 @@ SOLUTIONS: dict[str, list[Answer]] = {
 
 MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     "soft_targets": {
-        "times T": (lambda x, T: torch.softmax(x * T, -1), "multiplied by the temperature"),
-        "first axis": (lambda x, T: torch.softmax(x / T, 0), "over the first axis"),
-        "all entries": (
-            lambda x, T: torch.softmax((x / T).flatten(), 0).reshape(x.shape),
-            "whole tensor",
-        ),
-        "log": (lambda x, T: torch.log_softmax(x / T, -1), "log-probabilities"),
-        "no T": (lambda x, T: torch.softmax(x, -1), "temperature is ignored"),
-        "T after": (lambda x, T: torch.softmax(x, -1) / T, "after the softmax"),
         "power": (lambda x, T: torch.softmax(x, -1) ** (1 / T), "do not sum to 1"),
-        "exp alone": (lambda x, T: torch.exp(x / T), "not normalised"),
-        "sigmoid": (lambda x, T: torch.sigmoid(x / T), "sigmoid"),
         "overflow": (
             lambda x, T: torch.exp(x / T) / torch.exp(x / T).sum(-1, keepdim=True),
             "overflow",
@@ -201,22 +190,14 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "wrong power": (lambda s, t, T: slow_kd(s, t, T) * T, "right at temperature 1"),
         "not reduced": (
             lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t / T, -1), "none"),
-            "where a scalar",
+            "but a scalar",
         ),
         "item": (lambda s, t, T: slow_kd(s, t, T).item(), "returned a float"),
         "raises": (lambda s, t, T: s @ t, "RuntimeError"),
     },
     "retention": {
-        "fraction": (lambda s, t: s / t, "a fraction"),
-        "swapped": (lambda s, t: 100 * t / s, "swapped"),
-        "difference": (lambda s, t: s - t, "difference of the two scores. "),
-        "other difference": (lambda s, t: t - s, "teacher minus student"),
         "lost": (lambda s, t: 100 * (1 - s / t), "percentage lost"),
-        "change": (lambda s, t: 100 * (s - t) / t, "relative change"),
-        "student alone": (lambda s, t: 100 * s, "ignored"),
-        "rounded": (lambda s, t: round(100 * s / t), "rounded"),
         "cut": (lambda s, t: 100 * s // t, "is cut"),
-        "held": (lambda s, t: min(100.0, 100 * s / t), "held at 100"),
         "text": (lambda s, t: f"{100 * s / t} %", "returned a str"),
         "truth": (lambda s, t: s > t, "returned a bool"),
     },

@@ -69,11 +69,6 @@ SOLUTIONS: dict[str, list[Answer]] = {
 
 MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     "masked_positions": {
-        "inverted": (lambda y, ignore: y == ignore, "swapped"),
-        "above zero": (lambda y, ignore: y > 0, "piece 0 is lost"),
-        "all": (lambda y, ignore: torch.ones_like(y).bool(), "every position is kept"),
-        "constant": (lambda y, ignore: y != -100, "-100 is written into"),
-        "labels": (lambda y, ignore: y.masked_fill(y == ignore, 0), "the labels themselves"),
         "long": (lambda y, ignore: (y != ignore).long(), "torch.int64, not torch.bool"),
         "indices": (lambda y, ignore: (y != ignore).nonzero(), "returned shape"),
         "list": (lambda y, ignore: (y != ignore).tolist(), "returned a list"),
@@ -82,28 +77,14 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     "gathered_logits": {
         "head first": (lambda h, y, head: head(h)[y != -100], "the head ran at"),
         "all": (lambda h, y, head: head(h), "logits at all positions"),
-        "inverted": (lambda h, y, head: head(h[y == -100]), "not hidden. Select"),
-        "hidden": (lambda h, y, head: h[y != -100], "not logits. Gathering"),
+        "hidden": (lambda h, y, head: h[y != -100], "the hidden states, not logits"),
         "piece 0": (lambda h, y, head: head(h[y > 0]), "piece 0 is lost"),
         "order": (lambda h, y, head: head(h[y != -100]).flip(0), "another order"),
-        "softmax": (lambda h, y, head: head(h[y != -100]).softmax(-1), "are probabilities"),
-        "log": (lambda h, y, head: head(h[y != -100]).log_softmax(-1), "log-probabilities"),
         "first row": (lambda h, y, head: head(h[y != -100])[:1], "returned shape"),
     },
     "match_layers": {
-        "from 1": (lambda s, t: [(i + 1) * t // s for i in range(s)], "counted from 1"),
-        "skip": (lambda s, t: attention.layer_map(s, t, "skip"), "first layer of each group"),
-        "last": (lambda s, t: attention.layer_map(s, t, "last"), "top layers only"),
-        "bottom": (lambda s, t: list(range(s)), "bottom layers only"),
-        "early rounding": (
-            lambda s, t: [(i + 1) * (t // s) - 1 for i in range(s)],
-            "rounded before it is multiplied",
-        ),
-        "fractions": (lambda s, t: [(i + 1) * t / s - 1 for i in range(s)], "fractions are kept"),
-        "both ends": (
-            lambda s, t: torch.linspace(0, t - 1, s).long().tolist(),
-            "both included",
-        ),
+        "skip": (lambda s, t: [i * t // s for i in range(s)], "first layer of each group"),
+        "last": (lambda s, t: [*range(t - s, t)], "top layers only"),
         "backwards": (lambda s, t: attention.layer_map(s, t)[::-1], "runs backwards"),
         "teacher's": (lambda s, t: list(range(t)), "you name"),
         "number": (lambda s, t: t // s, "returned a int"),
@@ -114,19 +95,10 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         ),
     },
     "perplexity": {
-        "no exp": (lambda x, y: nll(x, y).mean(), "its exponential is wanted"),
-        "sum": (lambda x, y: nll(x, y).sum().exp(), "summed, not averaged"),
-        "exp first": (lambda x, y: nll(x, y).exp().mean(), "before the mean"),
-        "all positions": (
-            lambda x, y: (nll(x, y).sum() / y.numel()).exp(),
-            "masked or not",
-        ),
-        "two": (lambda x, y: 2 ** nll(x, y).mean(), "2 is raised"),
-        "sign": (lambda x, y: (-nll(x, y).mean()).exp(), "wrong sign"),
         "piece 0": (
             lambda x, y: F.cross_entropy(x.transpose(1, 2), y.clamp_min(0)).exp(),
             "count as piece 0",
         ),
-        "by row": (lambda x, y: nll(x, y).exp(), "where a scalar"),
+        "by row": (lambda x, y: nll(x, y).exp(), "but a scalar"),
     },
 }
