@@ -120,10 +120,23 @@ def precision() -> dict[str, bool]:
     return {"bf16": new, "fp16": cuda and not new}
 
 
+#: Options of the Trainer that its overridden methods would ignore.
+IGNORED = {"label_smoothing_factor", "length_column_name", "train_sampling_strategy"}
+
+
 def training_arguments(
     output: str | Path, stage: Stage, seed: int, **more: Any
 ) -> TrainingArguments:
-    """The Trainer's settings for one stage: AdamW, cosine decay, length-grouped batches."""
+    """The Trainer's settings for one stage: AdamW, cosine decay, length-grouped batches.
+
+    Raises:
+        CometError: an option that would be ignored.
+    """
+    if ignored := IGNORED & set(more):
+        raise CometError(
+            f"{', '.join(sorted(ignored))} would have no effect, since the loss and the order of "
+            "rows are ours: leave it out"
+        )
     settings: dict[str, Any] = {
         "output_dir": str(output),
         "num_train_epochs": stage.epochs,
@@ -141,6 +154,7 @@ def training_arguments(
         "logging_steps": 20,
         "save_strategy": "epoch",
         "save_total_limit": 2,
+        "restore_callback_states_from_checkpoint": True,  # patience goes on where it was
         "report_to": "none",
         "seed": seed,
         "data_seed": seed,
@@ -208,8 +222,13 @@ def fit(
     """
     with objective.on(student) as terms_of:
         trainer = DistillationTrainer(model=student, terms_of=terms_of, **arguments)
-        output = Path(str(trainer.args.output_dir))
-        trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
+        last = last_checkpoint(Path(str(trainer.args.output_dir))) if resume else None
+        if last is not None:
+            state = read_json(Path(last) / "trainer_state.json", "global_step")
+            control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
+            if control.get("should_training_stop"):  # patience had run out: only load the best
+                trainer.args.max_steps = state["global_step"]
+        trainer.train(resume_from_checkpoint=last)
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     return [dict(row) for row in trainer.state.log_history]
 
