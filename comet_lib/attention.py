@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +23,13 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from comet_lib.errors import CometError
+from comet_lib.errors import CometError, pick
 
 NAME = "head_mean"  # our attention's name in transformers
 
-# For each module: what to read of its attention, and what keeps it. Beside the modules, not on
-# them, so that a model can be copied and pickled while a capture is open.
-_READERS: WeakKeyDictionary[nn.Module, list[tuple[Callable, Callable]]] = WeakKeyDictionary()
+# What the open captures do with each call of our attention. It is not kept on the modules, so that
+# a model can be copied and pickled while a capture is open.
+_OPEN: list[Callable[..., None]] = []
 
 
 # --------------------------------------------------------------------------- the attention
@@ -41,8 +40,8 @@ def head_mean_attention(module: nn.Module, *tensors: Any, **kwargs: Any) -> tupl
 
     ``tensors`` are query (B, H, L, d), key and value (B, H or fewer, L, d), and a mask or None.
     """
-    for read, keep in _READERS.get(module, ()):
-        keep(read(module, *tensors, **kwargs))
+    for keep in _OPEN:
+        keep(module, *tensors, **kwargs)
     return sdpa_attention_forward(module, *tensors, **kwargs)
 
 
@@ -51,44 +50,35 @@ AttentionInterface.register(NAME, head_mean_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def _read_map(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    heads: bool,
-    small: bool,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    position_bias: Tensor | None = None,
-    **kwargs: Any,
-) -> Tensor:
+def _read_map(module: nn.Module, *tensors: Any, heads: bool, small: bool, **kwargs: Any) -> Tensor:
     """The map of one layer, eq. (1)."""
-    if position_bias is not None:
+    query, key, _, mask = tensors
+    scaling, causal = kwargs.get("scaling"), kwargs.get("is_causal")
+    if kwargs.get("position_bias") is not None:
         raise CometError(
             f"{type(module).__name__} adds a position bias to its attention, which capture "
             "does not support: use a model without it, such as XLM-R or BERT."
         )
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if attention_mask is None and causal:  # sdpa builds this mask itself, so it did not reach us
-        square = torch.ones(query.shape[2], key.shape[2], device=query.device)
-        attention_mask = square.tril().bool()
-    keys = repeat_kv(key, query.shape[1] // key.shape[1])
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    if mask is None and causal:  # sdpa builds this mask itself, so it did not reach us
+        square = torch.ones(1, 1, query.shape[2], key.shape[2], device=query.device)
+        mask = square.tril().bool()
+    key = repeat_kv(key, query.shape[1] // key.shape[1])
     if small and not heads:
-        found = _mean_head_by_head(query, keys, attention_mask, scaling)
+        found = _mean_head_by_head(query, key, mask, scaling)
     else:
-        found = attention_weights(query, keys, attention_mask, scaling)
+        found = attention_weights(query, key, mask, scaling)
         found = found if heads else found.mean(1)
     return found.to(torch.float16 if small else query.dtype)
 
 
-def _read_qkv(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
-) -> tuple[Tensor, ...]:
+def _read_qkv(module: nn.Module, *tensors: Any, **kwargs: Any) -> tuple[Tensor, ...]:
     """Queries, keys and values of one layer, the heads side by side again."""
-    return tuple(x.transpose(1, 2).flatten(2) for x in (query, key, value))
+    return tuple(x.transpose(1, 2).flatten(2) for x in tensors[:3])
+
+
+def _read_output(module: nn.Module, inputs: Any, output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
 
 
 def attention_weights(
@@ -125,11 +115,8 @@ def _mean_head_by_head(
 
 
 def encoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The encoder's layers, in order.
-
-    Raises:
-        CometError: not a transformers model, a model with cross-attention, or no list of layers.
-    """
+    """The encoder's layers, in order; raises :class:`CometError` for anything but an encoder of
+    transformers with one list of layers."""
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise CometError(f"model is a {name}: capture needs a transformers PreTrainedModel.")
@@ -148,9 +135,9 @@ def encoder_layers(model: nn.Module) -> nn.ModuleList:
 
 @contextmanager
 def _collecting(
-    model: PreTrainedModel, layers: Sequence[int] | None, read: Callable[..., Any] | None
+    model: PreTrainedModel, layers: Sequence[int] | None, read: Callable[..., Any]
 ) -> Iterator[dict[int, Any]]:
-    """A dict from each chosen layer to what ``read`` takes from its attention, or to its output.
+    """A dict from each chosen layer to what ``read`` takes from its attention, or its output.
 
     Every forward pass of the encoder empties the dict. Within one pass, the first find of a layer
     stays: gradient checkpointing runs the layers again during the backward pass, and keeping that
@@ -158,28 +145,33 @@ def _collecting(
     """
     blocks, name = encoder_layers(model), type(model).__name__
     count = len(blocks)
-    for layer in layers or ():
-        if not -count <= layer < count:
-            raise CometError(
-                f"layers names layer {layer}, but {name} has {count}: "
-                f"use 0 to {count - 1}, or -{count} to -1 from the end."
-            )
-    chosen = sorted({layer % count for layer in (range(count) if layers is None else layers)})
+    wanted = range(count) if layers is None else layers
+    wrong = [layer for layer in wanted if not -count <= layer < count]
+    if wrong:
+        raise CometError(
+            f"layers names layer {wrong[0]}, but {name} has {count}: "
+            f"use 0 to {count - 1}, or -{count} to -1 from the end."
+        )
+    chosen = {layer % count for layer in wanted}
     encoder = next(module for module in model.modules() if blocks in module.children())
+    # One module of a layer attends. Modules of a copy, which has our hooks too, are not in here.
+    places = {module: layer for layer in chosen for module in blocks[layer].modules()}
     found: dict[int, Any] = {}
 
     def begin(module: nn.Module, inputs: Any) -> None:
-        if module is encoder:  # not a copy of it, which has the hook too
+        if module is encoder:
             found.clear()
 
-    def keep_output(module: nn.Module, inputs: Any, output: Any) -> None:
-        for layer in chosen:
-            if module is blocks[layer]:
-                found.setdefault(layer, output[0] if isinstance(output, tuple) else output)
+    def keep(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        if module in places:
+            found.setdefault(places[module], read(module, *args, **kwargs))
 
     with ExitStack() as undo:
         undo.callback(encoder.register_forward_pre_hook(begin).remove)
-        if read is not None:
+        if read is _read_output:
+            for layer in chosen:
+                undo.callback(blocks[layer].register_forward_hook(keep).remove)
+        else:
             undo.callback(model.set_attn_implementation, model.config._attn_implementation)
             model.set_attn_implementation(NAME)
             if model.config._attn_implementation != NAME:  # transformers only warns
@@ -187,14 +179,8 @@ def _collecting(
                     f"{name} does not use transformers' attention interface, so its maps cannot "
                     "be captured: use a model such as XLM-R, BERT or ModernBERT."
                 )
-        for layer in chosen:
-            if read is None:
-                undo.callback(blocks[layer].register_forward_hook(keep_output).remove)
-                continue
-            reader = read, partial(found.setdefault, layer)
-            for module in blocks[layer].modules():  # one of them attends, and will find its reader
-                _READERS.setdefault(module, []).append(reader)
-                undo.callback(_READERS[module].remove, reader)
+            _OPEN.append(keep)
+            undo.callback(_OPEN.remove, keep)
         yield found
 
 
@@ -208,9 +194,8 @@ def capture(
 
     Yields a dict from layer number (0 is the first; -1 in ``layers`` means the last) to a map
     (B, L, L), or (B, H, L, L) with ``heads=True``, in the dtype of the queries. Each forward pass
-    replaces the maps of the one before. They hold no dropout, their rows sum to one even in
-    training mode, and gradients flow through them. Rows of padded queries mean nothing: mask them
-    (:func:`comet_lib.losses.valid_pairs`).
+    replaces the maps of the one before. Rows sum to one even in training mode. Rows of padded
+    queries mean nothing: mask them (:func:`comet_lib.losses.valid_pairs`).
 
     ``layers`` defaults to all. ``small`` saves memory when you want all of them at once: maps are
     float16, and head means are summed head by head, which takes longer. Captures may be nested.
@@ -246,7 +231,7 @@ def capture_hidden(
     Layer 0 is the first layer, not the embeddings. Layers, replacement and errors as in
     :func:`capture`, but any attention implementation will do.
     """
-    return _collecting(model, layers, None)
+    return _collecting(model, layers, _read_output)
 
 
 def capture_maps(
@@ -289,14 +274,12 @@ def layer_map(student_layers: int, teacher_layers: int, how: str = "uniform") ->
     s, t = student_layers, teacher_layers
     if not 1 <= s <= t:
         raise CometError(
-            f"a student of {s} layers cannot be mapped to a teacher of {t}: "
-            "it needs at least one layer and at most as many as the teacher."
+            f"a student of {s} layers cannot be mapped to a teacher of {t}: give it from one layer "
+            "to as many as the teacher has."
         )
-    rules = {
-        "uniform": [(i + 1) * t // s - 1 for i in range(s)],
-        "skip": [i * t // s for i in range(s)],
-        "last": [t - s + i for i in range(s)],
+    rules: dict[str, Callable[[int], int]] = {
+        "uniform": lambda i: (i + 1) * t // s - 1,
+        "skip": lambda i: i * t // s,
+        "last": lambda i: t - s + i,
     }
-    if how not in rules:
-        raise CometError(f'how is "{how}", but must be "uniform", "skip" or "last".')
-    return rules[how]
+    return [pick("how", how, rules)(i) for i in range(s)]

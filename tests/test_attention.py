@@ -250,7 +250,7 @@ def test_the_former_implementation_is_put_back_also_after_an_exception(former):
     with pytest.raises(RuntimeError, match="halt"), capture(model):
         raise RuntimeError("halt")
     assert model.config._attn_implementation == former
-    assert not any(attention._READERS.get(module) for module in model.modules())
+    assert not attention._OPEN
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
