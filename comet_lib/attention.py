@@ -26,13 +26,11 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from comet_lib.errors import CometError, pick
 
 NAME = "head_mean"  # our attention's name in transformers
+OTHERS = "use a model such as XLM-R, BERT or ModernBERT."
 
 # What the open captures do with each call of our attention. It is not kept on the modules, so that
 # a model can be copied and pickled while a capture is open.
 _OPEN: list[Callable[..., None]] = []
-
-
-# --------------------------------------------------------------------------- the attention
 
 
 def head_mean_attention(module: nn.Module, *tensors: Any, **kwargs: Any) -> tuple[Tensor, None]:
@@ -56,20 +54,14 @@ def _read_map(module: nn.Module, *tensors: Any, heads: bool, small: bool, **kwar
     scaling, causal = kwargs.get("scaling"), kwargs.get("is_causal")
     if kwargs.get("position_bias") is not None:
         raise CometError(
-            f"{type(module).__name__} adds a position bias to its attention, which capture "
-            "does not support: use a model without it, such as XLM-R or BERT."
+            f"{type(module).__name__} adds a position bias, which capture cannot read: {OTHERS}"
         )
     causal = getattr(module, "is_causal", True) if causal is None else causal
     if mask is None and causal:  # sdpa builds this mask itself, so it did not reach us
         square = torch.ones(1, 1, query.shape[2], key.shape[2], device=query.device)
         mask = square.tril().bool()
-    key = repeat_kv(key, query.shape[1] // key.shape[1])
-    if small and not heads:
-        found = _mean_head_by_head(query, key, mask, scaling)
-    else:
-        found = attention_weights(query, key, mask, scaling)
-        found = found if heads else found.mean(1)
-    return found.to(torch.float16 if small else query.dtype)
+    found = attention_weights(query, repeat_kv(key, query.shape[1] // key.shape[1]), mask, scaling)
+    return (found if heads else found.mean(1)).to(torch.float16 if small else query.dtype)
 
 
 def _read_qkv(module: nn.Module, *tensors: Any, **kwargs: Any) -> tuple[Tensor, ...]:
@@ -100,20 +92,6 @@ def attention_weights(
     return scores.softmax(-1)
 
 
-def _mean_head_by_head(
-    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None
-) -> Tensor:
-    """The mean over the heads, (B, L, L), with the weights of one head in memory at a time."""
-    total: Any = 0
-    for h in range(query.shape[1]):
-        own = mask if mask is None or mask.shape[1] == 1 else mask[:, h : h + 1]
-        total = total + attention_weights(query[:, h : h + 1], key[:, h : h + 1], own, scaling)
-    return total[:, 0] / query.shape[1]
-
-
-# --------------------------------------------------------------------------- capture
-
-
 def encoder_layers(model: nn.Module) -> nn.ModuleList:
     """The encoder's layers, in order; raises :class:`CometError` for anything but an encoder of
     transformers with one list of layers."""
@@ -128,8 +106,8 @@ def encoder_layers(model: nn.Module) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise CometError(
-        f"{name} keeps no list of {count} layers (it may share one layer), so capture cannot "
-        "tell its layers apart: use a model such as XLM-R, BERT, DistilBERT or ModernBERT."
+        f"{name} keeps no list of {count} layers (it may share one), so capture cannot tell them "
+        f"apart: {OTHERS}"
     )
 
 
@@ -149,8 +127,7 @@ def _collecting(
     wrong = [layer for layer in wanted if not -count <= layer < count]
     if wrong:
         raise CometError(
-            f"layers names layer {wrong[0]}, but {name} has {count}: "
-            f"use 0 to {count - 1}, or -{count} to -1 from the end."
+            f"layers names layer {wrong[0]}, but {name} has {count}: use {-count} to {count - 1}."
         )
     chosen = {layer % count for layer in wanted}
     encoder = next(module for module in model.modules() if blocks in module.children())
@@ -176,8 +153,8 @@ def _collecting(
             model.set_attn_implementation(NAME)
             if model.config._attn_implementation != NAME:  # transformers only warns
                 raise CometError(
-                    f"{name} does not use transformers' attention interface, so its maps cannot "
-                    "be captured: use a model such as XLM-R, BERT or ModernBERT."
+                    f"{name} does not use transformers' attention interface, which capture "
+                    f"needs: {OTHERS}"
                 )
             _OPEN.append(keep)
             undo.callback(_OPEN.remove, keep)
@@ -194,12 +171,13 @@ def capture(
 
     Yields a dict from layer number (0 is the first; -1 in ``layers`` means the last) to a map
     (B, L, L), or (B, H, L, L) with ``heads=True``, in the dtype of the queries. Each forward pass
-    replaces the maps of the one before. Rows sum to one even in training mode. Rows of padded
-    queries mean nothing: mask them (:func:`comet_lib.losses.valid_pairs`).
+    replaces the maps of the one before. They hold no dropout, so rows sum to one even in training
+    mode, and gradients flow through them. Rows of padded queries mean nothing: mask them
+    (:func:`comet_lib.losses.valid_pairs`).
 
     ``layers`` defaults to all. ``small`` saves memory when you want all of them at once: maps are
-    float16, and head means are summed head by head, which takes longer. Captures may be nested.
-    Leaving the block, even by an exception, restores the former attention implementation.
+    float16. Captures may be nested. Leaving the block, even by an exception, restores the former
+    attention implementation.
 
     One capture can stay open for a whole training: checkpoints saved inside do not name our
     attention, and an evaluation inside only replaces the maps. With gradient checkpointing, call
@@ -252,10 +230,7 @@ def capture_maps(
         finally:
             model.train(training)
     if not maps:
-        raise CometError(
-            f"{type(model).__name__} gave no attention maps: its layers do not call the "
-            "attention interface of transformers."
-        )
+        raise CometError(f"{type(model).__name__} never called our attention: {OTHERS}")
     return maps
 
 

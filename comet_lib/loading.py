@@ -31,8 +31,6 @@ TOKENIZER_FILES += ["vocab.txt", "vocab.json"]
 #: A long text in several scripts, decomposed and with symbols: it reaches what short ones do not.
 PROBE = "Habari ẹ̀kọ́ \u1e62\u0323e\u0301 ሰላም سلام ﬁ ① 𝒳 100 % 👍🏾 " * 8
 
-# --- Load ----------------------------------------------------------------------------------
-
 
 def _find(name: str | Path) -> tuple[Path | None, str, str]:
     """Where a model lies: its folder or None, and a source and revision for ``from_pretrained``.
@@ -76,11 +74,9 @@ def load_pair(
 def load_model(name: str | Path, head: str = "sentiment") -> PreTrainedModel:
     """A model by folder or hub id (``owner/name``, or ``owner/name@commit`` to pin it).
 
-    In eval mode, as fp32; safetensors only, no remote code.
-
-    Raises:
-        CometError: nothing loadable under ``name``, no weights for the head (an untrained head
-            teaches noise), or a sentiment head without our labels.
+    In eval mode, as fp32; safetensors only, no remote code. Raises :class:`CometError` if nothing
+    can be loaded, the head has no weights (an untrained head teaches noise), or a sentiment head
+    lacks our labels.
     """
     auto = pick("head", head, HEADS)
     folder, *_ = _find(name)
@@ -140,9 +136,6 @@ def _read(what: str, auto: Any, name: str | Path, **more: Any) -> Any:
         return auto.from_pretrained(source, revision=revision, trust_remote_code=False, **more)
 
 
-# --- Use -----------------------------------------------------------------------------------
-
-
 def label_order(model: Any) -> list[int]:
     """Columns of the model's logits in LABELS order, by its own ``id2label`` names.
 
@@ -184,9 +177,6 @@ def answer(
     ).to(model.device)
     output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     return output.logits if hasattr(output, "logits") else output.last_hidden_state
-
-
-# --- Check ---------------------------------------------------------------------------------
 
 
 def check_pair(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -26,9 +26,6 @@ EPS = 1e-8
 ByLayer = Mapping[int, Tensor] | Sequence[Tensor]
 
 
-# --------------------------------------------------------------------- shapes and masks
-
-
 def _wide(x: Tensor) -> Tensor:
     """float16 and bfloat16 to float32; float32 and float64 unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -80,9 +77,6 @@ def normalise_rows(maps: Tensor, mask: Tensor) -> Tensor:
     keys, and padding is zero."""
     maps = _masked(maps, mask)
     return maps / maps.sum(-1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
-
-
-# --------------------------------------------------------------------------- soft targets
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
@@ -207,9 +201,6 @@ def topk_of_logits(logits: Tensor, k: int, temperature: float = 1.0) -> tuple[Te
     return indices, top, logprobs.scatter(1, indices, -torch.inf).logsumexp(-1)
 
 
-# --------------------------------------------------------------------------- attention
-
-
 def attention_mse(student_maps: Tensor, teacher_maps: Tensor, mask: Tensor) -> Tensor:
     """Squared error of two maps (B, L, L) over the valid pairs -> scalar.
 
@@ -246,8 +237,8 @@ def attention_loss(student: ByLayer, teacher: ByLayer, mask: Tensor, kind: str =
     students, teachers = in_order(student), in_order(teacher)
     if not 1 <= len(students) == len(teachers):
         raise CometError(
-            f"student has {len(students)} maps and teacher {len(teachers)}: give one teacher map "
-            "for each student map, at least one (see layer_map)."
+            f"student has {len(students)} maps and teacher {len(teachers)}: give as many, at least "
+            "one (see layer_map)."
         )
     pairs = zip(students, teachers, strict=True)
     return torch.stack([loss(s, t, mask) for s, t in pairs]).mean()
@@ -287,9 +278,6 @@ def hybrid_loss(soft: Tensor, attention: Tensor, alpha: float) -> Tensor:
     if not 0 <= alpha <= 1:
         raise CometError(f"alpha is {alpha}, but must be from 0 to 1.")
     return alpha * soft + (1 - alpha) * attention
-
-
-# ------------------------------------------------------------------- states and relations
 
 
 def _check_states(states: Tensor, mask: Tensor) -> None:
@@ -348,11 +336,9 @@ def qkv_relation_kl(
     total = _wide(student_qkv[0]).new_zeros(())
     for s, t in zip(student_qkv, teacher_qkv, strict=True):
         # One mask fits both, so their relations (B, r, L, L) have one shape.
-        student = _log_relations(s, mask, relation_heads)
-        teacher = _log_relations(t.detach(), mask, relation_heads)
+        ours, theirs = (_log_relations(x, mask, relation_heads) for x in (s, t.detach()))
         # Padded keys have log probabilities near -1e38 in both and probability 0: leave them out.
-        pairs = valid_pairs(mask)[:, None]
-        terms = teacher.exp() * (teacher - student).masked_fill(~pairs, 0.0)
+        terms = theirs.exp() * (theirs - ours).masked_fill(~valid_pairs(mask)[:, None], 0.0)
         total = total + terms.sum() / (relation_heads * mask.sum().clamp_min(1))
     return total
 

@@ -13,14 +13,9 @@ from typing import Any
 
 import pandas as pd
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    XLMRobertaConfig,
-)
+from transformers import PreTrainedModel, XLMRobertaConfig
 from transformers.utils import logging
 
 from comet_lib.errors import CometError, pick
@@ -28,13 +23,11 @@ from comet_lib.profiles import LABELS, PAPER_STUDENT, PAPER_TEACHER, PAPER_VOCAB
 
 #: The ``AutoModel`` class for each head.
 HEADS: dict[str, Any] = {
-    "encoder": AutoModel,
-    "masked-lm": AutoModelForMaskedLM,
-    "sentiment": AutoModelForSequenceClassification,
+    "encoder": transformers.AutoModel,
+    "masked-lm": transformers.AutoModelForMaskedLM,
+    "sentiment": transformers.AutoModelForSequenceClassification,
 }
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # per number
-
-# --- Build ---------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -43,15 +36,13 @@ def quiet() -> Iterator[None]:
 
     The mini teacher keeps two heads in one file; transformers warns about the unused one.
     """
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(logging.set_verbosity, logging.get_verbosity())
+        if logging.is_progress_bar_enabled():
+            undo.callback(logging.enable_progress_bar)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def xlmr_config(
@@ -62,11 +53,9 @@ def xlmr_config(
     XLM-R numbers positions from ``pad_token_id + 1``, hence two more positions than tokens. Raises
     :class:`CometError` if the number of heads does not divide the width.
     """
-    if sizes["hidden_size"] % sizes["num_attention_heads"]:
-        raise CometError(
-            f"hidden_size {sizes['hidden_size']} is not a multiple of num_attention_heads "
-            f"{sizes['num_attention_heads']}: choose sizes that divide"
-        )
+    width, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    if width % heads:
+        raise CometError(f"hidden_size {width} is not a multiple of num_attention_heads {heads}")
     return XLMRobertaConfig(
         vocab_size=vocab_size,
         max_position_embeddings=max_length + 2,
@@ -115,14 +104,8 @@ def only_positions(model: nn.Module, positions: Tensor) -> Iterator[None]:
     head = next((found for found in heads if isinstance(found, nn.Module)), None)
     if head is None:
         raise CometError(f"{type(core).__name__} has no masked-LM head under lm_head or cls")
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0][positions], *args[1:]))
-    try:
+    with head.register_forward_pre_hook(lambda _, args: (args[0][positions], *args[1:])):
         yield
-    finally:
-        handle.remove()
-
-
-# --- Count ---------------------------------------------------------------------------------
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -163,12 +146,9 @@ def layer_parameters(hidden: int, intermediate: int, heads: int = 1) -> int:
 
     ``heads`` changes nothing: the heads share the columns of Q, K, and V.
     """
+    attention = 4 * (hidden * hidden + hidden)
     feed_forward = 2 * hidden * intermediate + intermediate + hidden
-    return _attention_parameters(hidden) + feed_forward + 2 * hidden
-
-
-def _attention_parameters(hidden: int) -> int:
-    return 4 * (hidden * hidden + hidden) + 2 * hidden  # its LayerNorm included
+    return attention + feed_forward + 4 * hidden
 
 
 def component_counts(
@@ -176,11 +156,12 @@ def component_counts(
 ) -> dict[str, int]:
     """Parameters by component, as :func:`parameter_table` counts them, without a model."""
     d, f, n = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"]
+    attention = 4 * (d * d + d) + 2 * d
     return {
         "word embeddings": vocab_size * d,
         "other embeddings": embedding_parameters(0, d, max_length),
-        "attention": n * _attention_parameters(d),
-        "feed-forward": n * (layer_parameters(d, f) - _attention_parameters(d)),
+        "attention": n * attention,
+        "feed-forward": n * (layer_parameters(d, f) - attention),
         "pooler": d * d + d,
     }
 
@@ -200,17 +181,13 @@ def flops_per_token(hidden: int, intermediate: int, layers: int, length: int) ->
     weights times V, both feed-forward matrices. Not included: embeddings (a lookup), biases,
     softmax, LayerNorm, GELU, pooler, and task head.
     """
-    projections = 4 * hidden * hidden
-    attention = 2 * length * hidden
-    return 2 * layers * (projections + attention + 2 * hidden * intermediate)
+    per_token = 4 * hidden * hidden + 2 * length * hidden + 2 * hidden * intermediate
+    return 2 * layers * per_token
 
 
 def mebibytes(parameters: int, dtype: str = "fp32") -> float:
     """Size of the weights in MiB (2^20 bytes)."""
     return parameters * BYTES[dtype] / 2**20
-
-
-# --- Start from the teacher ----------------------------------------------------------------
 
 
 def same_body(target: PreTrainedModel, source: PreTrainedModel) -> PreTrainedModel:
@@ -252,17 +229,15 @@ def initialise_embeddings(
 
     The factor gives the whole table the root mean square ``scale``, by default the student's own
     ``initializer_range``, which its other weights were drawn with. One factor for the table
-    changes no angle between pieces. The padding row is zero. In place; nothing else changes.
-
-    Raises:
-        CometError: another vocabulary, or a student wider than its teacher.
+    changes no angle between pieces. The padding row is zero. In place; nothing else changes. Raises
+    :class:`CometError` for another vocabulary, or a student wider than its teacher.
     """
     tables: list[Any] = [model.get_input_embeddings() for model in (student, teacher)]
     target, source = (table.weight for table in tables)
     if len(target) != len(source):
         raise CometError(
-            f"the student has {len(target)} pieces and the teacher {len(source)}: copying "
-            "embeddings takes one vocabulary for both"
+            f"the student has {len(target)} pieces and the teacher {len(source)}: give both one "
+            "vocabulary"
         )
     reduced = reduce_width(source, target.shape[1])
     if (padding := student.config.pad_token_id) is not None:

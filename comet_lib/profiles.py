@@ -43,12 +43,8 @@ LANGUAGES = {
 
 def shape(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, int]:
     """An encoder's sizes under the names that its config uses."""
-    return {
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "intermediate_size": intermediate,
-    }
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    return dict(zip(names, (hidden, layers, heads, intermediate), strict=True))
 
 
 # --- The paper: AfroXLMR-Comet, arXiv 2502.18020 -------------------------------------------
@@ -77,15 +73,10 @@ PAPER_ROWS = [
     )
 ]
 
-# --- Paths ---------------------------------------------------------------------------------
-
 
 def user_path(path: str | Path) -> Path:
     """``path`` with a leading ~ expanded; unchanged where there is no such user."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
+    return Path(os.path.expanduser(path))
 
 
 def home() -> Path:
@@ -111,9 +102,6 @@ def home() -> Path:
             file=sys.stderr,
         )
         return other
-
-
-# --- Profiles ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -159,7 +147,7 @@ class Profile:
     default_text_limit: int | None = None
     splices: float = 0.5  # spliced tweets per real one
     folds: int = 3
-    teacher_weight: float = 0.3  # the sentiment teacher's in the soft targets; else TF-IDF's
+    teacher_weight: float = 0.3  # share of the sentiment teacher in the soft targets
     bootstrap: int = 1000
     seed: int = 0
     first_look: float = 1.0  # share of the training in notebook 00
@@ -254,10 +242,8 @@ def get_profile(name: str | None = None, data: str | Path | None = None) -> Prof
     """The profile ``name``, else ``COMET_PROFILE``, else gpu where there is CUDA, else laptop.
 
     ``data`` (else ``COMET_DATA``) names a local folder with AfriSenti; the tiny profile uses the
-    bundled sample unless ``data`` is given. ``COMET_SEED`` sets the seed.
-
-    Raises:
-        CometError: unknown profile, missing data folder, or a seed that is not a number.
+    bundled sample unless ``data`` is given. ``COMET_SEED`` sets the seed. Raises
+    :class:`CometError` for an unknown profile, a missing folder, or a seed that is not a number.
     """
     name = name or os.environ.get("COMET_PROFILE")
     name = (name or ("gpu" if torch.cuda.is_available() else "laptop")).strip().lower()
@@ -267,9 +253,7 @@ def get_profile(name: str | None = None, data: str | Path | None = None) -> Prof
     if data is not None:
         folder = user_path(data)
         if not folder.is_dir():
-            raise CometError(
-                f"data folder {str(data)!r} does not exist: give a folder with afrisenti/"
-            )
+            raise CometError(f"{str(data)!r} does not exist: give a folder with afrisenti/")
         profile = profile.with_(data=str(folder))
     if seed := os.environ.get("COMET_SEED"):
         if not seed.strip().isdecimal() or int(seed) > LARGEST_SEED:
