@@ -26,6 +26,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from comet_lib.errors import CometError, pick
 
 NAME = "head_mean"  # our attention's name in transformers
+Layers = Sequence[int] | None  # the chosen layers; None: all
 OTHERS = "use a model such as XLM-R, BERT or ModernBERT."
 
 # What the open captures do with each call of our attention. It is not kept on the modules, so that
@@ -113,7 +114,7 @@ def encoder_layers(model: nn.Module) -> nn.ModuleList:
 
 @contextmanager
 def _collecting(
-    model: PreTrainedModel, layers: Sequence[int] | None, read: Callable[..., Any]
+    model: PreTrainedModel, layers: Layers, read: Callable[..., Any]
 ) -> Iterator[dict[int, Any]]:
     """A dict from each chosen layer to what ``read`` takes from its attention, or its output.
 
@@ -162,10 +163,7 @@ def _collecting(
 
 
 def capture(
-    model: PreTrainedModel,
-    layers: Sequence[int] | None = None,
-    heads: bool = False,
-    small: bool = False,
+    model: PreTrainedModel, layers: Layers = None, heads: bool = False, small: bool = False
 ) -> AbstractContextManager[dict[int, Tensor]]:
     """Collect attention maps from every forward pass inside a ``with`` block.
 
@@ -191,7 +189,7 @@ def capture(
 
 
 def capture_qkv(
-    model: PreTrainedModel, layers: Sequence[int] | None = None
+    model: PreTrainedModel, layers: Layers = None
 ) -> AbstractContextManager[dict[int, tuple[Tensor, Tensor, Tensor]]]:
     """Collect queries, keys and values, with the rules and errors of :func:`capture`.
 
@@ -202,7 +200,7 @@ def capture_qkv(
 
 
 def capture_hidden(
-    model: PreTrainedModel, layers: Sequence[int] | None = None
+    model: PreTrainedModel, layers: Layers = None
 ) -> AbstractContextManager[dict[int, Tensor]]:
     """Collect the chosen layers' outputs (B, L, width) from every forward pass, with gradients.
 
@@ -215,7 +213,7 @@ def capture_hidden(
 def capture_maps(
     model: PreTrainedModel,
     inputs: Mapping[str, Any],
-    layers: Sequence[int] | None = None,
+    layers: Layers = None,
     heads: bool = False,
     small: bool = False,
 ) -> dict[int, Tensor]:
@@ -248,10 +246,7 @@ def layer_map(student_layers: int, teacher_layers: int, how: str = "uniform") ->
     """
     s, t = student_layers, teacher_layers
     if not 1 <= s <= t:
-        raise CometError(
-            f"a student of {s} layers cannot be mapped to a teacher of {t}: give it from one layer "
-            "to as many as the teacher has."
-        )
+        raise CometError(f"a student of {s} layers has no map to a teacher of {t}: use 1 to {t}.")
     rules: dict[str, Callable[[int], int]] = {
         "uniform": lambda i: (i + 1) * t // s - 1,
         "skip": lambda i: i * t // s,

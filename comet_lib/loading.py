@@ -79,8 +79,7 @@ def load_model(name: str | Path, head: str = "sentiment") -> PreTrainedModel:
     lacks our labels.
     """
     auto = pick("head", head, HEADS)
-    folder, *_ = _find(name)
-    if folder:
+    if folder := _find(name)[0]:
         check_folder(folder)
     more = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
     with quiet():
@@ -119,7 +118,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     A folder must hold the pieces themselves: without them transformers builds an empty tokenizer,
     and every word is unknown. Raises :class:`CometError` otherwise.
     """
-    folder, *_ = _find(name)
+    folder = _find(name)[0]
     if folder and not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise CometError(
             f"{folder}: has no {TOKENIZER_FILES[0]} or other pieces; save its tokenizer there"
@@ -190,8 +189,7 @@ def check_pair(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         raise CometError(f"{fault}; give the tokenizer that was saved with the model")
     with torch.inference_mode(), answering(model):
         # A copy, because a tokenizer keeps, and later saves, the padding and length of a call.
-        own = copy.deepcopy(tokenizer)
-        check_numbers(model, answer(model, own, [PROBE, "a"], max_length=32))
+        check_numbers(model, answer(model, copy.deepcopy(tokenizer), [PROBE, "a"], max_length=32))
 
 
 def check_numbers(model: Any, answers: Tensor | np.ndarray) -> None:

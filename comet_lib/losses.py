@@ -86,10 +86,10 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
     return _wide(logits) / temperature
 
 
-def _mean_kl(student: Tensor, teacher: Tensor, temperature: float, log_target: bool) -> Tensor:
+def _mean_kl(student: Tensor, teacher: Tensor, temperature: float, log: bool = True) -> Tensor:
     """T^2 / N * KL(teacher || student): (..., C) twice -> scalar. The student's are logarithms,
-    and so are the teacher's with ``log_target``; otherwise 0 log 0 counts as 0."""
-    total = F.kl_div(student, teacher, reduction="sum", log_target=log_target)
+    and so are the teacher's with ``log``; otherwise 0 log 0 counts as 0."""
+    total = F.kl_div(student, teacher, reduction="sum", log_target=log)
     return total * temperature**2 / max(student.shape[:-1].numel(), 1)
 
 
@@ -106,7 +106,7 @@ def soft_target_loss(
     """
     both = _pair(student_logits, teacher_logits)
     student, teacher = (_scaled(x, temperature).log_softmax(-1) for x in both)
-    return _mean_kl(student, teacher, temperature, log_target=True)
+    return _mean_kl(student, teacher, temperature)
 
 
 def soft_target_loss_from_probs(
@@ -126,7 +126,7 @@ def soft_target_loss_from_probs(
     tiny = torch.finfo(probs.dtype).tiny
     probs = (probs / probs.amax(-1, keepdim=True).clamp_min(tiny)) ** (1 / temperature)
     probs = probs / probs.sum(-1, keepdim=True).clamp_min(tiny)
-    return _mean_kl(student, probs.to(student.dtype), temperature, log_target=False)
+    return _mean_kl(student, probs.to(student.dtype), temperature, log=False)
 
 
 def _not_negative(probs: Tensor) -> Tensor:
@@ -187,8 +187,7 @@ def soft_target_loss_topk(
         own_tail = scaled.scatter(1, indices, -torch.inf).logsumexp(-1, keepdim=True)
         last = _wide(tail.detach())[:, None].clamp_min(-1e30)  # an empty tail: 0, not NaN
         ours, theirs = torch.cat([ours, own_tail], -1), torch.cat([theirs, last], -1)
-    teacher = theirs.log_softmax(-1).to(ours.dtype)
-    return _mean_kl(ours.log_softmax(-1), teacher, temperature, log_target=True)
+    return _mean_kl(ours.log_softmax(-1), theirs.log_softmax(-1).to(ours.dtype), temperature)
 
 
 def topk_of_logits(logits: Tensor, k: int, temperature: float = 1.0) -> tuple[Tensor, ...]:
@@ -258,9 +257,8 @@ class HeadMix(nn.Module):
         self.theta = nn.Parameter(torch.zeros(num_heads))
 
     def forward(self, maps: Tensor) -> Tensor:
-        fit = maps.ndim == 4 and maps.shape[1] == len(self.theta)
         rule = f"(B, {len(self.theta)}, L, L) for this HeadMix; capture with heads=True"
-        check_shapes(fit, rule, maps=maps)
+        check_shapes(maps.ndim == 4 and maps.shape[1] == len(self.theta), rule, maps=maps)
         return torch.einsum("h,bhqk->bqk", self.theta.softmax(0).to(maps.dtype), maps)
 
 
@@ -269,8 +267,7 @@ def projection_parameters(length: int, kind: str = "none", heads: int = 8) -> in
 
     "linear" is a ``Linear(L*L, L*L)`` with bias, which also fixes the length.
     """
-    counts = {"none": 0, "head_mix": heads, "linear": length**4 + length**2}
-    return pick("kind", kind, counts)
+    return pick("kind", kind, {"none": 0, "head_mix": heads, "linear": length**4 + length**2})
 
 
 def hybrid_loss(soft: Tensor, attention: Tensor, alpha: float) -> Tensor:

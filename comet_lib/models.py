@@ -61,9 +61,6 @@ def xlmr_config(
         max_position_embeddings=max_length + 2,
         type_vocab_size=1,
         layer_norm_eps=1e-5,
-        bos_token_id=0,
-        pad_token_id=1,
-        eos_token_id=2,
         id2label=dict(enumerate(LABELS)),
         label2id={name: i for i, name in enumerate(LABELS)},
         **{**sizes, **more},
@@ -100,9 +97,8 @@ def only_positions(model: nn.Module, positions: Tensor) -> Iterator[None]:
     16 x 128 with XLM-R's vocabulary) never exist.
     """
     core = getattr(model, "module", model)
-    heads = [getattr(core, name, None) for name in ("lm_head", "cls")]
-    head = next((found for found in heads if isinstance(found, nn.Module)), None)
-    if head is None:
+    head = getattr(core, "lm_head", None) or getattr(core, "cls", None)
+    if not isinstance(head, nn.Module):
         raise CometError(f"{type(core).__name__} has no masked-LM head under lm_head or cls")
     with head.register_forward_pre_hook(lambda _, args: (args[0][positions], *args[1:])):
         yield
@@ -181,8 +177,7 @@ def flops_per_token(hidden: int, intermediate: int, layers: int, length: int) ->
     weights times V, both feed-forward matrices. Not included: embeddings (a lookup), biases,
     softmax, LayerNorm, GELU, pooler, and task head.
     """
-    per_token = 4 * hidden * hidden + 2 * length * hidden + 2 * hidden * intermediate
-    return 2 * layers * per_token
+    return 2 * layers * (4 * hidden * hidden + 2 * length * hidden + 2 * hidden * intermediate)
 
 
 def mebibytes(parameters: int, dtype: str = "fp32") -> float:

@@ -19,7 +19,6 @@ import torch
 from comet_lib.errors import CometError, pick
 
 ASSETS = Path(__file__).parent / "assets"
-LARGEST_SEED = 2**32 - 1  # numpy's
 #: Our label order. Other sources number labels differently, so always map them by name.
 LABELS = ("negative", "neutral", "positive")
 #: AfriSenti's fourteen languages (Muhammad et al., EMNLP 2023), ISO 639-3 as its folders name them.
@@ -80,10 +79,8 @@ def user_path(path: str | Path) -> Path:
 
 
 def home() -> Path:
-    """The folder that COMET_HOME names (default ~/.comet), created if necessary.
-
-    If it is not writable (a classroom's read-only home), a temporary folder takes over, and a line
-    on standard error says so.
+    """The folder that COMET_HOME names (default ~/.comet), created if necessary. If it cannot be
+    written (a classroom's home), a temporary folder takes over, and standard error says so.
     """
     wanted = user_path(os.environ.get("COMET_HOME") or "~/.comet")
     try:
@@ -251,12 +248,11 @@ def get_profile(name: str | None = None, data: str | Path | None = None) -> Prof
     if data is None and name != "tiny":
         data = os.environ.get("COMET_DATA") or None
     if data is not None:
-        folder = user_path(data)
-        if not folder.is_dir():
+        if not user_path(data).is_dir():
             raise CometError(f"{str(data)!r} does not exist: give a folder with afrisenti/")
-        profile = profile.with_(data=str(folder))
+        profile = profile.with_(data=str(user_path(data)))
     if seed := os.environ.get("COMET_SEED"):
-        if not seed.strip().isdecimal() or int(seed) > LARGEST_SEED:
+        if not seed.strip().isdecimal() or int(seed) >= 2**32:  # numpy's limit
             raise CometError(f"COMET_SEED={seed!r} is not a whole number: set it to 0, 1, 2 ...")
         profile = profile.with_(seed=int(seed))
     return profile
