@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +23,15 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from comet_lib.errors import CometError
+from comet_lib.errors import CometError, pick
 
 NAME = "head_mean"  # our attention's name in transformers
+Layers = Sequence[int] | None  # the chosen layers; None: all
+OTHERS = "use a model such as XLM-R, BERT or ModernBERT."
 
-# For each module: what to read of its attention, and what keeps it. Beside the modules, not on
-# them, so that a model can be copied and pickled while a capture is open.
-_READERS: WeakKeyDictionary[nn.Module, list[tuple[Callable, Callable]]] = WeakKeyDictionary()
+# What the open captures do with each call of our attention. It is not kept on the modules, so that
+# a model can be copied and pickled while a capture is open.
+_OPEN: list[Callable[..., None]] = []
 
 
 def head_mean_attention(module: nn.Module, *tensors: Any, **kwargs: Any) -> tuple[Tensor, None]:
@@ -38,8 +39,8 @@ def head_mean_attention(module: nn.Module, *tensors: Any, **kwargs: Any) -> tupl
 
     ``tensors`` are query (B, H, L, d), key and value (B, H or fewer, L, d), and a mask or None.
     """
-    for read, keep in _READERS.get(module, ()):
-        keep(read(module, *tensors, **kwargs))
+    for keep in _OPEN:
+        keep(module, *tensors, **kwargs)
     return sdpa_attention_forward(module, *tensors, **kwargs)
 
 
@@ -48,44 +49,29 @@ AttentionInterface.register(NAME, head_mean_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def _read_map(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    heads: bool,
-    small: bool,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    position_bias: Tensor | None = None,
-    **kwargs: Any,
-) -> Tensor:
+def _read_map(module: nn.Module, *tensors: Any, heads: bool, small: bool, **kwargs: Any) -> Tensor:
     """The map of one layer, eq. (1)."""
-    if position_bias is not None:
+    query, key, _, mask = tensors
+    scaling, causal = kwargs.get("scaling"), kwargs.get("is_causal")
+    if kwargs.get("position_bias") is not None:
         raise CometError(
-            f"{type(module).__name__} adds a position bias to its attention, which capture "
-            "does not support: use a model without it, such as XLM-R or BERT."
+            f"{type(module).__name__} adds a position bias, which capture cannot read: {OTHERS}"
         )
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if attention_mask is None and causal:  # sdpa builds this mask itself, so it did not reach us
-        square = torch.ones(query.shape[2], key.shape[2], device=query.device)
-        attention_mask = square.tril().bool()
-    keys = repeat_kv(key, query.shape[1] // key.shape[1])
-    if small and not heads:
-        found = _mean_head_by_head(query, keys, attention_mask, scaling)
-    else:
-        found = attention_weights(query, keys, attention_mask, scaling)
-        found = found if heads else found.mean(1)
-    return found.to(torch.float16 if small else query.dtype)
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    if mask is None and causal:  # sdpa builds this mask itself, so it did not reach us
+        square = torch.ones(1, 1, query.shape[2], key.shape[2], device=query.device)
+        mask = square.tril().bool()
+    found = attention_weights(query, repeat_kv(key, query.shape[1] // key.shape[1]), mask, scaling)
+    return (found if heads else found.mean(1)).to(torch.float16 if small else query.dtype)
 
 
-def _read_qkv(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
-) -> tuple[Tensor, ...]:
+def _read_qkv(module: nn.Module, *tensors: Any, **kwargs: Any) -> tuple[Tensor, ...]:
     """Queries, keys and values of one layer, the heads side by side again."""
-    return tuple(x.transpose(1, 2).flatten(2) for x in (query, key, value))
+    return tuple(x.transpose(1, 2).flatten(2) for x in tensors[:3])
+
+
+def _read_output(module: nn.Module, inputs: Any, output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
 
 
 def attention_weights(
@@ -107,23 +93,9 @@ def attention_weights(
     return scores.softmax(-1)
 
 
-def _mean_head_by_head(
-    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None
-) -> Tensor:
-    """The mean over the heads, (B, L, L), with the weights of one head in memory at a time."""
-    total: Any = 0
-    for h in range(query.shape[1]):
-        own = mask if mask is None or mask.shape[1] == 1 else mask[:, h : h + 1]
-        total = total + attention_weights(query[:, h : h + 1], key[:, h : h + 1], own, scaling)
-    return total[:, 0] / query.shape[1]
-
-
 def encoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The encoder's layers, in order.
-
-    Raises:
-        CometError: not a transformers model, a model with cross-attention, or no list of layers.
-    """
+    """The encoder's layers, in order; raises :class:`CometError` for anything but an encoder of
+    transformers with one list of layers."""
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise CometError(f"model is a {name}: capture needs a transformers PreTrainedModel.")
@@ -135,16 +107,16 @@ def encoder_layers(model: nn.Module) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise CometError(
-        f"{name} keeps no list of {count} layers (it may share one layer), so capture cannot "
-        "tell its layers apart: use a model such as XLM-R, BERT, DistilBERT or ModernBERT."
+        f"{name} keeps no list of {count} layers (it may share one), so capture cannot tell them "
+        f"apart: {OTHERS}"
     )
 
 
 @contextmanager
 def _collecting(
-    model: PreTrainedModel, layers: Sequence[int] | None, read: Callable[..., Any] | None
+    model: PreTrainedModel, layers: Layers, read: Callable[..., Any]
 ) -> Iterator[dict[int, Any]]:
-    """A dict from each chosen layer to what ``read`` takes from its attention, or to its output.
+    """A dict from each chosen layer to what ``read`` takes from its attention, or its output.
 
     Every forward pass of the encoder empties the dict. Within one pass, the first find of a layer
     stays: gradient checkpointing runs the layers again during the backward pass, and keeping that
@@ -152,63 +124,58 @@ def _collecting(
     """
     blocks, name = encoder_layers(model), type(model).__name__
     count = len(blocks)
-    for layer in layers or ():
-        if not -count <= layer < count:
-            raise CometError(
-                f"layers names layer {layer}, but {name} has {count}: "
-                f"use 0 to {count - 1}, or -{count} to -1 from the end."
-            )
-    chosen = sorted({layer % count for layer in (range(count) if layers is None else layers)})
+    wanted = range(count) if layers is None else layers
+    wrong = [layer for layer in wanted if not -count <= layer < count]
+    if wrong:
+        raise CometError(
+            f"layers names layer {wrong[0]}, but {name} has {count}: use {-count} to {count - 1}."
+        )
+    chosen = {layer % count for layer in wanted}
     encoder = next(module for module in model.modules() if blocks in module.children())
+    # One module of a layer attends. Modules of a copy, which has our hooks too, are not in here.
+    places = {module: layer for layer in chosen for module in blocks[layer].modules()}
     found: dict[int, Any] = {}
 
     def begin(module: nn.Module, inputs: Any) -> None:
-        if module is encoder:  # not a copy of it, which has the hook too
+        if module is encoder:
             found.clear()
 
-    def keep_output(module: nn.Module, inputs: Any, output: Any) -> None:
-        for layer in chosen:
-            if module is blocks[layer]:
-                found.setdefault(layer, output[0] if isinstance(output, tuple) else output)
+    def keep(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        if module in places:
+            found.setdefault(places[module], read(module, *args, **kwargs))
 
     with ExitStack() as undo:
         undo.callback(encoder.register_forward_pre_hook(begin).remove)
-        if read is not None:
+        if read is _read_output:
+            for layer in chosen:
+                undo.callback(blocks[layer].register_forward_hook(keep).remove)
+        else:
             undo.callback(model.set_attn_implementation, model.config._attn_implementation)
             model.set_attn_implementation(NAME)
             if model.config._attn_implementation != NAME:  # transformers only warns
                 raise CometError(
-                    f"{name} does not use transformers' attention interface, so its maps cannot "
-                    "be captured: use a model such as XLM-R, BERT or ModernBERT."
+                    f"{name} does not use transformers' attention interface, which capture "
+                    f"needs: {OTHERS}"
                 )
-        for layer in chosen:
-            if read is None:
-                undo.callback(blocks[layer].register_forward_hook(keep_output).remove)
-                continue
-            reader = read, partial(found.setdefault, layer)
-            for module in blocks[layer].modules():  # one of them attends, and will find its reader
-                _READERS.setdefault(module, []).append(reader)
-                undo.callback(_READERS[module].remove, reader)
+            _OPEN.append(keep)
+            undo.callback(_OPEN.remove, keep)
         yield found
 
 
 def capture(
-    model: PreTrainedModel,
-    layers: Sequence[int] | None = None,
-    heads: bool = False,
-    small: bool = False,
+    model: PreTrainedModel, layers: Layers = None, heads: bool = False, small: bool = False
 ) -> AbstractContextManager[dict[int, Tensor]]:
     """Collect attention maps from every forward pass inside a ``with`` block.
 
     Yields a dict from layer number (0 is the first; -1 in ``layers`` means the last) to a map
     (B, L, L), or (B, H, L, L) with ``heads=True``, in the dtype of the queries. Each forward pass
-    replaces the maps of the one before. They hold no dropout, their rows sum to one even in
-    training mode, and gradients flow through them. Rows of padded queries mean nothing: mask them
+    replaces the maps of the one before. They hold no dropout, so rows sum to one even in training
+    mode, and gradients flow through them. Rows of padded queries mean nothing: mask them
     (:func:`comet_lib.losses.valid_pairs`).
 
     ``layers`` defaults to all. ``small`` saves memory when you want all of them at once: maps are
-    float16, and head means are summed head by head, which takes longer. Captures may be nested.
-    Leaving the block, even by an exception, restores the former attention implementation.
+    float16. Captures may be nested. Leaving the block, even by an exception, restores the former
+    attention implementation.
 
     One capture can stay open for a whole training: checkpoints saved inside do not name our
     attention, and an evaluation inside only replaces the maps. With gradient checkpointing, call
@@ -222,7 +189,7 @@ def capture(
 
 
 def capture_qkv(
-    model: PreTrainedModel, layers: Sequence[int] | None = None
+    model: PreTrainedModel, layers: Layers = None
 ) -> AbstractContextManager[dict[int, tuple[Tensor, Tensor, Tensor]]]:
     """Collect queries, keys and values, with the rules and errors of :func:`capture`.
 
@@ -233,20 +200,20 @@ def capture_qkv(
 
 
 def capture_hidden(
-    model: PreTrainedModel, layers: Sequence[int] | None = None
+    model: PreTrainedModel, layers: Layers = None
 ) -> AbstractContextManager[dict[int, Tensor]]:
     """Collect the chosen layers' outputs (B, L, width) from every forward pass, with gradients.
 
     Layer 0 is the first layer, not the embeddings. Layers, replacement and errors as in
     :func:`capture`, but any attention implementation will do.
     """
-    return _collecting(model, layers, None)
+    return _collecting(model, layers, _read_output)
 
 
 def capture_maps(
     model: PreTrainedModel,
     inputs: Mapping[str, Any],
-    layers: Sequence[int] | None = None,
+    layers: Layers = None,
     heads: bool = False,
     small: bool = False,
 ) -> dict[int, Tensor]:
@@ -261,10 +228,7 @@ def capture_maps(
         finally:
             model.train(training)
     if not maps:
-        raise CometError(
-            f"{type(model).__name__} gave no attention maps: its layers do not call the "
-            "attention interface of transformers."
-        )
+        raise CometError(f"{type(model).__name__} never called our attention: {OTHERS}")
     return maps
 
 
@@ -282,15 +246,10 @@ def layer_map(student_layers: int, teacher_layers: int, how: str = "uniform") ->
     """
     s, t = student_layers, teacher_layers
     if not 1 <= s <= t:
-        raise CometError(
-            f"a student of {s} layers cannot be mapped to a teacher of {t}: "
-            "it needs at least one layer and at most as many as the teacher."
-        )
-    rules = {
-        "uniform": [(i + 1) * t // s - 1 for i in range(s)],
-        "skip": [i * t // s for i in range(s)],
-        "last": [t - s + i for i in range(s)],
+        raise CometError(f"a student of {s} layers has no map to a teacher of {t}: use 1 to {t}.")
+    rules: dict[str, Callable[[int], int]] = {
+        "uniform": lambda i: (i + 1) * t // s - 1,
+        "skip": lambda i: i * t // s,
+        "last": lambda i: t - s + i,
     }
-    if how not in rules:
-        raise CometError(f'how is "{how}", but must be "uniform", "skip" or "last".')
-    return rules[how]
+    return [pick("how", how, rules)(i) for i in range(s)]

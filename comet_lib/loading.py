@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from comet_lib.errors import CometError
+from comet_lib.errors import CometError, pick
 from comet_lib.files import read_json
-from comet_lib.models import auto_class, quiet
+from comet_lib.models import HEADS, quiet
 from comet_lib.profiles import LABELS, user_path
 
 #: Where each kind of tokenizer keeps its pieces.
@@ -32,37 +31,20 @@ TOKENIZER_FILES += ["vocab.txt", "vocab.json"]
 #: A long text in several scripts, decomposed and with symbols: it reaches what short ones do not.
 PROBE = "Habari ẹ̀kọ́ \u1e62\u0323e\u0301 ሰላም سلام ﬁ ① 𝒳 100 % 👍🏾 " * 8
 
-# --- Load ----------------------------------------------------------------------------------
 
+def _find(name: str | Path) -> tuple[Path | None, str, str]:
+    """Where a model lies: its folder or None, and a source and revision for ``from_pretrained``.
 
-@dataclass(frozen=True)
-class Place:
-    """Where a model lies: ``folder`` on disk, or None; ``source`` and ``revision`` as
-    ``from_pretrained`` takes them.
-
-    A revision is a commit, a tag, or a branch of the hub (``main``, the newest, by default); only
-    a commit never changes. A folder has none.
-    """
-
-    name: str
-    folder: Path | None
-    source: str
-    revision: str = "main"
-
-
-def find(name: str | Path) -> Place:
-    """A model by folder or by hub id, ``owner/name`` or ``owner/name@revision``.
-
-    Raises:
-        CometError: neither a folder nor of that form.
+    ``name`` is a folder or a hub id, ``owner/name`` or ``owner/name@revision``. A revision is a
+    commit, a tag, or a branch (``main``, the newest, by default); only a commit never changes.
     """
     folder = user_path(name)
     if folder.is_dir():  # whatever characters its name contains
-        return Place(str(name), folder, str(folder))
+        return folder, str(folder), "main"
     source, _, revision = str(name).partition("@")
     if folder.is_absolute() or source.count("/") != 1:
         raise CometError(f"{name}: no such folder, and not a hub id of the form owner/name")
-    return Place(str(name), None, source, revision or "main")
+    return None, source, revision or "main"
 
 
 def model_origin(name: str | Path) -> str:
@@ -70,11 +52,11 @@ def model_origin(name: str | Path) -> str:
 
     The commit is the one in the hub's cache, so the same words read the same files again.
     """
-    at = find(name)
-    if at.folder:
-        return at.folder.resolve().name
-    config = try_to_load_from_cache(at.source, "config.json", revision=at.revision)
-    return f"{at.source}@{Path(config).parent.name if isinstance(config, str) else at.revision}"
+    folder, source, revision = _find(name)
+    if folder:
+        return folder.resolve().name
+    config = try_to_load_from_cache(source, "config.json", revision=revision)
+    return f"{source}@{Path(config).parent.name if isinstance(config, str) else revision}"
 
 
 def load_pair(
@@ -82,8 +64,7 @@ def load_pair(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model and its tokenizer, checked together: what comes out answers with numbers.
 
-    Raises:
-        CometError: as :func:`load_model`, :func:`load_tokenizer`, and :func:`check_pair`.
+    Errors as in :func:`load_model`, :func:`load_tokenizer`, and :func:`check_pair`.
     """
     model, tokenizer = load_model(name, head), load_tokenizer(name)
     check_pair(model, tokenizer)
@@ -93,85 +74,71 @@ def load_pair(
 def load_model(name: str | Path, head: str = "sentiment") -> PreTrainedModel:
     """A model by folder or hub id (``owner/name``, or ``owner/name@commit`` to pin it).
 
-    In eval mode, as fp32; safetensors only, no remote code.
-
-    Raises:
-        CometError: nothing loadable under ``name``, no weights for the head (an untrained head
-            teaches noise), or a sentiment head without our labels.
+    In eval mode, as fp32; safetensors only, no remote code. Raises :class:`CometError` if nothing
+    can be loaded, the head has no weights (an untrained head teaches noise), or a sentiment head
+    lacks our labels.
     """
-    auto, at = auto_class(head), find(name)
-    if at.folder:
-        check_folder(at.folder)
-    config = checked_config(at)
-    with quiet(), _reading("model", name, "config.json and model.safetensors"):
-        model, report = auto.from_pretrained(
-            at.source,
-            config=config,
-            revision=at.revision,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+    auto = pick("head", head, HEADS)
+    if folder := _find(name)[0]:
+        check_folder(folder)
+    more = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+    with quiet():
+        model, report = _read("model", auto, name, config=checked_config(name), **more)
     missing = [key for key in report["missing_keys"] if "pooler" not in key]
     if missing:
         raise CometError(
-            f"{str(name)!r} has no weights for the {head} head ({missing[0]} and "
-            f"{len(missing) - 1} more): an untrained head teaches noise; give a checkpoint "
-            "trained with that head"
+            f"{str(name)!r} has no weights for the {head} head ({len(missing)} missing, such as "
+            f"{missing[0]}): an untrained head teaches noise; give a checkpoint trained with it"
         )
     if head == "sentiment":
         label_order(model)
     return model.eval()
 
 
-def checked_config(name: str | Path | Place) -> Any:
+def checked_config(name: str | Path) -> Any:
     """The config without weights.
 
-    Raises:
-        CometError: no readable config, or one that asks for attention code from the hub, which
-            transformers would run.
+    Raises :class:`CometError` if there is none to read, or if it asks for attention code from the
+    hub, which transformers would run.
     """
-    at = name if isinstance(name, Place) else find(name)
-    with quiet(), _reading("model", at.name, "config.json and model.safetensors"):
-        config = AutoConfig.from_pretrained(
-            at.source, revision=at.revision, trust_remote_code=False
-        )
+    with quiet():
+        config = _read("model", AutoConfig, name)
     kind = getattr(config, "_attn_implementation", None)
     if kind not in (None, "eager", "sdpa"):
         raise CometError(
-            f"{at.name}: its config asks for the attention {str(kind)[:60]!r}, which may be code "
+            f"{name}: its config asks for the attention {str(kind)[:60]!r}, which may be code "
             "from the hub and is not run; remove _attn_implementation from its config.json"
         )
     return config
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer by folder or hub id, with or without ``@commit``.
+    """The tokenizer by folder or hub id, as in :func:`load_model`.
 
-    Raises:
-        CometError: nothing loadable under ``name``. A folder must hold the pieces themselves:
-            without them transformers builds an empty tokenizer, and every word is unknown.
+    A folder must hold the pieces themselves: without them transformers builds an empty tokenizer,
+    and every word is unknown. Raises :class:`CometError` otherwise.
     """
-    at = find(name)
-    if at.folder and not any((at.folder / file).is_file() for file in TOKENIZER_FILES):
+    folder = _find(name)[0]
+    if folder and not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise CometError(
-            f"{at.folder}: has no {TOKENIZER_FILES[0]} or other pieces; save its tokenizer there"
+            f"{folder}: has no {TOKENIZER_FILES[0]} or other pieces; save its tokenizer there"
         )
-    with _reading("tokenizer", name, "tokenizer.json"):
-        return AutoTokenizer.from_pretrained(
-            at.source, revision=at.revision, trust_remote_code=False
-        )
+    return _read("tokenizer", AutoTokenizer, name)
 
 
-# --- Use -----------------------------------------------------------------------------------
+def _read(what: str, auto: Any, name: str | Path, **more: Any) -> Any:
+    """``auto.from_pretrained``, without remote code; any error becomes one sentence."""
+    _, source, revision = _find(name)
+    files = "tokenizer.json" if what == "tokenizer" else "config.json and model.safetensors"
+    begin = f"no {what} could be loaded from {str(name)!r}"
+    with _blame(begin, f"give a folder with {files}, or a hub id and a network"):
+        return auto.from_pretrained(source, revision=revision, trust_remote_code=False, **more)
 
 
 def label_order(model: Any) -> list[int]:
     """Columns of the model's logits in LABELS order, by its own ``id2label`` names.
 
-    Raises:
-        CometError: the model's labels are not negative, neutral, and positive.
+    Raises :class:`CometError` if these are not negative, neutral, and positive, from 0 to 2.
     """
     names = {str(v).strip().lower(): int(k) for k, v in (model.config.id2label or {}).items()}
     if set(names) != set(LABELS) or sorted(names.values()) != list(range(len(LABELS))):
@@ -211,34 +178,25 @@ def answer(
     return output.logits if hasattr(output, "logits") else output.last_hidden_state
 
 
-# --- Check ---------------------------------------------------------------------------------
-
-
 def check_pair(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise unless tokenizer and model belong together, and answer one text with numbers."""
     rows = getattr(model.config, "vocab_size", None)
     pieces = max(tokenizer.get_vocab().values(), default=-1) + 1
+    fault = "" if tokenizer.pad_token_id is not None else "the tokenizer has no padding piece"
     if rows is not None and pieces > rows:
-        raise CometError(
-            f"the tokenizer has {pieces:,} pieces and the model {rows:,} rows of embeddings: they "
-            "do not belong together; give the tokenizer that was saved with the model"
-        )
-    if tokenizer.pad_token_id is None:
-        raise CometError(
-            "the tokenizer has no padding piece; give the tokenizer that was saved with the model"
-        )
+        fault = f"the tokenizer has {pieces:,} pieces and the model {rows:,} rows of embeddings"
+    if fault:
+        raise CometError(f"{fault}; give the tokenizer that was saved with the model")
     with torch.inference_mode(), answering(model):
         # A copy, because a tokenizer keeps, and later saves, the padding and length of a call.
-        own = copy.deepcopy(tokenizer)
-        check_numbers(model, answer(model, own, [PROBE, "a"], max_length=32))
+        check_numbers(model, answer(model, copy.deepcopy(tokenizer), [PROBE, "a"], max_length=32))
 
 
 def check_numbers(model: Any, answers: Tensor | np.ndarray) -> None:
     """Raise if answers hold NaN: a damaged weight, and the first label would always win."""
     if torch.as_tensor(answers).isnan().any():
         raise CometError(
-            f"{_called(model)}: the model answers with NaN; its weights are damaged, copy it again "
-            "or train it again"
+            f"{_called(model)} answers with NaN: it is damaged; copy or train it again"
         )
 
 
@@ -250,20 +208,18 @@ def check_folder(folder: Path) -> None:
     config, weights = folder / "config.json", folder / "model.safetensors"
     if not config.is_file():
         raise CometError(f"{folder}: has no config.json; give a folder that save_pretrained wrote")
-    whole = [weights] if weights.is_file() else sorted(folder.glob("*.safetensors"))  # or shards
-    files = [path for path in whole if path.is_file()]
+    files = [weights] if weights.is_file() else [*folder.glob("*.safetensors")]  # or shards
+    files = [path for path in files if path.is_file()]
     if not files and not (folder / "model.safetensors.index.json").is_file():
         return  # a pickle, or nothing: transformers refuses it in its own words
-    count, longest = 0, 1
-    for path in files:
-        with (
-            _blame(f"{path}: not a whole safetensors file", "copy it again"),
-            safe_open(path, "pt") as file,
-        ):
-            for name in file.keys():  # noqa: SIM118, the file itself is not iterable
-                count, longest = count + 1, max(longest, *file.get_slice(name).get_shape(), 1)
+    shapes: list[list[int]] = []
+    for path in sorted(files):
+        whole = _blame(f"{path}: not a whole safetensors file", "copy it again")
+        with whole, safe_open(path, "pt") as file:
+            shapes += [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    longest = max((size for shape in shapes for size in shape), default=1)
     for field, size in _sizes(read_json(config, "model_type")):
-        most = count if "layer" in field else longest
+        most = len(shapes) if "layer" in field else longest
         if not isinstance(size, int) or not 0 < size <= most:
             raise CometError(
                 f"{config}: {field} is {str(size)[:40]}, which the weights beside it cannot hold; "
@@ -291,13 +247,6 @@ def answering(model: Any) -> contextlib.AbstractContextManager[None]:
         f"{_called(model)}: the model does not answer",
         "give config, weights, and tokenizer that were saved together",
         memory=False,
-    )
-
-
-def _reading(what: str, name: str | Path, files: str) -> contextlib.AbstractContextManager[None]:
-    return _blame(
-        f"no {what} could be loaded from {str(name)!r}",
-        f"give a folder with {files}, or a hub id and a network",
     )
 
 

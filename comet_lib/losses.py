@@ -18,15 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comet_lib.errors import CometError
+from comet_lib.errors import CometError, pick
 
 # Without it, a student that ignores a key its teacher looks at would cost infinity.
 EPS = 1e-8
 #: One tensor per layer: a dict from layer number, or a list from the lowest layer up.
 ByLayer = Mapping[int, Tensor] | Sequence[Tensor]
-
-
-# --------------------------------------------------------------------- shapes and masks
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -41,14 +38,11 @@ def check_shapes(fit: bool, rule: str, **tensors: Tensor) -> None:
         raise CometError(f"{given}: must be {rule}.")
 
 
-def _check_alike(student: Tensor, teacher: Tensor, what: str) -> None:
-    both = {f"student {what}": student, f"teacher {what}": teacher}
-    check_shapes(student.shape == teacher.shape, "equal in shape", **both)
-
-
-def _check_states(states: Tensor, mask: Tensor) -> None:
-    fit = states.ndim == 3 and mask.shape == states.shape[:2]
-    check_shapes(fit, "(B, L, width) and (B, L)", states=states, mask=mask)
+def _pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in at least float32, the teacher detached; they must be equal in shape."""
+    fit = student.shape == teacher.shape
+    check_shapes(fit, "equal in shape", student=student, teacher=teacher)
+    return _wide(student), _wide(teacher.detach())
 
 
 def valid_pairs(mask: Tensor) -> Tensor:
@@ -73,14 +67,16 @@ def _masked(maps: Tensor, mask: Tensor) -> Tensor:
     return _wide(maps).masked_fill(~pairs, 0.0)
 
 
+def _token_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Values (B, L) -> their mean over valid tokens, scalar; whatever stands at padding."""
+    return values.masked_fill(~mask.bool(), 0.0).sum() / mask.sum().clamp_min(1)
+
+
 def normalise_rows(maps: Tensor, mask: Tensor) -> Tensor:
     """Maps (B, L, L) -> the same in at least float32: each valid row sums to one over the valid
     keys, and padding is zero."""
     maps = _masked(maps, mask)
     return maps / maps.sum(-1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
-
-
-# --------------------------------------------------------------------------- soft targets
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
@@ -90,10 +86,10 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
     return _wide(logits) / temperature
 
 
-def _mean_kl(student: Tensor, teacher: Tensor, temperature: float, log_target: bool) -> Tensor:
+def _mean_kl(student: Tensor, teacher: Tensor, temperature: float, log: bool = True) -> Tensor:
     """T^2 / N * KL(teacher || student): (..., C) twice -> scalar. The student's are logarithms,
-    and so are the teacher's with ``log_target``; otherwise 0 log 0 counts as 0."""
-    total = F.kl_div(student, teacher, reduction="sum", log_target=log_target)
+    and so are the teacher's with ``log``; otherwise 0 log 0 counts as 0."""
+    total = F.kl_div(student, teacher, reduction="sum", log_target=log)
     return total * temperature**2 / max(student.shape[:-1].numel(), 1)
 
 
@@ -104,13 +100,13 @@ def soft_target_loss(
 
         loss = T^2 / N * sum_n KL( sigma(t_n / T) || sigma(s_n / T) )                    (1)
 
-    T^2 keeps the gradient at the same size for every T. Pass only valid or masked positions
-    (:func:`gather_masked`). Hinton, Vinyals and Dean 2015, arXiv 1503.02531.
+    T^2 keeps the gradient at the same size for every T. Pass only valid or masked positions,
+    because logits at all positions can take gigabytes. Hinton, Vinyals and Dean 2015, arXiv
+    1503.02531.
     """
-    student = _scaled(student_logits, temperature).log_softmax(-1)
-    _check_alike(student_logits, teacher_logits, "logits")
-    teacher = _scaled(teacher_logits.detach(), temperature).log_softmax(-1)
-    return _mean_kl(student, teacher, temperature, log_target=True)
+    both = _pair(student_logits, teacher_logits)
+    student, teacher = (_scaled(x, temperature).log_softmax(-1) for x in both)
+    return _mean_kl(student, teacher, temperature)
 
 
 def soft_target_loss_from_probs(
@@ -124,16 +120,19 @@ def soft_target_loss_from_probs(
     This divides log p by T, so for p = sigma(t) it equals eq. (1). The teacher can be anything
     with probabilities, even a TF-IDF model. Zeros are allowed and stay zero.
     """
-    student = _scaled(student_logits, temperature).log_softmax(-1)
-    _check_alike(student_logits, teacher_probs, "outputs")
-    probs = _wide(teacher_probs.detach())
-    if (probs < 0).any():
-        raise CometError("teacher_probs holds negative numbers: pass probabilities, not logits.")
+    logits, probs = _pair(student_logits, _not_negative(teacher_probs))
+    student = _scaled(logits, temperature).log_softmax(-1)
     # Dividing by the largest first keeps a small p^(1/T) from vanishing at low temperatures.
     tiny = torch.finfo(probs.dtype).tiny
     probs = (probs / probs.amax(-1, keepdim=True).clamp_min(tiny)) ** (1 / temperature)
     probs = probs / probs.sum(-1, keepdim=True).clamp_min(tiny)
-    return _mean_kl(student, probs.to(student.dtype), temperature, log_target=False)
+    return _mean_kl(student, probs.to(student.dtype), temperature, log=False)
+
+
+def _not_negative(probs: Tensor) -> Tensor:
+    if (probs < 0).any():
+        raise CometError("a teacher gives negative numbers: pass probabilities, not logits.")
+    return probs
 
 
 def mean_of_teachers(
@@ -148,28 +147,20 @@ def mean_of_teachers(
     or among the teachers, it is a born-again network (Furlanello et al. 2018, arXiv 1805.04770).
     """
     weights = [1.0] * len(probabilities) if weights is None else list(weights)
-    if not len(probabilities) or len(weights) != len(probabilities):
+    if not 1 <= len(probabilities) == len(weights) or min(weights) < 0 or not sum(weights) > 0:
         raise CometError(
-            f"there are {len(probabilities)} teachers and {len(weights)} weights: give at least "
-            "one teacher, and one weight for each."
+            f"there are {len(probabilities)} teachers and the weights {weights}: give at least one "
+            "teacher and one weight for each; none may be negative, and one must be above 0."
         )
-    if min(weights) < 0 or not sum(weights) > 0:
-        raise CometError(f"weights are {weights}: none may be negative, and one must be above 0.")
-    first = torch.zeros_like(_wide(probabilities[0]))
-    for probs in probabilities:
-        check_shapes(probs.shape == first.shape, "equal in shape", one=first, another=probs)
-        if (probs < 0).any():
-            raise CometError("probabilities holds negative numbers: pass no logits.")
-    shares = [weight / sum(weights) for weight in weights]
-    return sum((w * _wide(p.detach()) for w, p in zip(shares, probabilities, strict=True)), first)
+    total = torch.zeros_like(_wide(probabilities[0]))
+    for weight, probs in zip(weights, probabilities, strict=True):
+        _, probs = _pair(total, _not_negative(probs))
+        total = total + weight / sum(weights) * probs
+    return total
 
 
 def soft_target_loss_topk(
-    student_logits: Tensor,
-    indices: Tensor,
-    teacher_logprobs: Tensor,
-    teacher_tail: Tensor,
-    temperature: float = 1.0,
+    student: Tensor, indices: Tensor, logprobs: Tensor, tail: Tensor, temperature: float = 1.0
 ) -> Tensor:
     """Soft targets from the teacher's k likeliest classes and one number for all others -> scalar.
 
@@ -178,33 +169,25 @@ def soft_target_loss_topk(
         loss = T^2 / N * sum_n [ sum_(j in top_n) p_nj log(p_nj / q_nj) + p_n* log(p_n* / q_n*) ]
                                                                                         (10)
 
-    ``student_logits`` (N, C); ``indices`` (N, k), no class twice in a row; ``teacher_logprobs``
-    (N, k), log p_nj; ``teacher_tail`` (N,), log p_n*. The last two are stored numbers, **already
-    at temperature T** (:func:`topk_of_logits`). They may be rounded: p_n and p_n* are rescaled to
-    sum to one. With k = C this equals eq. (1); with fewer classes it is never above it, because it
-    does not see how the others share the tail.
+    ``student`` holds logits (N, C); ``indices`` (N, k), no class twice in a row. The teacher's
+    ``logprobs`` (N, k), log p_nj, and ``tail`` (N,), log p_n*, are stored numbers, **already at
+    temperature T** (:func:`topk_of_logits`). They may be rounded: p_n and p_n* are rescaled to sum
+    to one. With k = C this equals eq. (1); with fewer classes it is never above it, because it does
+    not see how the others share the tail.
     """
-    rows, classes, k = len(student_logits), student_logits.shape[-1], indices.shape[-1]
-    fit = student_logits.ndim == 2 and indices.shape == teacher_logprobs.shape == (rows, k)
-    fit = fit and teacher_tail.shape == (rows,) and k <= classes
+    rows, classes, k = len(student), student.shape[-1], indices.shape[-1]
+    fit = student.ndim == 2 and tail.shape == (rows,) and k <= classes
+    fit = fit and indices.shape == logprobs.shape == (rows, k)
     rule = "(N, C), (N, k), (N, k) and (N,), with k at most C"
-    given = dict(
-        student=student_logits, indices=indices, logprobs=teacher_logprobs, tail=teacher_tail
-    )
-    check_shapes(fit, rule, **given)
-    indices = indices.long()
-    scaled = _scaled(student_logits, temperature)
-    top = scaled.gather(1, indices)
-    teacher = _wide(teacher_logprobs.detach())
-    if k == classes:  # no tail: its logarithm would be minus infinity
-        student, teacher = top.log_softmax(-1), teacher.log_softmax(-1)
-    else:
+    check_shapes(fit, rule, student=student, indices=indices, logprobs=logprobs, tail=tail)
+    indices, scaled = indices.long(), _scaled(student, temperature)
+    ours, theirs = scaled.gather(1, indices), _wide(logprobs.detach())
+    if k < classes:  # with k = C, the tail's logarithm would be minus infinity
         # Sum the tail's own logits: 1 - sum(top) would round to nothing.
-        tail = scaled.scatter(1, indices, -torch.inf).logsumexp(-1, keepdim=True)
-        student = torch.cat([top, tail], -1).log_softmax(-1)
-        last = _wide(teacher_tail.detach())[:, None].clamp_min(-1e30)  # an empty tail: 0, not NaN
-        teacher = torch.cat([teacher, last], -1).log_softmax(-1)
-    return _mean_kl(student, teacher.to(student.dtype), temperature, log_target=True)
+        own_tail = scaled.scatter(1, indices, -torch.inf).logsumexp(-1, keepdim=True)
+        last = _wide(tail.detach())[:, None].clamp_min(-1e30)  # an empty tail: 0, not NaN
+        ours, theirs = torch.cat([ours, own_tail], -1), torch.cat([theirs, last], -1)
+    return _mean_kl(ours.log_softmax(-1), theirs.log_softmax(-1).to(ours.dtype), temperature)
 
 
 def topk_of_logits(logits: Tensor, k: int, temperature: float = 1.0) -> tuple[Tensor, ...]:
@@ -217,19 +200,6 @@ def topk_of_logits(logits: Tensor, k: int, temperature: float = 1.0) -> tuple[Te
     return indices, top, logprobs.scatter(1, indices, -torch.inf).logsumexp(-1)
 
 
-def gather_masked(hidden: Tensor, labels: Tensor, ignore: int = -100) -> Tensor:
-    """Hidden states (B, L, d) and labels (B, L) -> (N, d), the N positions with a real label.
-
-    Apply the masked-LM head to the result, not to all positions: the full (B, L, vocabulary)
-    logits can take gigabytes. The matching labels are ``labels[labels != ignore]``.
-    """
-    _check_states(hidden, labels)
-    return hidden[labels != ignore]
-
-
-# --------------------------------------------------------------------------- attention
-
-
 def attention_mse(student_maps: Tensor, teacher_maps: Tensor, mask: Tensor) -> Tensor:
     """Squared error of two maps (B, L, L) over the valid pairs -> scalar.
 
@@ -238,8 +208,8 @@ def attention_mse(student_maps: Tensor, teacher_maps: Tensor, mask: Tensor) -> T
     Entries of a map over L keys are near 1/L, so this number is small, and so is its gradient.
     After TinyBERT (Jiao et al. 2020, arXiv 1909.10351), which compares scores before the softmax.
     """
-    _check_alike(student_maps, teacher_maps, "maps")
-    error = _masked(_wide(student_maps) - _wide(teacher_maps.detach()), mask)
+    student, teacher = _pair(student_maps, teacher_maps)
+    error = _masked(student - teacher, mask)
     return error.square().sum() / valid_pairs(mask).sum().clamp_min(1)
 
 
@@ -251,11 +221,9 @@ def attention_kl(student_maps: Tensor, teacher_maps: Tensor, mask: Tensor) -> Te
     Each row is first rescaled to sum to one over its valid keys. Unlike eq. (3), its size does not
     depend on the length. S is kept above 1e-8. After Wang et al. 2020 (MiniLM, arXiv 2002.10957).
     """
-    _check_alike(student_maps, teacher_maps, "maps")
-    student = normalise_rows(student_maps, mask).clamp_min(EPS)
-    teacher = normalise_rows(teacher_maps.detach(), mask)  # zero at padding, so is each term
-    rows = (torch.xlogy(teacher, teacher) - teacher * student.log()).sum(-1)  # (B, L)
-    return rows.sum() / mask.sum().clamp_min(1)
+    student, teacher = (normalise_rows(x, mask) for x in _pair(student_maps, teacher_maps))
+    terms = torch.xlogy(teacher, teacher) - teacher * student.clamp_min(EPS).log()
+    return _token_mean(terms.sum(-1), mask)
 
 
 def attention_loss(student: ByLayer, teacher: ByLayer, mask: Tensor, kind: str = "kl") -> Tensor:
@@ -264,17 +232,15 @@ def attention_loss(student: ByLayer, teacher: ByLayer, mask: Tensor, kind: str =
     ``student`` and ``teacher`` hold maps by layer: lists, or dicts from ``capture``, which are read
     in the order of their layer numbers. The i-th map of one is compared with the i-th of the other.
     """
-    losses = {"kl": attention_kl, "mse": attention_mse}
-    if kind not in losses:
-        raise CometError(f'kind is "{kind}", but must be "kl" or "mse".')
+    loss = pick("kind", kind, {"kl": attention_kl, "mse": attention_mse})
     students, teachers = in_order(student), in_order(teacher)
-    if not students or len(students) != len(teachers):
+    if not 1 <= len(students) == len(teachers):
         raise CometError(
-            f"student has {len(students)} maps and teacher {len(teachers)}: give one teacher map "
-            "for each student map, at least one (see layer_map)."
+            f"student has {len(students)} maps and teacher {len(teachers)}: give as many, at least "
+            "one (see layer_map)."
         )
     pairs = zip(students, teachers, strict=True)
-    return torch.stack([losses[kind](s, t, mask) for s, t in pairs]).mean()
+    return torch.stack([loss(s, t, mask) for s, t in pairs]).mean()
 
 
 class HeadMix(nn.Module):
@@ -291,22 +257,17 @@ class HeadMix(nn.Module):
         self.theta = nn.Parameter(torch.zeros(num_heads))
 
     def forward(self, maps: Tensor) -> Tensor:
-        fit = maps.ndim == 4 and maps.shape[1] == len(self.theta)
         rule = f"(B, {len(self.theta)}, L, L) for this HeadMix; capture with heads=True"
-        check_shapes(fit, rule, maps=maps)
+        check_shapes(maps.ndim == 4 and maps.shape[1] == len(self.theta), rule, maps=maps)
         return torch.einsum("h,bhqk->bqk", self.theta.softmax(0).to(maps.dtype), maps)
 
 
 def projection_parameters(length: int, kind: str = "none", heads: int = 8) -> int:
     """How many parameters it costs to project a student's L x L map before comparing it.
 
-    "none": 0; "head_mix": one per head; "linear": a ``Linear(L*L, L*L)`` with bias, which also
-    fixes the length.
+    "linear" is a ``Linear(L*L, L*L)`` with bias, which also fixes the length.
     """
-    counts = {"none": 0, "head_mix": heads, "linear": length**4 + length**2}
-    if kind not in counts:
-        raise CometError(f'kind is "{kind}", but must be "none", "head_mix" or "linear".')
-    return counts[kind]
+    return pick("kind", kind, {"none": 0, "head_mix": heads, "linear": length**4 + length**2})
 
 
 def hybrid_loss(soft: Tensor, attention: Tensor, alpha: float) -> Tensor:
@@ -316,23 +277,20 @@ def hybrid_loss(soft: Tensor, attention: Tensor, alpha: float) -> Tensor:
     return alpha * soft + (1 - alpha) * attention
 
 
-# ------------------------------------------------------------------- states and relations
+def _check_states(states: Tensor, mask: Tensor) -> None:
+    fit = states.ndim == 3 and mask.shape == states.shape[:2]
+    check_shapes(fit, "(B, L, width) and (B, L)", states=states, mask=mask)
 
 
-def _project_states(
+def _projected(
     student: Tensor, teacher: Tensor, mask: Tensor, projection: nn.Module | None
 ) -> tuple[Tensor, Tensor]:
     _check_states(student, mask)
-    student = student if projection is None else projection(student)
-    _check_alike(student, teacher, "hidden states")
-    return _wide(student), _wide(teacher.detach())
+    return _pair(student if projection is None else projection(student), teacher)
 
 
 def hidden_state_mse(
-    student_hidden: Tensor,
-    teacher_hidden: Tensor,
-    mask: Tensor,
-    projection: nn.Module | None = None,
+    student: Tensor, teacher: Tensor, mask: Tensor, projection: nn.Module | None = None
 ) -> Tensor:
     """Squared error of hidden states (B, L, d) and (B, L, D) over valid tokens -> scalar.
 
@@ -341,16 +299,13 @@ def hidden_state_mse(
     ``projection`` is W, a ``Linear(d, D)`` trained with the student; None requires d = D.
     TinyBERT (Jiao et al. 2020, arXiv 1909.10351).
     """
-    student, teacher = _project_states(student_hidden, teacher_hidden, mask, projection)
+    student, teacher = _projected(student, teacher, mask, projection)
     error = (student - teacher).masked_fill(~mask.bool()[:, :, None], 0.0)
     return error.square().sum() / (mask.sum().clamp_min(1) * teacher.shape[-1])
 
 
 def hidden_cosine(
-    student_hidden: Tensor,
-    teacher_hidden: Tensor,
-    mask: Tensor,
-    projection: nn.Module | None = None,
+    student: Tensor, teacher: Tensor, mask: Tensor, projection: nn.Module | None = None
 ) -> Tensor:
     """One minus the cosine of hidden states (B, L, d) and (B, L, D), valid tokens -> scalar.
 
@@ -358,9 +313,8 @@ def hidden_cosine(
 
     ``projection`` as in eq. (7). DistilBERT (Sanh et al. 2019, arXiv 1910.01108).
     """
-    student, teacher = _project_states(student_hidden, teacher_hidden, mask, projection)
-    distance = 1 - F.cosine_similarity(student, teacher, dim=-1)  # (B, L)
-    return distance.masked_fill(~mask.bool(), 0.0).sum() / mask.sum().clamp_min(1)
+    student, teacher = _projected(student, teacher, mask, projection)
+    return _token_mean(1 - F.cosine_similarity(student, teacher, dim=-1), mask)
 
 
 def qkv_relation_kl(
@@ -379,11 +333,9 @@ def qkv_relation_kl(
     total = _wide(student_qkv[0]).new_zeros(())
     for s, t in zip(student_qkv, teacher_qkv, strict=True):
         # One mask fits both, so their relations (B, r, L, L) have one shape.
-        student = _log_relations(s, mask, relation_heads)
-        teacher = _log_relations(t.detach(), mask, relation_heads)
+        ours, theirs = (_log_relations(x, mask, relation_heads) for x in (s, t.detach()))
         # Padded keys have log probabilities near -1e38 in both and probability 0: leave them out.
-        pairs = valid_pairs(mask)[:, None]
-        terms = teacher.exp() * (teacher - student).masked_fill(~pairs, 0.0)
+        terms = theirs.exp() * (theirs - ours).masked_fill(~valid_pairs(mask)[:, None], 0.0)
         total = total + terms.sum() / (relation_heads * mask.sum().clamp_min(1))
     return total
 

@@ -7,47 +7,27 @@ Shapes: B texts, L tokens, V pieces, D the teacher's width, d the student's.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    XLMRobertaConfig,
-)
+from transformers import PreTrainedModel, XLMRobertaConfig
 from transformers.utils import logging
 
-from comet_lib.attention import encoder_layers
-from comet_lib.errors import CometError
-from comet_lib.profiles import (
-    LABELS,
-    PAPER_STUDENT,
-    PAPER_TEACHER,
-    PAPER_VOCABULARY,
-    Profile,
-    shape,
-)
+from comet_lib.errors import CometError, pick
+from comet_lib.profiles import LABELS, PAPER_STUDENT, PAPER_TEACHER, PAPER_VOCABULARY, Profile
 
+#: The ``AutoModel`` class for each head.
 HEADS: dict[str, Any] = {
-    "encoder": AutoModel,
-    "masked-lm": AutoModelForMaskedLM,
-    "sentiment": AutoModelForSequenceClassification,
+    "encoder": transformers.AutoModel,
+    "masked-lm": transformers.AutoModelForMaskedLM,
+    "sentiment": transformers.AutoModelForSequenceClassification,
 }
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # per number
-
-# --- Build ---------------------------------------------------------------------------------
-
-
-def auto_class(head: str) -> Any:
-    """The ``AutoModel`` class for one of :data:`HEADS`."""
-    if head not in HEADS:
-        raise CometError(f"unknown head {head!r}: choose one of {', '.join(HEADS)}")
-    return HEADS[head]
 
 
 @contextlib.contextmanager
@@ -56,16 +36,13 @@ def quiet() -> Iterator[None]:
 
     The mini teacher keeps two heads in one file; transformers warns about the unused one.
     """
-    level = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(logging.set_verbosity, logging.get_verbosity())
+        if logging.is_progress_bar_enabled():
+            undo.callback(logging.enable_progress_bar)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def xlmr_config(
@@ -73,24 +50,17 @@ def xlmr_config(
 ) -> XLMRobertaConfig:
     """An XLM-R config with our three labels. ``sizes`` as in ``profiles.PAPER_STUDENT``.
 
-    XLM-R numbers positions from ``pad_token_id + 1``, hence two more positions than tokens.
-
-    Raises:
-        CometError: the number of heads does not divide the width.
+    XLM-R numbers positions from ``pad_token_id + 1``, hence two more positions than tokens. Raises
+    :class:`CometError` if the number of heads does not divide the width.
     """
-    if sizes["hidden_size"] % sizes["num_attention_heads"]:
-        raise CometError(
-            f"hidden_size {sizes['hidden_size']} is not a multiple of num_attention_heads "
-            f"{sizes['num_attention_heads']}: choose sizes that divide"
-        )
+    width, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    if width % heads:
+        raise CometError(f"hidden_size {width} is not a multiple of num_attention_heads {heads}")
     return XLMRobertaConfig(
         vocab_size=vocab_size,
         max_position_embeddings=max_length + 2,
         type_vocab_size=1,
         layer_norm_eps=1e-5,
-        bos_token_id=0,
-        pad_token_id=1,
-        eos_token_id=2,
         id2label=dict(enumerate(LABELS)),
         label2id={name: i for i, name in enumerate(LABELS)},
         **{**sizes, **more},
@@ -104,7 +74,7 @@ def student_config(profile: Profile, teacher: PreTrainedModel) -> XLMRobertaConf
 
 def build_student(config: XLMRobertaConfig, head: str = "sentiment") -> PreTrainedModel:
     """A student with random weights. Set the seed first (``transformers.set_seed``)."""
-    return auto_class(head).from_config(config)
+    return pick("head", head, HEADS).from_config(config)
 
 
 def on_meta(config: XLMRobertaConfig, head: str = "encoder") -> PreTrainedModel:
@@ -127,19 +97,11 @@ def only_positions(model: nn.Module, positions: Tensor) -> Iterator[None]:
     16 x 128 with XLM-R's vocabulary) never exist.
     """
     core = getattr(model, "module", model)
-    head = getattr(core, "lm_head", None)
-    if head is None:
-        head = getattr(core, "cls", None)
+    head = getattr(core, "lm_head", None) or getattr(core, "cls", None)
     if not isinstance(head, nn.Module):
         raise CometError(f"{type(core).__name__} has no masked-LM head under lm_head or cls")
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0][positions], *args[1:]))
-    try:
+    with head.register_forward_pre_hook(lambda _, args: (args[0][positions], *args[1:])):
         yield
-    finally:
-        handle.remove()
-
-
-# --- Count ---------------------------------------------------------------------------------
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -147,30 +109,27 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+#: What in a weight's name tells its component: the first that fits.
+COMPONENTS = {
+    "word_embeddings": "word embeddings",
+    "embeddings": "other embeddings",
+    ".attention.": "attention",
+    "encoder.layer": "feed-forward",
+    "pooler": "pooler",
+    "lm_head": "masked-LM head",
+    "classifier": "classification head",
+    "": "other",
+}
+
+
 def parameter_table(model: nn.Module) -> pd.DataFrame:
     """Exact counts by component: columns component, parameters, share (percent), mib (fp32)."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
-        component = _component(name)
-        counts[component] = counts.get(component, 0) + parameter.numel()
-    counts["total"] = total = sum(counts.values())
+        counts[next(c for part, c in COMPONENTS.items() if part in name)] += parameter.numel()
+    counts["total"] = total = counts.total()
     rows = [(c, n, round(100 * n / total, 1), round(mebibytes(n), 1)) for c, n in counts.items()]
     return pd.DataFrame(rows, columns=["component", "parameters", "share", "mib"])
-
-
-def _component(name: str) -> str:
-    for part, component in (
-        ("word_embeddings", "word embeddings"),
-        ("embeddings", "other embeddings"),
-        (".attention.", "attention"),
-        ("encoder.layer", "feed-forward"),
-        ("pooler", "pooler"),
-        ("lm_head", "masked-LM head"),
-        ("classifier", "classification head"),
-    ):
-        if part in name:
-            return component
-    return "other"
 
 
 def embedding_parameters(vocab_size: int, hidden: int, max_length: int) -> int:
@@ -193,11 +152,10 @@ def component_counts(
 ) -> dict[str, int]:
     """Parameters by component, as :func:`parameter_table` counts them, without a model."""
     d, f, n = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"]
-    word = vocab_size * d
     attention = 4 * (d * d + d) + 2 * d
     return {
-        "word embeddings": word,
-        "other embeddings": embedding_parameters(vocab_size, d, max_length) - word,
+        "word embeddings": vocab_size * d,
+        "other embeddings": embedding_parameters(0, d, max_length),
         "attention": n * attention,
         "feed-forward": n * (layer_parameters(d, f) - attention),
         "pooler": d * d + d,
@@ -208,8 +166,8 @@ def encoder_parameters(
     vocab_size: int, hidden: int, layers: int, heads: int, intermediate: int, max_length: int
 ) -> int:
     """The whole ``XLMRobertaModel``: embeddings, layers, and pooler, no task head."""
-    sizes = shape(hidden, layers, heads, intermediate)
-    return sum(component_counts(sizes, vocab_size, max_length).values())
+    stack = layers * layer_parameters(hidden, intermediate, heads)
+    return embedding_parameters(vocab_size, hidden, max_length) + stack + hidden * hidden + hidden
 
 
 def flops_per_token(hidden: int, intermediate: int, layers: int, length: int) -> int:
@@ -219,17 +177,12 @@ def flops_per_token(hidden: int, intermediate: int, layers: int, length: int) ->
     weights times V, both feed-forward matrices. Not included: embeddings (a lookup), biases,
     softmax, LayerNorm, GELU, pooler, and task head.
     """
-    projections = 4 * hidden * hidden
-    attention = 2 * length * hidden
-    return 2 * layers * (projections + attention + 2 * hidden * intermediate)
+    return 2 * layers * (4 * hidden * hidden + 2 * length * hidden + 2 * hidden * intermediate)
 
 
 def mebibytes(parameters: int, dtype: str = "fp32") -> float:
     """Size of the weights in MiB (2^20 bytes)."""
     return parameters * BYTES[dtype] / 2**20
-
-
-# --- Start from the teacher ----------------------------------------------------------------
 
 
 def same_body(target: PreTrainedModel, source: PreTrainedModel) -> PreTrainedModel:
@@ -253,8 +206,8 @@ def reduce_width(table: Tensor, width: int) -> Tensor:
     """
     if table.ndim != 2 or not 1 <= width <= table.shape[1]:
         raise CometError(
-            f"width is {width}, but must be from 1 to the teacher's, for a table of shape "
-            f"{tuple(table.shape)}."
+            f"width is {width}, but the teacher's table is {tuple(table.shape)}: choose a student "
+            "that is no wider than its teacher"
         )
     wide = table.detach().double()
     # V from E^T E (D, D): E itself may have a quarter of a million rows.
@@ -271,65 +224,21 @@ def initialise_embeddings(
 
     The factor gives the whole table the root mean square ``scale``, by default the student's own
     ``initializer_range``, which its other weights were drawn with. One factor for the table
-    changes no angle between pieces. The padding row is zero. In place; nothing else changes.
-
-    Raises:
-        CometError: another vocabulary, or a student wider than its teacher.
+    changes no angle between pieces. The padding row is zero. In place; nothing else changes. Raises
+    :class:`CometError` for another vocabulary, or a student wider than its teacher.
     """
     tables: list[Any] = [model.get_input_embeddings() for model in (student, teacher)]
     target, source = (table.weight for table in tables)
     if len(target) != len(source):
         raise CometError(
-            f"the student has {len(target)} pieces and the teacher {len(source)}: copying "
-            "embeddings takes one vocabulary for both"
-        )
-    if target.shape[1] > source.shape[1]:
-        raise CometError(
-            f"the student is {target.shape[1]} wide and the teacher {source.shape[1]}: choose a "
-            "student that is no wider than its teacher"
+            f"the student has {len(target)} pieces and the teacher {len(source)}: give both one "
+            "vocabulary"
         )
     reduced = reduce_width(source, target.shape[1])
-    padding = student.config.pad_token_id
-    if padding is not None:
+    if (padding := student.config.pad_token_id) is not None:
         reduced[padding] = 0
     scale = student.config.initializer_range if scale is None else scale
     factor = scale / float(reduced.double().square().mean().sqrt())
     with torch.no_grad():
         target.copy_(factor * reduced)
     return factor
-
-
-def copy_layers(
-    student: PreTrainedModel, teacher: PreTrainedModel, matches: Mapping[int, int]
-) -> None:
-    """Copy whole encoder layers, student layer -> teacher layer (both from 0), in place.
-
-    After DistilBERT, which takes every second layer (Sanh et al. 2019, arXiv 1910.01108).
-
-    Raises:
-        CometError: a missing layer, or sizes that differ: then only training can bridge the gap.
-            Nothing has been copied.
-    """
-    ours, theirs = encoder_layers(student), encoder_layers(teacher)
-    for i, j in matches.items():
-        if not (0 <= i < len(ours) and 0 <= j < len(theirs)):
-            raise CometError(
-                f"layer {i} cannot be copied from the teacher's {j}: the student has {len(ours)} "
-                f"layers and the teacher {len(theirs)}, counted from 0"
-            )
-        weights = theirs[j].state_dict()
-        for name, value in ours[i].state_dict().items():
-            if name not in weights or weights[name].shape != value.shape:
-                there = tuple(weights[name].shape) if name in weights else "none"
-                raise CometError(
-                    f"layer {i}: {name} is {tuple(value.shape)} in the student and {there} in the "
-                    "teacher; copy only layers of equal sizes, or only the embeddings"
-                )
-    heads = [getattr(m.config, "num_attention_heads", None) for m in (student, teacher)]
-    if heads[0] != heads[1]:
-        raise CometError(
-            f"the student has {heads[0]} attention heads and the teacher {heads[1]}: the same "
-            "weights would mean other maps; give both the same number"
-        )
-    for i, j in matches.items():
-        ours[i].load_state_dict(theirs[j].state_dict())

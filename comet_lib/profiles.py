@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 
-from comet_lib.errors import CometError
+from comet_lib.errors import CometError, pick
 
 ASSETS = Path(__file__).parent / "assets"
-LARGEST_SEED = 2**32 - 1  # numpy's
 #: Our label order. Other sources number labels differently, so always map them by name.
 LABELS = ("negative", "neutral", "positive")
 #: AfriSenti's fourteen languages (Muhammad et al., EMNLP 2023), ISO 639-3 as its folders name them.
@@ -43,12 +42,8 @@ LANGUAGES = {
 
 def shape(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, int]:
     """An encoder's sizes under the names that its config uses."""
-    return {
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "intermediate_size": intermediate,
-    }
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    return dict(zip(names, (hidden, layers, heads, intermediate), strict=True))
 
 
 # --- The paper: AfroXLMR-Comet, arXiv 2502.18020 -------------------------------------------
@@ -66,40 +61,28 @@ PAPER_ROWS = [
     {
         "name": f"{name} (paper)",
         "parameters": parameters,
-        "weighted_f1": {**dict(zip(PAPER_LANGUAGES, scores, strict=True)), "mean": mean},
+        "weighted_f1": dict(zip((*PAPER_LANGUAGES, "mean"), scores, strict=True)),
         "provenance": PAPER_PROVENANCE,
     }
-    for name, parameters, scores, mean in (
-        ("AfroXLMR-Large", 559_890_432, (68.91, 64.10, 79.30, 79.60, 74.20), 73.22),
-        ("AfroXLMR-base", 278_000_000, (62.54, 60.81, 78.27, 78.63, 70.25), 70.10),
-        ("XLM-R mini", 117_600_000, (60.23, 61.88, 74.29, 75.20, 63.10), 66.94),
-        ("AfroXLMR-Comet", 68_937_216, (58.94, 55.30, 71.89, 73.82, 66.39), 65.28),
+    for name, parameters, *scores in (
+        ("AfroXLMR-Large", 559_890_432, 68.91, 64.10, 79.30, 79.60, 74.20, 73.22),
+        ("AfroXLMR-base", 278_000_000, 62.54, 60.81, 78.27, 78.63, 70.25, 70.10),
+        ("XLM-R mini", 117_600_000, 60.23, 61.88, 74.29, 75.20, 63.10, 66.94),
+        ("AfroXLMR-Comet", 68_937_216, 58.94, 55.30, 71.89, 73.82, 66.39, 65.28),
     )
 ]
-
-# --- Paths ---------------------------------------------------------------------------------
 
 
 def user_path(path: str | Path) -> Path:
     """``path`` with a leading ~ expanded; unchanged where there is no such user."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
-
-
-def wanted_home() -> Path:
-    """The folder that COMET_HOME names (default ~/.comet); nothing is created."""
-    return user_path(os.environ.get("COMET_HOME") or "~/.comet")
+    return Path(os.path.expanduser(path))
 
 
 def home() -> Path:
-    """:func:`wanted_home`, created if necessary.
-
-    If it is not writable (a classroom's read-only home), a temporary folder takes over, and a line
-    on standard error says so.
+    """The folder that COMET_HOME names (default ~/.comet), created if necessary. If it cannot be
+    written (a classroom's home), a temporary folder takes over, and standard error says so.
     """
-    wanted = wanted_home()
+    wanted = user_path(os.environ.get("COMET_HOME") or "~/.comet")
     try:
         wanted.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=wanted):
@@ -116,9 +99,6 @@ def home() -> Path:
             file=sys.stderr,
         )
         return other
-
-
-# --- Profiles ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -164,9 +144,7 @@ class Profile:
     default_text_limit: int | None = None
     splices: float = 0.5  # spliced tweets per real one
     folds: int = 3
-    teacher_weight: float = (
-        0.3  # of the sentiment teacher in the soft targets; the rest is TF-IDF's
-    )
+    teacher_weight: float = 0.3  # share of the sentiment teacher in the soft targets
     bootstrap: int = 1000
     seed: int = 0
     first_look: float = 1.0  # share of the training in notebook 00
@@ -182,25 +160,20 @@ class Profile:
         share = self.first_look
         if share == 1:
             return self
-
-        def cut(stage: Stage) -> Stage:
-            return replace(stage, epochs=max(1, round(stage.epochs * share)))
-
-        return replace(
-            self,
-            stage1=cut(self.stage1),
-            stage2=cut(self.stage2),
-            text_limit={code: round(n * share) for code, n in self.text_limit.items()},
-            default_text_limit=self.default_text_limit and round(self.default_text_limit * share),
+        one, two = (
+            replace(stage, epochs=max(1, round(stage.epochs * share)))
+            for stage in (self.stage1, self.stage2)
         )
+        text = {code: round(n * share) for code, n in self.text_limit.items()}
+        default = self.default_text_limit and round(self.default_text_limit * share)
+        return self.with_(stage1=one, stage2=two, text_limit=text, default_text_limit=default)
 
     @property
     def budget(self) -> str:
         """One line for the reader: time, memory, download."""
-        download = f"{self.download_gb:g} GB to download" if self.download_gb else "no download"
-        return (
-            f"profile {self.name}: about {self.minutes}, under {self.ram_gb:g} GB RAM, {download}"
-        )
+        download = f"{self.download_gb:g} GB to" if self.download_gb else "no"
+        memory = f"under {self.ram_gb:g} GB RAM"
+        return f"profile {self.name}: about {self.minutes}, {memory}, {download} download"
 
     def run_folder(self, name: str) -> Path:
         """Where a notebook keeps a run: in :func:`home`, one folder per set of settings."""
@@ -213,27 +186,6 @@ class Profile:
 
 
 _BUNDLED = str(ASSETS / "teacher")
-_SMALL = {
-    **shape(64, 2, 4, 256),
-    "initializer_range": 0.1,  # with 0.02 a narrow student starts slowly
-    "attention_probs_dropout_prob": 0.0,  # above 0, a CPU leaves its fused attention
-}
-
-TINY = Profile(
-    name="tiny",
-    minutes="1 minute for the whole game on 2 cores or one GPU",
-    ram_gb=2,
-    download_gb=0,
-    teacher=_BUNDLED,
-    sentiment_teacher=_BUNDLED,
-    student=_SMALL,
-    stage1=Stage(1, 3e-3, 16, temperature=2.0, alpha=0.5, max_steps=6),
-    stage2=Stage(2, 3e-3, 16, temperature=1.0, alpha=0.5, max_steps=12),
-    use_hub=False,
-    train_limit=40,
-    default_text_limit=40,
-    bootstrap=200,
-)
 
 LAPTOP = Profile(
     name="laptop",
@@ -242,10 +194,26 @@ LAPTOP = Profile(
     download_gb=0.01,
     teacher=_BUNDLED,
     sentiment_teacher=_BUNDLED,
-    student=_SMALL,
+    student={
+        **shape(64, 2, 4, 256),
+        "initializer_range": 0.1,  # with 0.02 a narrow student starts slowly
+        "attention_probs_dropout_prob": 0.0,  # above 0, a CPU leaves its fused attention
+    },
     stage1=Stage(1, 3e-3, 16, temperature=2.0, alpha=0.5, gradient_accumulation=4),
     stage2=Stage(2, 3e-3, 64, temperature=1.0, alpha=0.75),
     default_text_limit=1000,
+)
+
+TINY = LAPTOP.with_(
+    name="tiny",
+    minutes="1 minute for the whole game on 2 cores or one GPU",
+    download_gb=0,
+    stage1=Stage(1, 3e-3, 16, temperature=2.0, alpha=0.5, max_steps=6),
+    stage2=Stage(2, 3e-3, 16, temperature=1.0, alpha=0.5, max_steps=12),
+    use_hub=False,
+    train_limit=40,
+    default_text_limit=40,
+    bootstrap=200,
 )
 
 GPU = Profile(
@@ -271,28 +239,20 @@ def get_profile(name: str | None = None, data: str | Path | None = None) -> Prof
     """The profile ``name``, else ``COMET_PROFILE``, else gpu where there is CUDA, else laptop.
 
     ``data`` (else ``COMET_DATA``) names a local folder with AfriSenti; the tiny profile uses the
-    bundled sample unless ``data`` is given. ``COMET_SEED`` sets the seed.
-
-    Raises:
-        CometError: unknown profile, missing data folder, or a seed that is not a number.
+    bundled sample unless ``data`` is given. ``COMET_SEED`` sets the seed. Raises
+    :class:`CometError` for an unknown profile, a missing folder, or a seed that is not a number.
     """
-    name = name or os.environ.get("COMET_PROFILE") or ("gpu" if torch.cuda.is_available() else None)
-    name = (name or "laptop").strip().lower()
-    if name not in PROFILES:
-        raise CometError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
-    profile = PROFILES[name]
+    name = name or os.environ.get("COMET_PROFILE")
+    name = (name or ("gpu" if torch.cuda.is_available() else "laptop")).strip().lower()
+    profile = pick("profile", name, PROFILES)
     if data is None and name != "tiny":
         data = os.environ.get("COMET_DATA") or None
     if data is not None:
-        folder = user_path(data)
-        if not folder.is_dir():
-            raise CometError(
-                f"data folder {str(data)!r} does not exist: give a folder with afrisenti/"
-            )
-        profile = replace(profile, data=str(folder))
-    seed = os.environ.get("COMET_SEED")
-    if seed:
-        if not seed.strip().isdecimal() or int(seed) > LARGEST_SEED:
+        if not user_path(data).is_dir():
+            raise CometError(f"{str(data)!r} does not exist: give a folder with afrisenti/")
+        profile = profile.with_(data=str(user_path(data)))
+    if seed := os.environ.get("COMET_SEED"):
+        if not seed.strip().isdecimal() or int(seed) >= 2**32:  # numpy's limit
             raise CometError(f"COMET_SEED={seed!r} is not a whole number: set it to 0, 1, 2 ...")
-        profile = replace(profile, seed=int(seed))
+        profile = profile.with_(seed=int(seed))
     return profile

@@ -142,13 +142,15 @@ def test_small_captures_are_the_same_rounded_to_float16(name):
             torch.testing.assert_close(small[layer].float(), want, rtol=1e-3, atol=1e-6)
 
 
-def test_head_by_head_each_head_has_its_own_mask():
+def test_each_head_may_have_its_own_mask():
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 2, HEADS, 5, 8, generator=generator)
     mask = torch.rand(2, HEADS, 5, 5, generator=generator) < 0.6
-    for one in (mask, mask[:, :1], mask.float().log().clamp_min(-1e9), None):
-        want = attention.attention_weights(query, key, one).mean(1)
-        torch.testing.assert_close(attention._mean_head_by_head(query, key, one, None), want)
+    for whole in (mask, mask.float().log().clamp_min(-1e9)):
+        found = attention.attention_weights(query, key, whole)
+        for h in range(HEADS):
+            want = attention.attention_weights(query[:, [h]], key[:, [h]], whole[:, [h]])
+            torch.testing.assert_close(found[:, [h]], want)
 
 
 def test_gradients_equal_those_of_eager():
@@ -250,7 +252,7 @@ def test_the_former_implementation_is_put_back_also_after_an_exception(former):
     with pytest.raises(RuntimeError, match="halt"), capture(model):
         raise RuntimeError("halt")
     assert model.config._attn_implementation == former
-    assert not any(attention._READERS.get(module) for module in model.modules())
+    assert not attention._OPEN
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 

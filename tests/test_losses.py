@@ -226,15 +226,6 @@ def test_half_precision_is_computed_in_float32():
     assert losses.attention_kl(maps, random_maps().half(), MASK).isfinite()
 
 
-def test_gather_masked():
-    hidden = torch.randn(3, 4, 2)
-    labels = torch.full((3, 4), -100)
-    labels[0, 1], labels[2, 3] = 7, 0
-    expected = torch.stack([hidden[0, 1], hidden[2, 3]])
-    assert torch.equal(losses.gather_masked(hidden, labels), expected)
-    assert losses.gather_masked(hidden, torch.full((3, 4), -1), ignore=-1).shape == (0, 2)
-
-
 # ------------------------------------------------------------- attention, states, relations
 
 WIDTHS = {"student": 4, "teacher": 6}
@@ -465,7 +456,6 @@ MISTAKES = {
     "head count": lambda: losses.HeadMix(4)(torch.rand(2, 3, 5, 5)),
     "head mean given to the mix": lambda: losses.HeadMix(2)(_maps()),
     "projection kind": lambda: losses.projection_parameters(8, "conv"),
-    "labels": lambda: losses.gather_masked(torch.rand(2, 3, 4), torch.ones(2, 4)),
     "widths": lambda: losses.hidden_state_mse(
         torch.rand(2, 3, 4), torch.rand(2, 3, 5), torch.ones(2, 3)
     ),

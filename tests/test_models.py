@@ -22,7 +22,6 @@ from comet_lib.loading import (
 )
 from comet_lib.models import (
     build_student,
-    copy_layers,
     count_parameters,
     initialise_embeddings,
     paper_model,
@@ -216,7 +215,7 @@ def test_bundled_teacher_has_both_heads_and_keeps_tone_marks():
     assert logits.logits.isfinite().all()
 
 
-# --- A student from its teacher: the best embeddings of a width, and layers where they fit ---
+# --- A student from its teacher: the best embeddings of a width ---
 
 NARROW = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 
@@ -298,38 +297,6 @@ def test_tied_embeddings_stay_tied():
     student = build_student(config, "masked-lm")
     initialise_embeddings(student, small(12))
     assert student.lm_head.decoder.weight is student.get_input_embeddings().weight
-
-
-def test_copied_layers_are_the_teachers_and_copies():
-    teacher, student = small(12, num_hidden_layers=4), small(12)
-    copy_layers(student, teacher, {0: 1, 1: 3})
-    hidden = torch.randn(2, 5, 12)
-    for i, j in ((0, 1), (1, 3)):
-        ours, theirs = (m.roberta.encoder.layer[k] for m, k in ((student, i), (teacher, j)))
-        torch.testing.assert_close(ours(hidden, None), theirs(hidden, None))
-    before = teacher.roberta.encoder.layer[1].output.dense.weight.clone()
-    with torch.no_grad():
-        student.roberta.encoder.layer[0].output.dense.weight.add_(1)
-    assert torch.equal(teacher.roberta.encoder.layer[1].output.dense.weight, before)
-
-
-@pytest.mark.parametrize(
-    ("student", "matches", "words"),
-    [
-        ({"width": 6}, {0: 0}, "equal sizes"),
-        ({"width": 12, "intermediate_size": 20}, {0: 0}, "equal sizes"),
-        ({"width": 12}, {0: 2}, "cannot be copied"),
-        ({"width": 12}, {2: 0}, "cannot be copied"),
-        ({"width": 12}, {0: -1}, "cannot be copied"),
-        ({"width": 12, "num_attention_heads": 3}, {0: 0}, "attention heads"),
-    ],
-)
-def test_layers_that_do_not_fit_are_refused_and_nothing_is_copied(student, matches, words):
-    teacher, student = small(12), small(**student)
-    before = {k: v.clone() for k, v in student.state_dict().items()}
-    with pytest.raises(CometError, match=words):
-        copy_layers(student, teacher, {1: 1, **matches})
-    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
 
 
 def test_embeddings_that_do_not_fit_are_refused():

@@ -18,12 +18,12 @@ import numpy as np
 import typer
 from transformers import PreTrainedModel, set_seed
 
-from comet_lib.attention import layer_map
+from comet_lib.attention import encoder_layers, layer_map
 from comet_lib.data import load_sentiment, unseen
 from comet_lib.evaluation import mean_weighted_f1
 from comet_lib.lab.comparison import compared, f1_draws
 from comet_lib.loading import load_model, load_tokenizer
-from comet_lib.models import build_student, copy_layers
+from comet_lib.models import build_student
 from comet_lib.profiles import get_profile
 from comet_lib.recipe import teacher_probabilities
 from comet_lib.training import fine_tune
@@ -39,7 +39,8 @@ def student_of(teacher: PreTrainedModel, layers: bool) -> PreTrainedModel:
     student.base_model.embeddings.load_state_dict(teacher.base_model.embeddings.state_dict())
     if layers:
         chosen = layer_map(config.num_hidden_layers, teacher.config.num_hidden_layers)
-        copy_layers(student, teacher, dict(enumerate(chosen)))
+        for layer, source in zip(encoder_layers(student), chosen, strict=True):
+            layer.load_state_dict(encoder_layers(teacher)[source].state_dict())
     return student
 
 
