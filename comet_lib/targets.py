@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
+import pandas as pd
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline, make_union
@@ -27,8 +28,6 @@ def tfidf_classifier(c: float = 8.0) -> Pipeline:
     The course's baseline: char_wb 2-5 with min_df 2, words 1-2, sublinear TF, C = 8. Fit one for
     each language.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
     features = make_union(
         TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, sublinear_tf=True),
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
@@ -39,7 +38,8 @@ def tfidf_classifier(c: float = 8.0) -> Pipeline:
 def class_probabilities(classifier: Pipeline, texts: Sequence[str]) -> np.ndarray:
     """(N, 3) in LABELS order, even if the classifier met only some of the labels."""
     out = np.zeros((len(texts), len(LABELS)))
-    out[:, classifier.classes_.astype(int)] = classifier.predict_proba(list(texts))
+    if len(texts):
+        out[:, classifier.classes_.astype(int)] = classifier.predict_proba(list(texts))
     return out
 
 
@@ -70,34 +70,27 @@ def _splits(
 
     Copies of one text go to one fold, so that no tweet is labelled by a model that saw its twin.
     """
-    label_array, language_array = np.asarray(labels), np.asarray(languages)
-    for language in dict.fromkeys(languages):
-        rows = np.flatnonzero(language_array == language)
-        first: dict[str, int] = {}
-        for row in rows:
-            first.setdefault(texts[int(row)], int(row))
-        unique = np.array(sorted(first.values()))
-        count = min(folds, int(np.bincount(label_array[unique]).max()))
-        if count < 2 or len(set(label_array[rows])) < 2:
+    rows = pd.DataFrame({"text": texts, "label": labels, "language": languages})
+    for language, here in rows.groupby("language", sort=False):
+        unique = here.drop_duplicates("text")
+        count = min(folds, int(unique["label"].value_counts().max()))
+        if count < 2 or here["label"].nunique() < 2:
             raise CometError(
                 f"{language}: too few training tweets to cross-fit; give at least two of each of "
                 "two labels"
             )
-        fold_of_text: dict[str, int] = {}
         splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
-        for k, (_, out) in enumerate(splitter.split(unique, label_array[unique])):
-            fold_of_text |= {texts[int(row)]: k for row in unique[out]}
-        fold_of = np.array([fold_of_text[texts[int(row)]] for row in rows])
-        for k in range(count):
-            yield language, rows[fold_of != k], rows[fold_of == k]
+        for _, out in splitter.split(unique, unique["label"]):
+            held_out = here["text"].isin(unique["text"].iloc[out]).to_numpy()
+            numbers = here.index.to_numpy()
+            yield str(language), numbers[~held_out], numbers[held_out]
 
 
 def check_enough(
     texts: Sequence[str], labels: Sequence[int], languages: Sequence[str], folds: int = 5
 ) -> None:
     """Raise CometError if :func:`fit_folds` would, without fitting anything."""
-    for _ in _splits(texts, labels, languages, folds, seed=0):
-        pass
+    list(_splits(texts, labels, languages, folds, seed=0))
 
 
 def fit_folds(
@@ -132,50 +125,41 @@ def cross_fit(
         CometError: too few training tweets of a language.
     """
     probabilities = np.zeros((len(texts), len(LABELS)))
-    spliced: list[tuple[list[str], np.ndarray, list[str]]] = [([], np.zeros((0, len(LABELS))), [])]
+    spliced = [splice([], splices, np.random.default_rng(seed))]  # none, if there is no fold
     for k, fold in enumerate(fit_folds(texts, labels, languages, folds, seed)):
         probabilities[fold.rows] = class_probabilities(fold.classifier, fold.texts)
         spliced.append(splice([fold], splices, np.random.default_rng((seed, k))))
         del fold
         give_back_memory()
     new_texts, answers, codes = zip(*spliced, strict=True)
-    return SoftTargets(
-        probabilities, list(chain(*new_texts)), np.concatenate(answers), list(chain(*codes))
-    )
+    return SoftTargets(probabilities, sum(new_texts, []), np.concatenate(answers), sum(codes, []))
 
 
-def splice_texts(
-    texts: Sequence[str], count: int, rng: np.random.Generator, max_words: int = 50
-) -> list[str]:
-    """``count`` new texts, each the start or end of one tweet followed by that of another."""
+def splice(
+    folds: Sequence[Fold], ratio: float, rng: np.random.Generator, max_words: int = 50
+) -> tuple[list[str], np.ndarray, list[str]]:
+    """About ``ratio`` spliced tweets for each real one, labelled by the fold's own classifier.
+
+    Each is the start or end of one tweet of the fold, followed by that of another.
+
+    Returns:
+        texts, (M, 3) probabilities in LABELS order, languages.
+    """
 
     def piece(text: str) -> list[str]:
         words = text.split()
         cut = int(rng.integers(0, len(words) + 1))
         return words[:cut] if rng.random() < 0.5 else words[cut:]
 
-    out = []
-    for _ in range(count):
-        first, second = (texts[int(i)] for i in rng.integers(0, len(texts), 2))
-        out.append(" ".join((piece(first) + piece(second))[:max_words]) or first)
-    return out
-
-
-def splice(
-    folds: Sequence[Fold], ratio: float, rng: np.random.Generator
-) -> tuple[list[str], np.ndarray, list[str]]:
-    """About ``ratio`` spliced tweets for each real one, labelled by the fold's own classifier.
-
-    Returns:
-        texts, (M, 3) probabilities in LABELS order, languages.
-    """
     texts: list[str] = []
     languages: list[str] = []
-    parts = []
+    parts = [np.zeros((0, len(LABELS)))]
     for fold in folds:
-        made = splice_texts(fold.texts, round(ratio * len(fold.texts)), rng)
-        if made:
-            texts += made
-            languages += [fold.language] * len(made)
-            parts.append(class_probabilities(fold.classifier, made))
-    return texts, np.concatenate(parts) if parts else np.zeros((0, len(LABELS))), languages
+        new = []
+        for _ in range(round(ratio * len(fold.texts))):
+            first, second = (fold.texts[int(i)] for i in rng.integers(0, len(fold.texts), 2))
+            new.append(" ".join((piece(first) + piece(second))[:max_words]) or first)
+        texts += new
+        languages += [fold.language] * len(new)
+        parts.append(class_probabilities(fold.classifier, new))
+    return texts, np.concatenate(parts), languages
