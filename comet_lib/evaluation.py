@@ -111,20 +111,14 @@ def interval(draws: np.ndarray) -> list[float]:
     return [float(x) for x in np.percentile(draws, (2.5, 97.5))]
 
 
-def _resampler(axes: int, draws: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
-    """From the cells of rows (N,) to ``draws`` tables of counts (draws, 3, 3, ...), ``axes`` axes.
+def _resample(cells: np.ndarray, axes: int, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Tables of counts (draws, 3, 3, ...) with ``axes`` axes, from each row's cell (N,) in one.
 
-    A cell is a number in the flat table. A bootstrap of rows is a multinomial draw over the cells
-    that they fill.
+    A bootstrap of rows is a multinomial draw over the cells that they fill.
     """
-    rng, k = np.random.default_rng(seed), len(LABELS)
-
-    def resample(cells: np.ndarray) -> np.ndarray:
-        counts = np.bincount(cells, minlength=k**axes)
-        drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=draws)
-        return drawn.reshape(draws, *[k] * axes)
-
-    return resample
+    counts = np.bincount(cells, minlength=len(LABELS) ** axes)
+    drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=draws)
+    return drawn.reshape(draws, *[len(LABELS)] * axes)
 
 
 def bootstrap_f1(
@@ -135,8 +129,8 @@ def bootstrap_f1(
     seed: int = 0,
 ) -> dict[str, list[float]]:
     """95 % percentile intervals of weighted F1 by language and of the mean, in percent."""
-    cells, resample = labels * len(LABELS) + predictions, _resampler(2, draws, seed)
-    sampled = _by_language(languages, lambda at: f1_of_counts(resample(cells[at])))
+    cells, rng = labels * len(LABELS) + predictions, np.random.default_rng(seed)
+    sampled = _by_language(languages, lambda at: f1_of_counts(_resample(cells[at], 2, draws, rng)))
     return {name: interval(values) for name, values in sampled.items()}
 
 
@@ -155,10 +149,10 @@ def paired_bootstrap(
         bootstrap p-value (twice the smaller share of draws on one side of zero).
     """
     cells = (labels * len(LABELS) + ours) * len(LABELS) + theirs
-    resample = _resampler(3, draws, seed)
+    rng = np.random.default_rng(seed)
 
     def difference(at: np.ndarray) -> np.ndarray:
-        counts = resample(cells[at])
+        counts = _resample(cells[at], 3, draws, rng)
         return f1_of_counts(counts.sum(3)) - f1_of_counts(counts.sum(2))
 
     delta = _by_language(languages, difference)["mean"]

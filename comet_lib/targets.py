@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -45,12 +47,16 @@ def class_probabilities(classifier: Pipeline, texts: Sequence[str]) -> np.ndarra
 
 @dataclass(frozen=True)
 class Fold:
-    """Tweets that share a fold, and the classifier that was fitted on all the other folds."""
+    """Tweets that share a fold; ``classifier`` is fitted, on first use, on all the other folds."""
 
     language: str
     rows: np.ndarray  # positions in the training table
     texts: list[str]
-    classifier: Pipeline
+    others: pd.DataFrame  # the other folds' text and label
+
+    @cached_property
+    def classifier(self) -> Pipeline:
+        return tfidf_classifier().fit(self.others["text"].tolist(), self.others["label"].to_numpy())
 
 
 @dataclass(frozen=True)
@@ -63,15 +69,22 @@ class SoftTargets:
     languages: list[str]
 
 
-def _splits(
-    texts: Sequence[str], labels: Sequence[int], languages: Sequence[str], folds: int, seed: int
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Language, rows to fit on and rows held out (positions), for every language and fold.
+def fit_folds(
+    texts: Sequence[str],
+    labels: Sequence[int],
+    languages: Sequence[str],
+    folds: int = 5,
+    seed: int = 0,
+) -> Iterator[Fold]:
+    """Every language's folds.
 
     Copies of one text go to one fold, so that no tweet is labelled by a model that saw its twin.
+
+    Raises:
+        CometError: too few training tweets of a language.
     """
-    rows = pd.DataFrame({"text": texts, "label": labels, "language": languages})
-    for language, here in rows.groupby("language", sort=False):
+    table = pd.DataFrame({"text": texts, "label": labels, "language": languages})
+    for language, here in table.groupby("language", sort=False):
         unique = here.drop_duplicates("text")
         count = min(folds, int(unique["label"].value_counts().max()))
         if count < 2 or here["label"].nunique() < 2:
@@ -81,31 +94,16 @@ def _splits(
             )
         splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
         for _, out in splitter.split(unique, unique["label"]):
-            held_out = here["text"].isin(unique["text"].iloc[out]).to_numpy()
-            numbers = here.index.to_numpy()
-            yield str(language), numbers[~held_out], numbers[held_out]
+            inside = here["text"].isin(unique["text"].iloc[out])
+            fold = here[inside]
+            yield Fold(str(language), fold.index.to_numpy(), fold["text"].tolist(), here[~inside])
 
 
 def check_enough(
     texts: Sequence[str], labels: Sequence[int], languages: Sequence[str], folds: int = 5
 ) -> None:
-    """Raise CometError if :func:`fit_folds` would, without fitting anything."""
-    list(_splits(texts, labels, languages, folds, seed=0))
-
-
-def fit_folds(
-    texts: Sequence[str],
-    labels: Sequence[int],
-    languages: Sequence[str],
-    folds: int = 5,
-    seed: int = 0,
-) -> Iterator[Fold]:
-    """Every language's folds, each fitted when it is asked for, so that one is in memory."""
-    label_array = np.asarray(labels)
-    for language, inside, outside in list(_splits(texts, labels, languages, folds, seed)):
-        own, held_out = ([texts[i] for i in rows] for rows in (inside, outside))
-        # No local name for the classifier: it would live on while the next one is fitted.
-        yield Fold(language, outside, held_out, tfidf_classifier().fit(own, label_array[inside]))
+    """Raise CometError if :func:`cross_fit` would, without fitting anything."""
+    list(fit_folds(texts, labels, languages, folds))
 
 
 def cross_fit(
@@ -132,7 +130,9 @@ def cross_fit(
         del fold
         give_back_memory()
     new_texts, answers, codes = zip(*spliced, strict=True)
-    return SoftTargets(probabilities, sum(new_texts, []), np.concatenate(answers), sum(codes, []))
+    return SoftTargets(
+        probabilities, list(chain(*new_texts)), np.concatenate(answers), list(chain(*codes))
+    )
 
 
 def splice(

@@ -53,15 +53,12 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            yield row, json.loads(line)["text"]
+        except (ValueError, RecursionError, TypeError, KeyError) as error:
             raise CometError(
-                f"{path}, row {row}: is not JSON; write one object a line, such as "
+                f"{path}, row {row}: is not JSON with a key text; write one object a line, such as "
                 '{"text": "..."}'
             ) from error
-        if not isinstance(value, dict) or "text" not in value:
-            raise CometError(f'{path}, row {row}: has no key text; write {{"text": "..."}}')
-        yield row, value["text"]
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
