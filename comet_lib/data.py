@@ -23,12 +23,8 @@ from comet_lib.profiles import ASSETS, LABELS, LANGUAGES, Profile
 
 SPLITS = ("train", "dev", "test")
 FEATURES = Features(
-    {
-        "text": Value("string"),
-        "label": ClassLabel(names=list(LABELS)),
-        "language": Value("string"),
-        "seen_in_train": Value("bool"),
-    }
+    {"text": Value("string"), "label": ClassLabel(names=list(LABELS))}
+    | {"language": Value("string"), "seen_in_train": Value("bool")}
 )
 
 #: The hub copy, whose Parquet is on a branch of its own; HUB_LABELS names its integer labels.
@@ -39,21 +35,15 @@ HUB_LABELS = ("positive", "neutral", "negative")
 
 @dataclass(frozen=True)
 class Source:
-    """Where the data comes from: ``kind`` is folder, hub, or sample; ``root`` is a path or URL.
+    """Where the data comes from; ``str()`` says it to a reader."""
 
-    ``why`` says what to do if this is not the source that was wanted.
-    """
-
-    kind: str
-    root: str
-    why: str = ""
+    kind: str  # folder, hub, or sample
+    root: str  # path or URL
+    name: str
+    why: str = ""  # what to do if another source was wanted
 
     def __str__(self) -> str:
-        return {
-            "folder": f"the folder {Path(self.root).name}/",
-            "hub": f"the hub ({HUB_REPOSITORY})",
-            "sample": "the bundled sample (written for this course; a sample, never a benchmark)",
-        }[self.kind] + self.why
+        return self.name + self.why
 
 
 def normalise(text: str) -> str:
@@ -64,10 +54,7 @@ def normalise(text: str) -> str:
 def check_language(code: str) -> str:
     """``code`` itself if it can name a language folder (only letters, so no path tricks)."""
     if not re.fullmatch(r"[a-z]{2,8}", code):
-        raise CometError(
-            f"language code {code!r} is not valid: use ISO 639-3 letters such as "
-            f"{', '.join(LANGUAGES)}"
-        )
+        raise CometError(f"language code {code!r}: use ISO 639-3, such as {', '.join(LANGUAGES)}")
     return code
 
 
@@ -120,8 +107,8 @@ def _column(place: str, header: list[str], *names: str) -> str:
     name = next((name for name in names if name in header), "")
     if header.count(name) != 1:
         raise CometError(
-            f"{place}: needs one column {' or '.join(names)}, but the header is "
-            f"{str(header)[:80]}; name the columns in the first row, as in tweet<TAB>label"
+            f"{place}: needs one column {' or '.join(names)}, has {str(header)[:80]}; the first "
+            "row must name the columns, as in tweet<TAB>label"
         )
     return name
 
@@ -153,8 +140,8 @@ def read_tsv(path: str | Path) -> pd.DataFrame:
     for place, cells in rows:
         if len(cells) != len(header):
             raise CometError(
-                f"{place}: has {len(cells)} columns where the header has {len(header)}; "
-                "separate tweet and label by one tab, with no tab inside the tweet"
+                f"{place}: has {len(cells)} columns where the header has {len(header)}; put one "
+                "tab between tweet and label, and none inside the tweet"
             )
         if _header(cells) == header:
             raise CometError(f"{place}: repeats the header; remove this row")
@@ -215,13 +202,12 @@ def _hub_reachable() -> bool:
 def find_source(profile: Profile) -> Source:
     """A local folder if the profile names one, else the hub if it answers, else the sample."""
     if profile.data:
-        return Source("folder", profile.data)
+        return Source("folder", profile.data, f"the folder {Path(profile.data).name}/")
     if profile.use_hub and _hub_reachable():
-        return Source("hub", HUB_ROOT)
-    why = (
-        ", because the hub does not answer: connect to it, or name AfriSenti's folder (COMET_DATA)"
-    )
-    return Source("sample", str(ASSETS / "sample"), why if profile.use_hub else "")
+        return Source("hub", HUB_ROOT, f"the hub ({HUB_REPOSITORY})")
+    name = "the bundled sample (written for this course; a sample, never a benchmark)"
+    why = "because the hub does not answer: connect to it, or name AfriSenti's folder (COMET_DATA)"
+    return Source("sample", str(ASSETS / "sample"), name, f", {why}" if profile.use_hub else "")
 
 
 def _read_split(source: Source, language: str, split: str) -> pd.DataFrame:
@@ -229,10 +215,8 @@ def _read_split(source: Source, language: str, split: str) -> pd.DataFrame:
         return read_hub(language, split, source.root)
     folder = Path(source.root) / "afrisenti" / language
     if not folder.is_dir():
-        there = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
-        raise CometError(
-            f"{folder}: no such language; this data has {', '.join(there) or 'no afrisenti folder'}"
-        )
+        there = ", ".join(sorted(p.name for p in folder.parent.glob("*/"))) or "no afrisenti folder"
+        raise CometError(f"{folder}: no such language; this data has {there}")
     return read_tsv(folder / f"{split}.tsv")
 
 

@@ -36,16 +36,8 @@ from comet_lib.profiles import Profile, home, user_path
 #: What ``--text`` says for FineWeb-2 from the hub, instead of a path.
 HUB = "fineweb-2"
 #: FineWeb-2's names for the paper's languages.
-FINEWEB = {
-    "kin": "kin_Latn",
-    "swa": "swh_Latn",
-    "hau": "hau_Latn",
-    "ibo": "ibo_Latn",
-    "yor": "yor_Latn",
-}
+FINEWEB = {code: f"{code}_Latn" for code in ("kin", "hau", "ibo", "yor")} | {"swa": "swh_Latn"}
 FEATURES = Features({"text": Value("string"), "language": Value("string")})
-
-# --------------------------------------------------------------------------- one file
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
@@ -56,8 +48,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
             yield row, json.loads(line)["text"]
         except (ValueError, RecursionError, TypeError, KeyError) as error:
             raise CometError(
-                f"{path}, row {row}: is not JSON with a key text; write one object a line, such as "
-                '{"text": "..."}'
+                f'{path}, row {row}: is not JSON with a key text; write {{"text": "..."}} in a line'
             ) from error
 
 
@@ -66,10 +57,8 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if names.count("text") != 1:
-                raise CometError(
-                    f"{path}: needs one column text, has {', '.join(names)[:200] or 'none'}; "
-                    "rename the column of the text"
-                )
+                there = ", ".join(names)[:200] or "none"
+                raise CometError(f"{path}: needs one column text, has {there}; rename a column")
             batches = file.iter_batches(batch_size=1000, columns=["text"])
             for row, cell in enumerate(chain.from_iterable(b.column(0) for b in batches), start=1):
                 try:
@@ -110,31 +99,21 @@ def text_files(path: str | Path) -> list[Path]:
     if not str(path):  # an unset variable of a shell: Path("") is the current folder
         raise CometError("--text is empty; give a file or a folder, or leave it out")
     path, kinds = user_path(path), ", ".join(READERS)
-    if not path.is_dir():
-        if not path.is_file():
-            raise CometError(f"{path}: no such file or folder; check the path of the text")
-        if path.suffix.lower() not in READERS:
-            raise CometError(f"{path}: its name must end in one of {kinds}; convert the file")
-        return [path]
-    files = [
-        p
-        for p in sorted(path.rglob("*"))
-        if p.suffix.lower() in READERS and p.is_file() and not p.name.startswith(".")
-    ]
-    if not files:
+    if not (path.is_dir() or path.is_file()):
+        raise CometError(f"{path}: no such file or folder; check the path of the text")
+    inside = [p for p in sorted(path.rglob("[!.]*")) if p.is_file()] if path.is_dir() else [path]
+    files = [p for p in inside if p.suffix.lower() in READERS]
+    if not files and path.is_dir():
         raise CometError(f"{path}: no text in this folder; put {kinds} files there")
+    if not files:
+        raise CometError(f"{path}: its name must end in one of {kinds}; convert the file")
     return files
-
-
-# --------------------------------------------------------------------------- the table
 
 
 def fineweb_lines(language: str) -> Iterator[str]:
     """Lines of FineWeb-2 in one of :data:`FINEWEB`, in NFC, as they come over the network."""
-    stream = load_dataset(
-        "HuggingFaceFW/fineweb-2", name=FINEWEB[language], split="train", streaming=True
-    )
-    for row in stream:
+    name = FINEWEB[language]
+    for row in load_dataset("HuggingFaceFW/fineweb-2", name=name, split="train", streaming=True):
         yield from filter(None, map(normalise, row["text"].split("\n")))
 
 
@@ -163,9 +142,7 @@ def _parts(profile: Profile, languages: Sequence[str], source: Source) -> list[P
     if profile.text == HUB or (source.kind == "hub" and profile.text_limit):
         known = [code for code in languages if code in FINEWEB]
         if profile.text == HUB and not known:
-            raise CometError(
-                f"{HUB} is read in {', '.join(FINEWEB)}: choose some of these --languages"
-            )
+            raise CometError(f"{HUB} has {', '.join(FINEWEB)}: choose some of these --languages")
         return [(HUB, code, limits[code]) for code in known]
     files = {code: Path(source.root) / "text" / f"{code}.txt" for code in languages}  # hub: none
     return [_file(path, code, limits[code]) for code, path in files.items() if path.is_file()]

@@ -62,10 +62,10 @@ def _parts(tokenizer: PreTrainedTokenizerBase, hook: Any = None) -> dict[str, An
     """The parts of a fast unigram tokenizer, as in tokenizer.json; ``hook`` changes each object."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = json.loads(backend.to_str(), object_hook=hook) if backend is not None else {"model": {}}
-    if parts["model"].get("type") != "Unigram":
+    if (kind := parts["model"].get("type", "not a fast one")) != "Unigram":
         raise CometError(
-            f"the tokenizer's model is {parts['model'].get('type', 'not a fast one')}: trimming "
-            "needs a fast unigram tokenizer such as XLM-R's (a folder with tokenizer.json)"
+            f"the tokenizer's model is {kind}: trimming needs a fast unigram tokenizer such as "
+            "XLM-R's (a folder with tokenizer.json)"
         )
     return parts
 
@@ -158,10 +158,10 @@ def trim_model(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
             if number not in new:
                 raise CometError(f"{name} is piece {number}, which is not kept: keep it")
             setattr(config, name, new[number])
-    if config.pad_token_id != model.config.pad_token_id:
+    if (pad := model.config.pad_token_id) != config.pad_token_id:
         raise CometError(
-            f"the padding piece would move from {model.config.pad_token_id} to "
-            f"{config.pad_token_id}, and XLM-R counts positions from it: keep the pieces before it"
+            f"the padding piece would move from {pad} to {config.pad_token_id}, and XLM-R counts "
+            "positions from it: keep the pieces before it"
         )
     rows, weights = torch.as_tensor(list(kept)), model.state_dict()
     for name, value in weights.items():
