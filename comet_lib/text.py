@@ -99,15 +99,15 @@ def text_files(path: str | Path) -> list[Path]:
     if not str(path):  # an unset variable of a shell: Path("") is the current folder
         raise CometError("--text is empty; give a file or a folder, or leave it out")
     path, kinds = user_path(path), ", ".join(READERS)
-    if not (path.is_dir() or path.is_file()):
-        raise CometError(f"{path}: no such file or folder; check the path of the text")
-    inside = [p for p in sorted(path.rglob("[!.]*")) if p.is_file()] if path.is_dir() else [path]
-    files = [p for p in inside if p.suffix.lower() in READERS]
-    if not files and path.is_dir():
+    found = sorted(path.rglob("[!.]*")) if path.is_dir() else [path]
+    files = [p for p in found if p.suffix.lower() in READERS and p.is_file()]
+    if files:
+        return files
+    if path.is_dir():
         raise CometError(f"{path}: no text in this folder; put {kinds} files there")
-    if not files:
+    if path.is_file():
         raise CometError(f"{path}: its name must end in one of {kinds}; convert the file")
-    return files
+    raise CometError(f"{path}: no such file or folder; check the path of the text")
 
 
 def fineweb_lines(language: str) -> Iterator[str]:

@@ -123,8 +123,8 @@ def session(path: Path) -> Any:
 class Exported(nn.Module):
     """Used like the original model: ``model(input_ids=..., attention_mask=...).logits``.
 
-    ``config`` names the labels, ``size`` is the graph's bytes, ``weights`` the number of weights.
-    Uses as many threads as torch does (``torch.set_num_threads``).
+    ``config`` names the labels; ``size`` is the number of weights, and the graph's megabytes. Uses
+    as many threads as torch does (``torch.set_num_threads``).
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -133,8 +133,8 @@ class Exported(nn.Module):
         self.session = session(folder / GRAPH)
         self.config = checked_config(folder)
         self.device = torch.device("cpu")
-        self.size = (folder / GRAPH).stat().st_size
-        self.weights = read_json(folder / "export.json", "parameters")["parameters"]
+        count = read_json(folder / "export.json", "parameters")["parameters"]
+        self.size = count, (folder / GRAPH).stat().st_size / 1e6
         self.eval()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
@@ -175,7 +175,7 @@ def load_classifier(name: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
 def classifier_size(model: Any) -> tuple[int, float]:
     """Number of weights, and megabytes (10^6 bytes): of the graph, or of the weights as fp32."""
     if isinstance(model, Exported):
-        return model.weights, model.size / 1e6
+        return model.size
     return count_parameters(model), count_parameters(model) * 4 / 1e6
 
 
@@ -219,23 +219,19 @@ def export(
             "bytes": (new / GRAPH).stat().st_size,
         }
         write_json(new / "export.json", report)
-        answers, f1 = [], {}
-        for name, form in {"original": model, "exported": load_exported(new)}.items():
-            answers.append(predict_probabilities(form, tokenizer, texts, max_length))
-            guess = answers[-1].argmax(1)
-            f1[name] = mean_weighted_f1(np.asarray(labels), guess, np.asarray(languages))["mean"]
-        ours, theirs = answers
+        pair, where = (model, load_exported(new)), np.asarray(languages)
+        ours, theirs = (predict_probabilities(m, tokenizer, texts, max_length) for m in pair)
+        f1 = [mean_weighted_f1(np.asarray(labels), p.argmax(1), where) for p in (ours, theirs)]
         report |= {
             "texts": len(texts),
             "max_difference": float(np.abs(ours - theirs).max()),
             "argmax_equal": 100 * float((ours.argmax(1) == theirs.argmax(1)).mean()),
-            "weighted_f1": f1,
+            "weighted_f1": {"original": f1[0]["mean"], "exported": f1[1]["mean"]},
         }
         if not int8 and (report["max_difference"] > TOLERANCE or report["argmax_equal"] < 100):
             raise CometError(
-                f"{folder}: not written, the graph strays from the model by "
-                f"{report['max_difference']:.2g} in a probability; try another version of torch or "
-                "onnxruntime (constraints.txt has the tested ones)"
+                f"{folder}: not written, the graph strays by {report['max_difference']:.2g} in a "
+                "probability; try the versions of torch and onnxruntime in constraints.txt"
             )
         write_json(new / "export.json", report)
         (new / "README.md").write_text(f"{card.rstrip()}\n{note(report)}".lstrip(), "utf-8")
