@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
@@ -22,38 +23,27 @@ from comet_lib.profiles import ASSETS, LABELS, LANGUAGES, Profile
 
 SPLITS = ("train", "dev", "test")
 FEATURES = Features(
-    {
-        "text": Value("string"),
-        "label": ClassLabel(names=list(LABELS)),
-        "language": Value("string"),
-        "seen_in_train": Value("bool"),
-    }
+    {"text": Value("string"), "label": ClassLabel(names=list(LABELS))}
+    | {"language": Value("string"), "seen_in_train": Value("bool")}
 )
 
 #: The hub copy, whose Parquet is on a branch of its own; HUB_LABELS names its integer labels.
 HUB_REPOSITORY = "shmuhammad/AfriSenti-twitter-sentiment"
-HUB_REVISION = "refs/convert/parquet"
-HUB_ROOT = f"hf://datasets/{HUB_REPOSITORY}@{HUB_REVISION.replace('/', '%2F')}"
+HUB_ROOT = f"hf://datasets/{HUB_REPOSITORY}@refs%2Fconvert%2Fparquet"
 HUB_LABELS = ("positive", "neutral", "negative")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the data comes from: ``kind`` is folder, hub, or sample; ``root`` is a path or URL.
+    """Where the data comes from; ``str()`` says it to a reader."""
 
-    ``why`` says what to do if this is not the source that was wanted.
-    """
-
-    kind: str
-    root: str
-    why: str = ""
+    kind: str  # folder, hub, or sample
+    root: str  # path or URL
+    name: str
+    why: str = ""  # what to do if another source was wanted
 
     def __str__(self) -> str:
-        return {
-            "folder": f"the folder {Path(self.root).name}/",
-            "hub": f"the hub ({HUB_REPOSITORY})",
-            "sample": "the bundled sample (written for this course; a sample, never a benchmark)",
-        }[self.kind] + self.why
+        return self.name + self.why
 
 
 def normalise(text: str) -> str:
@@ -64,59 +54,76 @@ def normalise(text: str) -> str:
 def check_language(code: str) -> str:
     """``code`` itself if it can name a language folder (only letters, so no path tricks)."""
     if not re.fullmatch(r"[a-z]{2,8}", code):
-        raise CometError(
-            f"language code {code!r} is not valid: use ISO 639-3 letters such as "
-            f"{', '.join(LANGUAGES)}"
-        )
+        raise CometError(f"language code {code!r}: use ISO 639-3, such as {', '.join(LANGUAGES)}")
     return code
 
 
-def decode(path: Path) -> str:
-    """The text of a UTF-8 file; a BOM is dropped, CRLF becomes LF.
+def raw_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Row (from 1) and line of a text file; a BOM is dropped, CRLF and CR end a line too.
 
-    Raises:
-        CometError: the file is missing, is not UTF-8, or holds NUL bytes; names file and row.
+    A byte that is not UTF-8 becomes half a surrogate pair, which :func:`checked` refuses.
     """
     try:
         if path.exists() and not path.is_file():  # reading a pipe would never end
             raise CometError(f"{path}: not a file; put a text file there instead")
-        raw = path.read_bytes()
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+            for row, line in enumerate(file, start=1):
+                yield row, line.rstrip("\n")
     except OSError as error:
         raise CometError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = raw[: error.start].count(b"\n") + 1
-        raise CometError(f"{path}, row {row}: not UTF-8; save the file as UTF-8") from error
-    if "\0" in text:
-        row = text[: text.index("\0")].count("\n") + 1
-        raise CometError(f"{path}, row {row}: holds a NUL byte; save the file as plain UTF-8 text")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """The place (file and row, for messages) and the cells of each row that is not blank.
+def checked(place: str, text: Any) -> str:
+    """``text`` itself. Raises CometError, naming the place, if it cannot be a text."""
+    if not isinstance(text, str):
+        raise CometError(f"{place}: text is {str(text)[:40]!r}, not a string; fix it")
+    if bad := re.search("[\0\ud800-\udfff]", text):
+        fault = "holds a NUL byte" if bad[0] == "\0" else "not UTF-8"
+        raise CometError(f"{place}: {fault}; save the file as plain UTF-8 text")
+    return text
 
-    The header comes first, in lower case. It is row 1, as in an editor. Quotes are plain
-    characters (tweets are full of them).
+
+def _rows(path: Path) -> list[tuple[str, list[str]]]:
+    """The place (file and row, for messages) and the cells of the header and each filled row.
+
+    The header is row 1, as in an editor. Quotes are plain characters (tweets are full of them).
     """
-    header, *lines = decode(path).split("\n")
-    yield f"{path}, row 1", _header(header.split("\t"))
-    filled = [(row, line) for row, line in enumerate(lines, start=2) if line.strip()]
-    for row, line in filled:
-        yield f"{path}, row {row}", line.split("\t")
-    if not filled:
-        raise CometError(f"{path}: has a header but no rows; give at least one text")
+    rows = [
+        (f"{path}, row {n}", checked(f"{path}, row {n}", line).split("\t"))
+        for n, line in raw_lines(path)
+        if n == 1 or line.strip()
+    ]
+    if len(rows) < 2:
+        raise CometError(f"{path}, row 1: no rows follow; give a header and at least one text")
+    return rows
 
 
 def _header(cells: list[str]) -> list[str]:
     return [cell.strip().lower() for cell in cells]
 
 
-def _text(place: str, column: str, cell: str) -> str:
+def _column(place: str, header: list[str], *names: str) -> str:
+    """The first of ``names`` that the header has, once."""
+    name = next((name for name in names if name in header), "")
+    if header.count(name) != 1:
+        raise CometError(
+            f"{place}: needs one column {' or '.join(names)}, has {str(header)[:80]}; the first "
+            "row must name the columns, as in tweet<TAB>label"
+        )
+    return name
+
+
+def _text(place: str, cell: str) -> str:
     if not (text := normalise(cell)):
-        raise CometError(f"{place}: the {column} is empty; remove the row or fill it in")
+        raise CometError(f"{place}: the text is empty; remove the row or fill it in")
     return text
+
+
+def _label(place: str, label: Any) -> str:
+    if (name := str(label).strip().casefold()) not in LABELS:
+        known = ", ".join(LABELS)
+        raise CometError(f"{place}: unknown label {str(label)[:40]!r}; use one of {known}")
+    return name
 
 
 def read_tsv(path: str | Path) -> pd.DataFrame:
@@ -126,30 +133,19 @@ def read_tsv(path: str | Path) -> pd.DataFrame:
         CometError: naming file, row, and fix, for a bad header, a wrong number of columns, an
             empty tweet, an unknown label, a second header, or a file without rows.
     """
-    rows = _rows(Path(path))
-    place, header = next(rows)
-    for column in ("tweet", "label"):
-        if header.count(column) != 1:
-            raise CometError(
-                f"{place}: needs one column {column!r}, but the header is {str(header)[:80]}; "
-                "the first row must be tweet<TAB>label"
-            )
+    (place, first), *rows = _rows(Path(path))
+    header = _header(first)
+    tweet, label = (header.index(_column(place, header, name)) for name in ("tweet", "label"))
     found = []
     for place, cells in rows:
         if len(cells) != len(header):
             raise CometError(
-                f"{place}: has {len(cells)} columns where the header has {len(header)}; "
-                "separate tweet and label by one tab, with no tab inside the tweet"
+                f"{place}: has {len(cells)} columns where the header has {len(header)}; put one "
+                "tab between tweet and label, and none inside the tweet"
             )
         if _header(cells) == header:
             raise CometError(f"{place}: repeats the header; remove this row")
-        cell = dict(zip(header, cells, strict=True))
-        text, label = _text(place, "tweet", cell["tweet"]), cell["label"].strip().casefold()
-        if label not in LABELS:
-            raise CometError(
-                f"{place}: unknown label {cell['label'][:40]!r}; use one of {', '.join(LABELS)}"
-            )
-        found.append((text, label))
+        found.append((_text(place, cells[tweet]), _label(place, cells[label])))
     return pd.DataFrame(found, columns=["text", "label"])
 
 
@@ -159,16 +155,10 @@ def read_texts(path: str | Path) -> list[str]:
     Raises:
         CometError: naming file, row, and fix, for a bad header, a short row, or an empty text.
     """
-    rows = _rows(Path(path))
-    place, header = next(rows)
-    column = next((name for name in ("tweet", "text") if name in header), None)
-    if column is None:
-        raise CometError(
-            f"{place}: needs a column tweet or text, but the header is {str(header)[:80]}; "
-            "write the column's name in the first row"
-        )
-    at = header.index(column)
-    return [_text(place, column, "".join(cells[at : at + 1])) for place, cells in rows]
+    (place, first), *rows = _rows(Path(path))
+    header = _header(first)
+    at = header.index(_column(place, header, "tweet", "text"))
+    return [_text(place, "".join(cells[at : at + 1])) for place, cells in rows]
 
 
 def read_hub(language: str, split: str, root: str = HUB_ROOT) -> pd.DataFrame:
@@ -188,28 +178,22 @@ def read_hub(language: str, split: str, root: str = HUB_ROOT) -> pd.DataFrame:
             f"AfriSenti {language}/{split} could not be read from the hub "
             f"({type(error).__name__}); connect to the network, or set COMET_DATA to a local folder"
         ) from error
-    column = next((c for c in ("tweet", "text") if c in table.column_names), None)
-    if column is None or "label" not in table.column_names:
-        raise CometError(f"{files}: needs the columns tweet and label, has {table.column_names}")
+    tweets = table[_column(files, table.column_names, "tweet", "text")][:]
+    labels = table[_column(files, table.column_names, "label")][:]
     feature = table.features["label"]
     # A table, not an index: -1, which means no label elsewhere, would be the last name.
-    by_number = dict(enumerate(feature.names if isinstance(feature, ClassLabel) else HUB_LABELS))
-    labels = [by_number.get(label, label) for label in table["label"][:]]
-    unknown = sorted({str(label) for label in labels} - set(LABELS))
-    if unknown:
-        raise CometError(
-            f"{files}: unknown labels {', '.join(unknown)[:80]}; use {', '.join(LABELS)}"
-        )
-    texts = table[column][:]
-    if not all(isinstance(text, str) for text in texts):
-        raise CometError(f"{files}: a {column} is not text; give each row one")
-    return pd.DataFrame({"text": [normalise(text) for text in texts], "label": labels})
+    names = dict(enumerate(feature.names if isinstance(feature, ClassLabel) else HUB_LABELS))
+    found = []
+    for row, (tweet, label) in enumerate(zip(tweets, labels, strict=True), start=1):
+        place = f"{files}, row {row}"
+        found.append((normalise(checked(place, tweet)), _label(place, names.get(label, label))))
+    return pd.DataFrame(found, columns=["text", "label"])
 
 
-def _hub_reachable(seconds: float = 5) -> bool:
+def _hub_reachable() -> bool:
     """One short question: without a network, the client would retry a file for over a minute."""
     try:
-        HfApi().dataset_info(HUB_REPOSITORY, timeout=seconds)
+        HfApi().dataset_info(HUB_REPOSITORY, timeout=5)
     except Exception:  # of many kinds, which all mean that the hub cannot be used now
         return False
     return True
@@ -218,13 +202,12 @@ def _hub_reachable(seconds: float = 5) -> bool:
 def find_source(profile: Profile) -> Source:
     """A local folder if the profile names one, else the hub if it answers, else the sample."""
     if profile.data:
-        return Source("folder", profile.data)
+        return Source("folder", profile.data, f"the folder {Path(profile.data).name}/")
     if profile.use_hub and _hub_reachable():
-        return Source("hub", HUB_ROOT)
-    why = (
-        ", because the hub does not answer: connect to it, or name AfriSenti's folder (COMET_DATA)"
-    )
-    return Source("sample", str(ASSETS / "sample"), why if profile.use_hub else "")
+        return Source("hub", HUB_ROOT, f"the hub ({HUB_REPOSITORY})")
+    name = "the bundled sample (written for this course; a sample, never a benchmark)"
+    why = "because the hub does not answer: connect to it, or name AfriSenti's folder (COMET_DATA)"
+    return Source("sample", str(ASSETS / "sample"), name, f", {why}" if profile.use_hub else "")
 
 
 def _read_split(source: Source, language: str, split: str) -> pd.DataFrame:
@@ -232,10 +215,8 @@ def _read_split(source: Source, language: str, split: str) -> pd.DataFrame:
         return read_hub(language, split, source.root)
     folder = Path(source.root) / "afrisenti" / language
     if not folder.is_dir():
-        there = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
-        raise CometError(
-            f"{folder}: no such language; this data has {', '.join(there) or 'no afrisenti folder'}"
-        )
+        there = ", ".join(sorted(p.name for p in folder.parent.glob("*/"))) or "no afrisenti folder"
+        raise CometError(f"{folder}: no such language; this data has {there}")
     return read_tsv(folder / f"{split}.tsv")
 
 
@@ -248,25 +229,24 @@ def load_sentiment(
     whether the same text is also in the training split of its language. AfriSenti's dev repeats
     11 % of Yoruba's training tweets, so choose models on :func:`unseen` dev.
     """
-    source = source or find_source(profile)
-    frames: dict[str, list[pd.DataFrame]] = {split: [] for split in SPLITS}
+    source, frames = source or find_source(profile), []
     for language in languages or profile.languages:
         check_language(language)
-        train_texts: set[str] = set()
-        for split in SPLITS:
-            frame = _read_split(source, language, split)
-            if split == "train":
-                if profile.train_limit is not None and len(frame) > profile.train_limit:
-                    frame = frame.sample(profile.train_limit, random_state=0)  # may be sorted
-                train_texts = set(frame["text"])
-            seen = frame["text"].isin(train_texts) & (split != "train")
-            frames[split].append(frame.assign(language=language, seen_in_train=seen))
-    out = DatasetDict()
-    for split, parts in frames.items():
-        table = pd.concat(parts, ignore_index=True)
-        table["label"] = table["label"].map(LABELS.index)
-        out[split] = Dataset.from_pandas(table, features=FEATURES, preserve_index=False)
-    return out
+        splits = {split: _read_split(source, language, split) for split in SPLITS}
+        if profile.train_limit is not None and len(splits["train"]) > profile.train_limit:
+            # A sample, not the first rows: the file may be sorted.
+            splits["train"] = splits["train"].sample(profile.train_limit, random_state=0)
+        for split, frame in splits.items():
+            seen = frame["text"].isin(splits["train"]["text"]) & (split != "train")
+            frames.append(frame.assign(language=language, seen_in_train=seen, split=split))
+    rows = pd.concat(frames, ignore_index=True)
+    rows["label"] = rows["label"].map(LABELS.index)
+    return DatasetDict(
+        {
+            split: Dataset.from_pandas(table[list(FEATURES)], FEATURES, preserve_index=False)
+            for split, table in rows.groupby("split", sort=False)
+        }
+    )
 
 
 def unseen(table: Dataset) -> Dataset:
@@ -276,11 +256,9 @@ def unseen(table: Dataset) -> Dataset:
 
 def leakage(data: DatasetDict) -> pd.DataFrame:
     """Rows of dev and test that are word for word in train: count and percent by language."""
-    rows = []
-    for split in ("dev", "test"):
-        frame = data[split].to_pandas()
-        for language, group in frame.groupby("language", sort=False):
-            count = int(group["seen_in_train"].sum())
-            percent = round(100 * count / len(group), 1)
-            rows.append((language, split, len(group), count, percent))
-    return pd.DataFrame(rows, columns=["language", "split", "rows", "in_train", "percent"])
+    frame = pd.concat([data[split].to_pandas().assign(split=split) for split in ("dev", "test")])
+    seen = frame.groupby(["language", "split"], sort=False)["seen_in_train"]
+    table = seen.agg(rows="size", in_train="sum").reset_index()
+    # Series.map hands out Python floats, which round() rounds as everywhere else.
+    percent = (100 * table["in_train"] / table["rows"]).map(lambda share: round(share, 1))
+    return table.assign(percent=percent)

@@ -6,7 +6,7 @@ bootstrap intervals over tweets, drawn within each language.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,17 +88,14 @@ def mean_weighted_f1(
     labels: np.ndarray, predictions: np.ndarray, languages: np.ndarray
 ) -> dict[str, float]:
     """Weighted F1 of each language and their plain mean, in percent."""
-    rows = _by_language(languages)
-    return _with_mean({c: weighted_f1(labels[at], predictions[at]) for c, at in rows.items()})
+    return _by_language(languages, lambda at: weighted_f1(labels[at], predictions[at]))
 
 
-def _by_language(languages: np.ndarray) -> dict[str, np.ndarray]:
-    """Each language with its rows as a mask (N,), in the order in which they come up."""
-    return {str(code): languages == code for code in dict.fromkeys(languages.tolist())}
-
-
-def _with_mean(scores: dict[str, float]) -> dict[str, float]:
-    return {**scores, "mean": float(np.mean(list(scores.values())))}
+def _by_language(languages: np.ndarray, score: Callable[[np.ndarray], Any]) -> dict[str, Any]:
+    """``score`` of the rows (a mask, (N,)) of each language as they come up, and the plain mean."""
+    scores = {str(code): score(languages == code) for code in dict.fromkeys(languages.tolist())}
+    mean = np.mean(list(scores.values()), axis=0)
+    return {**scores, "mean": mean if mean.ndim else float(mean)}
 
 
 def f1_of_counts(counts: np.ndarray) -> np.ndarray:
@@ -114,19 +111,14 @@ def interval(draws: np.ndarray) -> list[float]:
     return [float(x) for x in np.percentile(draws, (2.5, 97.5))]
 
 
-def _resampled(
-    cells: np.ndarray, axes: int, languages: np.ndarray, draws: int, seed: int
-) -> Iterator[tuple[str, np.ndarray]]:
-    """For each language, ``draws`` tables of counts (draws, 3, 3, ...) with ``axes`` axes.
+def _resample(cells: np.ndarray, axes: int, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Tables of counts (draws, 3, 3, ...) with ``axes`` axes, from each row's cell (N,) in one.
 
-    ``cells`` (N,) says which cell of the flat table a row falls into: a bootstrap of rows is a
-    multinomial draw over the cells that they fill.
+    A bootstrap of rows is a multinomial draw over the cells that they fill.
     """
-    rng, k = np.random.default_rng(seed), len(LABELS)
-    for code, here in _by_language(languages).items():
-        counts = np.bincount(cells[here], minlength=k**axes)
-        drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=draws)
-        yield code, drawn.reshape(draws, *[k] * axes)
+    counts = np.bincount(cells, minlength=len(LABELS) ** axes)
+    drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=draws)
+    return drawn.reshape(draws, *[len(LABELS)] * axes)
 
 
 def bootstrap_f1(
@@ -137,10 +129,8 @@ def bootstrap_f1(
     seed: int = 0,
 ) -> dict[str, list[float]]:
     """95 % percentile intervals of weighted F1 by language and of the mean, in percent."""
-    cells = labels * len(LABELS) + predictions
-    tables = _resampled(cells, 2, languages, draws, seed)
-    sampled = {code: f1_of_counts(counts) for code, counts in tables}
-    sampled["mean"] = np.mean(list(sampled.values()), axis=0)
+    cells, rng = labels * len(LABELS) + predictions, np.random.default_rng(seed)
+    sampled = _by_language(languages, lambda at: f1_of_counts(_resample(cells[at], 2, draws, rng)))
     return {name: interval(values) for name, values in sampled.items()}
 
 
@@ -159,14 +149,19 @@ def paired_bootstrap(
         bootstrap p-value (twice the smaller share of draws on one side of zero).
     """
     cells = (labels * len(LABELS) + ours) * len(LABELS) + theirs
-    tables = _resampled(cells, 3, languages, draws, seed)
-    delta = np.mean([f1_of_counts(c.sum(3)) - f1_of_counts(c.sum(2)) for _, c in tables], axis=0)
-    mean = [mean_weighted_f1(labels, p, languages)["mean"] for p in (ours, theirs)]
-    tail = min((delta <= 0).mean(), (delta >= 0).mean())
+    rng = np.random.default_rng(seed)
+
+    def difference(at: np.ndarray) -> np.ndarray:
+        counts = _resample(cells[at], 3, draws, rng)
+        return f1_of_counts(counts.sum(3)) - f1_of_counts(counts.sum(2))
+
+    delta = _by_language(languages, difference)["mean"]
+    mean = [mean_weighted_f1(labels, guess, languages)["mean"] for guess in (ours, theirs)]
+    tail = 2 * min((delta <= 0).mean(), (delta >= 0).mean())
     return {
         "difference": mean[0] - mean[1],
         "ci95": interval(delta),
-        "p": float(min(1.0, max(2 * tail, 1 / draws))),
+        "p": float(min(1.0, max(tail, 1 / draws))),
     }
 
 
@@ -194,14 +189,12 @@ def score_row(
     labels, languages = np.asarray(table["label"][:]), np.asarray(table["language"][:])
     fresh = ~np.asarray(table["seen_in_train"][:], dtype=bool)
     guess = probabilities.argmax(1)
-    right = {
-        c: 100 * float(np.mean((guess == labels)[at])) for c, at in _by_language(languages).items()
-    }
+    right = guess == labels
     return {
         "name": name,
         **more,
         "weighted_f1": mean_weighted_f1(labels, guess, languages),
         "ci95": bootstrap_f1(labels, guess, languages, draws, seed),
-        "accuracy": _with_mean(right),
+        "accuracy": _by_language(languages, lambda at: 100 * float(right[at].mean())),
         "weighted_f1_unseen": mean_weighted_f1(labels[fresh], guess[fresh], languages[fresh]),
     }

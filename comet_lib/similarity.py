@@ -37,7 +37,7 @@ def js_divergence(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
 
 
 def linear_cka(x: Tensor, y: Tensor) -> Tensor:
-    """Linear centred kernel alignment of x (n, p) and y (n, q) -> scalar from 0 to 1.
+    """Linear centred kernel alignment of x (..., n, p) and y (..., n, q) -> (...), from 0 to 1.
 
         CKA = ||Y^T X||^2 / (||X^T X|| ||Y^T Y||),  columns centred, Frobenius norms     (4)
 
@@ -45,32 +45,17 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     equal up to a rotation and one scale; 0 if a side does not vary (n = 1, for example). Pass only
     valid rows. Kornblith et al. 2019, arXiv 1905.00414.
     """
-    fit = x.ndim == 2 and y.ndim == 2 and len(x) == len(y)
-    check_shapes(fit, "(n, p) and (n, q), with the same n", x=x, y=y)
-    x, y = x.double(), y.double()
-    if not len(x):
-        return x.new_zeros(())
-    x, y = x - x.mean(0), y - y.mean(0)
-    scale = (x.T @ x).norm() * (y.T @ y).norm()
-    return (y.T @ x).square().sum() / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+    fit = x.ndim > 1 and y.ndim > 1 and x.shape[-2] == y.shape[-2]
+    check_shapes(fit, "(..., n, p) and (..., n, q), with the same n", x=x, y=y)
+    x, y = (side.double() - side.double().mean(-2, keepdim=True) for side in (x, y))
+    norm = torch.linalg.matrix_norm
+    scale = norm(x.mT @ x) * norm(y.mT @ y)
+    return norm(y.mT @ x).square() / scale.clamp_min(torch.finfo(scale.dtype).tiny)
 
 
 def cka_table(xs: Tensor, ys: Tensor) -> Tensor:
-    """Linear CKA, eq. (4), of every x with every y: (S, n, p) and (T, n, q) -> (S, T).
-
-    Equal to :func:`linear_cka` pair by pair, but each side's (n, n) product is computed once:
-    ||Y^T X||^2 is the sum of (X X^T) * (Y Y^T) over their entries.
-    """
-    fit = xs.ndim == 3 and ys.ndim == 3 and xs.shape[1] == ys.shape[1]
-    check_shapes(fit, "(S, n, p) and (T, n, q), with the same n", xs=xs, ys=ys)
-    sides = []
-    for side in (xs.double(), ys.double()):
-        if side.shape[1]:
-            side = side - side.mean(1, keepdim=True)
-        products = (side @ side.mT).flatten(1)
-        length = products.norm(dim=1, keepdim=True)
-        sides.append(products / length.clamp_min(torch.finfo(products.dtype).tiny))
-    return sides[0] @ sides[1].T
+    """Linear CKA, eq. (4), of every x with every y: (S, n, p) and (T, n, q) -> (S, T)."""
+    return linear_cka(xs[:, None], ys[None])
 
 
 def rollout(maps_by_layer: ByLayer, mask: Tensor | None = None) -> Tensor:

@@ -160,10 +160,14 @@ def test_hub_layout_maps_labels_by_name(tmp_path, named):
 @pytest.mark.parametrize(
     ("tweets", "labels", "words"),
     [
-        (["a", "b"], [0, -1], "unknown labels -1;"),  # no label, and not the last of the names
-        (["a", "b"], [0, 7], "unknown labels 7;"),
-        (["a", "b"], [None, 1], "unknown labels None;"),
-        (["a", None], [0, 1], "a tweet is not text"),
+        (
+            ["a", "b"],
+            [0, -1],
+            "row 2: unknown label '-1';",
+        ),  # no label, and not the last of the names
+        (["a", "b"], [0, 7], "row 2: unknown label '7';"),
+        (["a", "b"], [None, 1], "row 1: unknown label 'None';"),
+        (["a", None], [0, 1], "row 2: text is 'None', not a string;"),
     ],
 )
 def test_a_bad_row_of_the_hub_is_named(tmp_path, tweets, labels, words):

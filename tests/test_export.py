@@ -239,9 +239,9 @@ def test_a_card_that_is_no_utf8_is_kept_as_far_as_it_goes(fp32, monkeypatch, tmp
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("label\nx\n", "row 1: needs a column"),
+        ("label\nx\n", "row 1: needs one column tweet or text"),
         ("text\tid\n\t3\n", "row 2: the text is empty"),
-        ("id\ttweet\n1\n", "row 2: the tweet is empty"),
+        ("id\ttweet\n1\n", "row 2: the text is empty"),
         ("text\n", "no rows"),
     ],
 )

@@ -27,7 +27,8 @@ def test_out_of_fold_never_sees_its_own_row(monkeypatch):
     classifier = targets.tfidf_classifier
     monkeypatch.setattr(targets, "tfidf_classifier", Spy)
     folds = list(targets.fit_folds(texts, labels, languages, folds=3))
-    assert len(folds) == 6
+    assert len(folds) == 6 and not fitted  # each is fitted when it is asked for
+    assert all(fold.classifier is fold.classifier for fold in folds)  # and once
     assert all(not (a & set(fold.texts)) for a, fold in zip(fitted, folds, strict=True))
     assert sorted(np.concatenate([f.rows for f in folds])) == list(range(len(texts)))
     probabilities = targets.cross_fit(texts, labels, languages, folds=3).probabilities

@@ -135,10 +135,13 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         "x.jsonl, row 3: is not JSON",
     ),
     "deep JSON": (lambda p: p.with_suffix(".jsonl").write_text("[" * 100_000), "row 1: is not"),
-    "no object": (lambda p: p.with_suffix(".jsonl").write_text('"a"\n'), "row 1: has no key text"),
+    "no object": (
+        lambda p: p.with_suffix(".jsonl").write_text('"a"\n'),
+        "row 1: is not JSON with a key text",
+    ),
     "no key": (
         lambda p: p.with_suffix(".jsonl").write_text('{"text": "a"}\n{"tweet": "b"}'),
-        "row 2: has no key text",
+        "row 2: is not JSON with a key text",
     ),
     "a number": (lambda p: p.with_suffix(".jsonl").write_text('{"text": 3}'), "row 1: text is '3'"),
     "half a character": (

@@ -35,7 +35,6 @@ from comet_lib.profiles import user_path
 GRAPH = "model.onnx"
 INPUTS = ("input_ids", "attention_mask")
 TOLERANCE = 1e-4  # of probabilities: fp32 sums in another order differ by about 1e-7
-INT8_OPERATIONS = ["MatMul", "Gemm", "Gather"]  # Gather: the embedding tables
 
 
 def _needs(name: str) -> Any:
@@ -49,10 +48,13 @@ def _needs(name: str) -> Any:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """The exporters report much that needs no action."""
-    with warnings.catch_warnings(action="ignore"), contextlib.ExitStack() as undo:
-        undo.callback(logging.disable, logging.root.manager.disable)
-        logging.disable(logging.WARNING)
-        yield
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def write_onnx(model: PreTrainedModel, path: str | Path) -> None:
@@ -62,8 +64,7 @@ def write_onnx(model: PreTrainedModel, path: str | Path) -> None:
     Attention is written in its eager form: the fused one brings a guard against NaN, with which an
     answer on 128 tokens took 1.4 times as long.
     """
-    onnx = _needs("onnx")
-    _needs("onnxscript")
+    onnx, _ = _needs("onnx"), _needs("onnxscript")
     example = torch.tensor([[0, 5, 5, 2], [0, 5, 2, 1]]), torch.tensor([[1] * 4, [1, 1, 1, 0]])
     was_training, attention = model.training, model.config._attn_implementation
     model.set_attn_implementation("eager")
@@ -97,14 +98,9 @@ def write_int8(source: str | Path, path: str | Path) -> None:
     """
     _needs("onnx")
     quantization = _needs("onnxruntime.quantization")
+    kind, operations = quantization.QuantType.QInt8, ["MatMul", "Gemm", "Gather"]
     with _silence():
-        quantization.quantize_dynamic(
-            str(source),
-            str(path),
-            weight_type=quantization.QuantType.QInt8,
-            op_types_to_quantize=INT8_OPERATIONS,
-            per_channel=True,
-        )
+        quantization.quantize_dynamic(source, path, operations, per_channel=True, weight_type=kind)
 
 
 def session(path: Path) -> Any:
@@ -127,8 +123,8 @@ def session(path: Path) -> Any:
 class Exported(nn.Module):
     """Used like the original model: ``model(input_ids=..., attention_mask=...).logits``.
 
-    ``config`` names the labels, ``size`` is the graph's bytes, ``weights`` the number of weights.
-    Uses as many threads as torch does (``torch.set_num_threads``).
+    ``config`` names the labels; ``size`` is the number of weights, and the graph's megabytes. Uses
+    as many threads as torch does (``torch.set_num_threads``).
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -137,18 +133,13 @@ class Exported(nn.Module):
         self.session = session(folder / GRAPH)
         self.config = checked_config(folder)
         self.device = torch.device("cpu")
-        self.size = (folder / GRAPH).stat().st_size
-        self.weights = read_json(folder / "export.json", "parameters")["parameters"]
+        count = read_json(folder / "export.json", "parameters")["parameters"]
+        self.size = count, (folder / GRAPH).stat().st_size / 1e6
         self.eval()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
         inputs = dict(zip(INPUTS, (input_ids.numpy(), attention_mask.numpy()), strict=True))
-        try:
-            (logits,) = self.session.run(["logits"], inputs)
-        except Exception as error:  # onnxruntime's own kinds; all mean that the graph is not ours
-            raise CometError(
-                f"{GRAPH} does not answer ({type(error).__name__}); export the model again"
-            ) from error
+        (logits,) = self.session.run(["logits"], inputs)
         return SimpleNamespace(logits=torch.from_numpy(logits))
 
 
@@ -157,8 +148,8 @@ def is_exported(name: str | Path) -> bool:
     return (user_path(name) / GRAPH).is_file()
 
 
-def load_exported(folder: str | Path) -> Exported:
-    """The exported model in ``folder``; ``evaluation.predict_probabilities`` takes it as a model.
+def load_exported(folder: str | Path) -> Any:
+    """The exported model in ``folder``, an :class:`Exported` that passes for the original.
 
     Raises:
         CometError: no exported model there, or onnxruntime is not installed.
@@ -184,7 +175,7 @@ def load_classifier(name: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
 def classifier_size(model: Any) -> tuple[int, float]:
     """Number of weights, and megabytes (10^6 bytes): of the graph, or of the weights as fp32."""
     if isinstance(model, Exported):
-        return model.weights, model.size / 1e6
+        return model.size
     return count_parameters(model), count_parameters(model) * 4 / 1e6
 
 
@@ -215,8 +206,7 @@ def export(
         write_onnx(model, graph)
         if int8:
             write_int8(graph, new / GRAPH)
-            for leftover in new.glob("fp32.onnx*"):
-                leftover.unlink()
+            graph.unlink()
         with quiet():
             model.config.save_pretrained(new)
             tokenizer.save_pretrained(new)
@@ -229,22 +219,19 @@ def export(
             "bytes": (new / GRAPH).stat().st_size,
         }
         write_json(new / "export.json", report)
-        forms: dict[str, Any] = {"original": model, "exported": load_exported(new)}
-        answers = [predict_probabilities(m, tokenizer, texts, max_length) for m in forms.values()]
-        guesses = [answer.argmax(1) for answer in answers]
-        truth, where = np.asarray(labels), np.asarray(languages)
-        f1 = [mean_weighted_f1(truth, guess, where)["mean"] for guess in guesses]
+        pair, where = (model, load_exported(new)), np.asarray(languages)
+        ours, theirs = (predict_probabilities(m, tokenizer, texts, max_length) for m in pair)
+        f1 = [mean_weighted_f1(np.asarray(labels), p.argmax(1), where) for p in (ours, theirs)]
         report |= {
             "texts": len(texts),
-            "max_difference": float(np.abs(answers[0] - answers[1]).max()),
-            "argmax_equal": 100 * float((guesses[0] == guesses[1]).mean()),
-            "weighted_f1": dict(zip(forms, f1, strict=True)),
+            "max_difference": float(np.abs(ours - theirs).max()),
+            "argmax_equal": 100 * float((ours.argmax(1) == theirs.argmax(1)).mean()),
+            "weighted_f1": {"original": f1[0]["mean"], "exported": f1[1]["mean"]},
         }
         if not int8 and (report["max_difference"] > TOLERANCE or report["argmax_equal"] < 100):
             raise CometError(
-                f"{folder}: not written, the graph strays from the model by "
-                f"{report['max_difference']:.2g} in a probability; try another version of torch or "
-                "onnxruntime (constraints.txt has the tested ones)"
+                f"{folder}: not written, the graph strays by {report['max_difference']:.2g} in a "
+                "probability; try the versions of torch and onnxruntime in constraints.txt"
             )
         write_json(new / "export.json", report)
         (new / "README.md").write_text(f"{card.rstrip()}\n{note(report)}".lstrip(), "utf-8")

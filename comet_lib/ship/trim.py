@@ -9,11 +9,13 @@ numbers, and the same logits; in other texts, dropped pieces fall apart into sho
 
 from __future__ import annotations
 
+import copy
 import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -56,14 +58,14 @@ def trim(
     return Trimmed(trim_model(model, kept), trim_tokenizer(tokenizer, kept), kept)
 
 
-def _parts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The parts of a fast unigram tokenizer, as in tokenizer.json."""
+def _parts(tokenizer: PreTrainedTokenizerBase, hook: Any = None) -> dict[str, Any]:
+    """The parts of a fast unigram tokenizer, as in tokenizer.json; ``hook`` changes each object."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    parts = json.loads(backend.to_str()) if backend is not None else {"model": {}}
-    if parts["model"].get("type") != "Unigram":
+    parts = json.loads(backend.to_str(), object_hook=hook) if backend is not None else {"model": {}}
+    if (kind := parts["model"].get("type", "not a fast one")) != "Unigram":
         raise CometError(
-            f"the tokenizer's model is {parts['model'].get('type', 'not a fast one')}: trimming "
-            "needs a fast unigram tokenizer such as XLM-R's (a folder with tokenizer.json)"
+            f"the tokenizer's model is {kind}: trimming needs a fast unigram tokenizer such as "
+            "XLM-R's (a folder with tokenizer.json)"
         )
     return parts
 
@@ -75,12 +77,9 @@ def script(character: str) -> str:
 
 def scripts_of(texts: Iterable[str]) -> set[str]:
     """Scripts that write at least :data:`SCRIPT_SHARE` of the letters."""
-    letters: Counter[str] = Counter()
-    for character, count in Counter(c for text in texts for c in text).items():
-        letters[script(character)] += count
-    del letters[""]
-    least = SCRIPT_SHARE * letters.total()
-    return {name for name, count in letters.items() if count >= least}
+    signs = pd.Series(Counter(chain.from_iterable(texts)), dtype=int)
+    letters = signs.groupby(script).sum().drop("", errors="ignore")
+    return set(letters.index[letters >= SCRIPT_SHARE * letters.sum()])
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -112,45 +111,36 @@ def needed_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> l
     return sorted(kept)
 
 
-def _renumber(part: Any, new: dict[int, int], by_name: dict[str, int]) -> Any:
-    """A post-processor's description with new numbers, whichever kind it is."""
-    if isinstance(part, list) and len(part) == 2 and isinstance(part[1], int):
-        return [part[0], new[part[1]]]  # RobertaProcessing's ["</s>", 2]
-    if isinstance(part, list):
-        return [_renumber(p, new, by_name) for p in part]
-    if isinstance(part, dict):
-        if "ids" in part and "tokens" in part:  # TemplateProcessing's
-            return {**part, "ids": [by_name[t] for t in part["tokens"]]}
-        return {key: _renumber(value, new, by_name) for key, value in part.items()}
-    return part
-
-
 def trim_tokenizer(
     tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]
 ) -> PreTrainedTokenizerBase:
     """A fast tokenizer over the pieces ``kept`` (old numbers, rising), numbered from 0."""
-    parts = _parts(tokenizer)
     new = {old: number for number, old in enumerate(kept)}
-    names = [str(tokenizer.convert_ids_to_tokens(old)) for old in kept]
-    pieces, unknown = parts["model"]["vocab"], parts["model"]["unk_id"]
-    if unknown is not None and unknown not in new:
-        raise CometError(f"kept leaves out the unknown piece, number {unknown}: keep it")
+
+    def renumber(part: dict[str, Any]) -> dict[str, Any]:
+        for field, value in part.items():
+            if field in ("id", "unk_id", "pad_id") and isinstance(value, int):
+                part[field] = new.get(value, -1)
+            elif field == "ids":  # of a piece in TemplateProcessing
+                part[field] = [new[old] for old in value]
+            elif field in ("sep", "cls") and isinstance(value, list):  # RobertaProcessing
+                part[field] = [value[0], new[value[1]]]
+        return part
+
+    parts = _parts(tokenizer, renumber)
+    pieces = parts["model"]["vocab"]
+    if parts["model"]["unk_id"] == -1:
+        raise CometError(f"kept leaves out the unknown piece, {tokenizer.unk_token}: keep it")
     parts["model"]["vocab"] = [pieces[old] for old in kept if old < len(pieces)]
-    parts["model"]["unk_id"] = None if unknown is None else new[unknown]
-    parts["added_tokens"] = [
-        {**token, "id": new[token["id"]]} for token in parts["added_tokens"] if token["id"] in new
-    ]
-    by_name = {name: number for number, name in enumerate(names)}
-    parts["post_processor"] = _renumber(parts["post_processor"], new, by_name)
-    if parts.get("padding"):
-        parts["padding"]["pad_id"] = new[parts["padding"]["pad_id"]]
+    parts["added_tokens"] = [token for token in parts["added_tokens"] if token["id"] != -1]
     trimmed = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(parts)),
         model_max_length=tokenizer.model_max_length,
         model_input_names=list(tokenizer.model_input_names),
         **tokenizer.special_tokens_map,
     )
-    if trimmed.convert_ids_to_tokens([0, len(kept) - 1]) != [names[0], names[-1]]:
+    ends = tokenizer.convert_ids_to_tokens([kept[0], kept[-1]])
+    if trimmed.convert_ids_to_tokens([0, len(kept) - 1]) != ends:
         raise CometError("the trimmed tokenizer numbers its pieces in another order than kept")
     return trimmed
 
@@ -161,17 +151,17 @@ def trim_model(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     if max(kept) >= old:
         raise CometError(f"piece {max(kept)} is kept, but the model has {old} rows of embeddings")
     new = {number: i for i, number in enumerate(kept)}
-    config = type(model.config).from_dict(model.config.to_dict())
+    config = copy.deepcopy(model.config)
     config.vocab_size = len(kept)
     for name in ID_FIELDS:
         if (number := getattr(config, name, None)) is not None:
             if number not in new:
                 raise CometError(f"{name} is piece {number}, which is not kept: keep it")
             setattr(config, name, new[number])
-    if config.pad_token_id != model.config.pad_token_id:
+    if (pad := model.config.pad_token_id) != config.pad_token_id:
         raise CometError(
-            f"the padding piece would move from {model.config.pad_token_id} to "
-            f"{config.pad_token_id}, and XLM-R counts positions from it: keep the pieces before it"
+            f"the padding piece would move from {pad} to {config.pad_token_id}, and XLM-R counts "
+            "positions from it: keep the pieces before it"
         )
     rows, weights = torch.as_tensor(list(kept)), model.state_dict()
     for name, value in weights.items():
@@ -194,22 +184,19 @@ def coverage(
     them), ``whole_texts`` (percent without a dropped piece), ``pieces_for_one`` (mean number that
     replaces a dropped one), ``unknown_before`` and ``unknown_after`` (percent of tokens).
     """
-    kept, after = set(trimmed.kept), trimmed.tokenizer
-    ids = zip(languages, token_ids(before, texts), token_ids(after, texts), strict=True)
-    rows = [
-        {
-            "language": language,
-            "texts": 1,
-            "tokens": len(old),
-            "dropped": (dropped := sum(number not in kept for number in old)),
-            "whole": dropped == 0,
-            "new": len(new),
-            "unknown": old.count(before.unk_token_id),
-            "unknown_after": new.count(after.unk_token_id),
-        }
-        for language, old, new in ids
-    ]
-    sums = pd.DataFrame(rows).groupby("language", sort=False).sum()
+    kept = set(trimmed.kept)
+    old, new = (pd.Series(token_ids(t, texts)) for t in (before, trimmed.tokenizer))
+    dropped = old.map(lambda ids: sum(number not in kept for number in ids))
+    rows = {
+        "texts": 1,
+        "tokens": old.map(len),
+        "dropped": dropped,
+        "whole": dropped == 0,
+        "new": new.map(len),
+        "unknown": old.map(lambda ids: ids.count(before.unk_token_id)),
+        "unknown_after": new.map(lambda ids: ids.count(trimmed.tokenizer.unk_token_id)),
+    }
+    sums = pd.DataFrame(rows).groupby(pd.Series(languages, name="language"), sort=False).sum()
     sums.loc["all"] = sums.sum()
     tokens, gone = sums["tokens"], sums["dropped"]
     table = {
