@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from comet_lib.files import whole_file
 
@@ -182,27 +181,20 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
     Left what distillation adds, right what one change adds to soft targets. A filled point keeps
     p below 0.05 after Holm's correction; a hollow one does not.
     """
-    kinds = [
-        kind
-        for kind in (
-            ("difference", "against", "none", "Distillation"),
-            ("added", "base", "both", "The one change"),
-        )
-        if any(kind[0] in row[split] for row in rows)
-    ]
-    shown = [row for row in rows if any(kind in row[split] for kind, *_ in kinds)]
+    both = {
+        "difference": ("against", "none", "Distillation"),
+        "added": ("base", "both", "The one change"),
+    }
+    kinds = [kind for kind in both if any(kind in row[split] for row in rows)]
+    shown = [row for row in rows if any(kind in row[split] for kind in kinds)]
     shape = (3 + 3.5 * len(kinds), 0.36 * len(shown) + 1.7)
     figure, (panels,) = plt.subplots(
         1, len(kinds), sharey=True, figsize=shape, layout="constrained", squeeze=False
     )
-    for axes, (kind, other, usual, what) in zip(panels, kinds, strict=True):
-        tests = pd.DataFrame(
-            [
-                {**row[split][kind], "y": y, "to": "" if row[other] == usual else row[other]}
-                for y, row in enumerate(shown)
-                if kind in row[split]
-            ]
-        )
+    for axes, kind in zip(panels, kinds, strict=True):
+        other, usual, what = both[kind]
+        there = {y: row for y, row in enumerate(shown) if kind in row[split]}
+        tests = pd.DataFrame([row[split][kind] for row in there.values()]).assign(y=list(there))
         sure = tests["holm"] < 0.05
         colours, (low, high) = np.where(sure, BLUE, GREY), np.stack(tests["ci95"]).T
         axes.axvline(0, color="black", linewidth=0.8)
@@ -211,10 +203,10 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
         axes.scatter(tests["mean"], tests["y"], c=fill, edgecolor=colours, zorder=3)
         seeds = tests.explode("each").assign(y=lambda seed: seed["y"] + 0.28)
         sns.scatterplot(seeds, x="each", y="y", marker="|", color=ORANGE, linewidth=1, ax=axes)
-        for test in tests.itertuples():
-            text = f"{test.mean:+z.1f}" + (f" (to {test.to})" if test.to else "")
-            place = ("axes fraction", "data")
-            axes.annotate(text, (1.01, test.y), xycoords=place, va="center")
+        for y, row in there.items():
+            to = f" (to {row[other]})" if row[other] != usual else ""
+            text = f"{row[split][kind]['mean']:+z.1f}{to}"
+            axes.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center")
         title = f"{what} adds: p < 0.05 in {sure.sum()} of {len(tests)}"
         axes.set_title(title, loc="left", fontsize=10)
         axes.set(xlabel=f"points of mean weighted F1 on {split}", ylabel="")
@@ -229,39 +221,23 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
 
 def cost_growth(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Seconds of each kind of step (``step``, ``batch``, ``length``, ``seconds``): over the length
-    at the largest batch, and over the batch at the largest length. Both axes are logarithmic."""
+    at the largest batch, and over the batch at the largest length."""
     table = pd.DataFrame(rows)
     kinds = list(table["step"].unique())
-    looks: dict[str, Any] = {
-        "palette": dict(zip(kinds, (BLUE, GREY, ORANGE, GREEN), strict=False)),
-        "markers": dict(zip(kinds, "os^D", strict=False)),
-    }
+    looks: dict[str, Any] = {"style": "step", "markers": True, "dashes": False}
     figure, panels = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
-    units = {"length": "tokens per row", "batch": "rows"}
     for axes, name, other in zip(panels, ("length", "batch"), ("batch", "length"), strict=True):
-        largest = table[other].max()
-        part = table[table[other] == largest].sort_values(name)
-        sns.lineplot(
-            part, x=name, y="seconds", hue="step", style="step", dashes=False, ax=axes, **looks
-        )
-        ticks = part[name].unique()
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xticks(ticks, ticks.astype(str))
-        axes.set(xlabel=f"{units[name]} ({largest} {units[other]})", ylabel="seconds per step")
+        part = table[table[other] == table[other].max()].sort_values(name)
+        colours = dict(zip(kinds, (BLUE, GREY, ORANGE, GREEN), strict=False))
+        sns.lineplot(part, x=name, y="seconds", hue="step", palette=colours, ax=axes, **looks)
+        sizes = part[name].unique()
+        axes.set(yscale="log", xticks=sizes, ylabel="seconds per step (log scale)")
+        axes.set_xlabel(f"{name} (at {other} {table[other].max()})")
         grew = part.groupby("step")["seconds"].agg(lambda s: s.iloc[-1] / s.iloc[0])
-        axes.set_title(
-            f"{ticks[-1] // ticks[0]} times the {name}: {kinds[0]} takes {grew[kinds[0]]:.1f} "
-            f"times as long,\n{kinds[-1]} {grew[kinds[-1]]:.1f} times",
-            loc="left",
-            fontsize=9,
-        )
-        handles, names = axes.get_legend_handles_labels()
+        title = f"{sizes[-1] // sizes[0]} times the {name}: {kinds[0]} takes {grew[kinds[0]]:.1f} "
+        title += f"times as long,\n{kinds[-1]} {grew[kinds[-1]]:.1f} times"
+        axes.set_title(title, loc="left", fontsize=9)
         axes.get_legend().remove()
-    panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    panels[0].yaxis.set_major_formatter("{x:g}")
-    panels[0].yaxis.set_minor_formatter(NullFormatter())
-    look: dict[str, Any] = {"ncols": len(kinds), "frameon": False, "fontsize": 8}
-    figure.legend(handles, names, loc="outside upper center", **look)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     sns.despine(figure)
     return figure

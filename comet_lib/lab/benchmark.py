@@ -256,7 +256,8 @@ def build_form(model: Any, form: str, folder: Path) -> Callable[[Tensor, Tensor]
     """
     if form.startswith("ONNX"):
         path = folder / "fp32.onnx"
-        write_onnx(model, path)
+        if not path.is_file():
+            write_onnx(model, path)
         if form == "ONNX int8":
             write_int8(path, folder / "int8.onnx")
             path = folder / "int8.onnx"
@@ -352,7 +353,7 @@ def benchmark_text(report: Mapping[str, Any]) -> str:
     ratio = [(name, f"{value:.2f}") for name, value in report["ratios"].items()]
     steps = [(name, *(row[column] for column in COLUMNS)) for name, row in report["steps"].items()]
     answers = [(name, 1000 * seconds) for name, seconds in report["answers"].items()]
-    left_out = "".join(f"\n- left out: {line}" for line in report["left_out"])
+    left_out = "".join(f"\n\nLeft out: {line}" for line in report["left_out"])
     return f"""{markdown_table(("ratio", "figure"), ratio)}
 
 {report["machine"]}, fp32 unless a row says otherwise, random weights. Medians, every row on the \
@@ -368,8 +369,7 @@ Caching: {teacher["caching"]:.4f} seconds per row, a plain pass of the teacher \
 
 One answer (three logits) to a row of {sizes["answered"]} tokens by the teacher, and by the student:
 
-{markdown_table(("form", "ms"), answers)}
-{left_out}"""
+{markdown_table(("form", "ms"), answers)}{left_out}"""
 
 
 def write_report(file: Path, report: Mapping[str, Any], head: str, text: str) -> None:

@@ -77,8 +77,8 @@ def peak_gb() -> float:
 def rehearse(profile: Profile, sizes: lab.Sizes = lab.PAPER) -> dict[str, Any]:
     """Measure every part of ``profile``'s run at ``sizes``.
 
-    Rows have ``sizes.length`` tokens. Returns ``parts`` (one row each: the seconds and operations
-    of one unit), what :func:`prediction` makes of them, ``peak_mb`` and ``machine``.
+    Rows have ``sizes.length`` tokens. Returns ``parts`` (:func:`prediction`), ``peak_gb``,
+    ``cache_gb`` (10^9 bytes) and what they belong to.
     """
     set_seed(profile.seed)
     stage1, stage2 = (replace(stage, max_steps=STEPS) for stage in (profile.stage1, profile.stage2))
@@ -113,9 +113,10 @@ def rehearse(profile: Profile, sizes: lab.Sizes = lab.PAPER) -> dict[str, Any]:
 
 
 def prediction(profile: Profile, costs: Sequence[Sequence[float]]) -> dict[str, dict[str, float]]:
-    """By part, how often it happens in the profile's run and for how many hours; then the whole.
+    """How often each part happens in the profile's run, and its hours; then those of whole runs.
 
-    ``costs`` are the seconds and the operations of one row or step of each part.
+    ``costs`` are the seconds and the operations of one row or step of each part. ``t4_hours`` is a
+    lower bound for a T4, estimated.
     """
     lines = sum(
         profile.text_limit.get(code, profile.default_text_limit or 0) for code in profile.languages
