@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,11 +22,11 @@ from matplotlib.ticker import LogLocator
 
 from comet_lib.files import whole_file
 
-Maps, Names = Sequence[np.ndarray], Sequence[str]
+Maps: TypeAlias = Sequence[np.ndarray]
+Names: TypeAlias = Sequence[str]
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#767676"
 #: One colour per model, the same in every figure of the course.
-COLOURS = {"teacher": BLUE, "student": ORANGE, "student_no_distillation": PINK}
-COLOURS |= {"tfidf": GREEN, "paper": GREY}
+COLOURS = dict(teacher=BLUE, student=ORANGE, student_no_distillation=PINK, tfidf=GREEN, paper=GREY)
 #: What the Trainer logs beside loss terms, and its evaluations.
 NO_TERMS = {"step", "epoch", "loss", "grad_norm", "learning_rate", "total_flos"}
 MAP_COLOURS = "magma_r"  # attention: light is little
@@ -59,13 +59,13 @@ def result_bars(report: Mapping[str, Any]) -> Figure:
     axes.hlines(range(len(ours)), low, high, color="black", linewidth=2)
     for y, (mean, end) in enumerate(zip(means, [*high, *means[len(ours) :]], strict=True)):
         axes.text(end + 0.3, y, f"{mean:.1f}", va="center")
-    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    shown = [name.replace("_", " ") for name in names]
+    axes.set_yticks(range(len(names)), shown)
     axes.set_xlim(max(0, 5 * (min(means) // 5) - 5), max(means) + 4)
     axes.set_xlabel("mean weighted F1, percent (axis does not start at zero; line: 95 % interval)")
     best = int(np.argmax(means[: len(ours)]))
     where = f"; the paper's best: {max(means[len(ours) :]):.1f}" if paper else ""
-    best_name = names[best].replace("_", " ")
-    axes.set_title(f"Our best is {best_name}: {means[best]:.1f}{where}", loc="left")
+    axes.set_title(f"Our best is {shown[best]}: {means[best]:.1f}{where}", loc="left")
     sns.despine(figure)
     return figure
 
@@ -207,11 +207,11 @@ def cost_growth(rows: Sequence[Mapping[str, Any]]) -> Figure:
     table = pd.DataFrame(rows)
     kinds = list(table["step"].unique())
     looks: dict[str, Any] = {"style": "step", "markers": True, "dashes": False}
+    looks["palette"] = [BLUE, GREY, ORANGE, GREEN]
     figure, panels = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
     for axes, name, other in zip(panels, ("length", "batch"), ("batch", "length"), strict=True):
         part = table[table[other] == table[other].max()].sort_values(name)
-        colours = dict(zip(kinds, (BLUE, GREY, ORANGE, GREEN), strict=False))
-        sns.lineplot(part, x=name, y="seconds", hue="step", palette=colours, ax=axes, **looks)
+        sns.lineplot(part, x=name, y="seconds", hue="step", ax=axes, **looks)
         sizes = part[name].unique()
         axes.set(yscale="log", xticks=sizes, ylabel="seconds per step (log scale)")
         axes.set_xlabel(f"{name} (at {other} {table[other].max()})")
