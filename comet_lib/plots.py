@@ -2,9 +2,8 @@
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart. Titles state the finding.
 seaborn draws bars, curves and points. matplotlib draws three things directly: intervals, which come
-ready from our bootstraps and which seaborn cannot take; attention maps, as ``seaborn.heatmap``
-draws the whole figure again for each (24 maps: 40 seconds instead of 3); and the bars that a slider
-redraws.
+ready from our bootstraps; attention maps, as ``seaborn.heatmap`` draws the whole figure again for
+each (24 maps: 40 seconds instead of 3); and the bars that a slider redraws.
 """
 
 from __future__ import annotations
@@ -12,26 +11,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator
 
 from comet_lib.files import whole_file
 
+Maps: TypeAlias = Sequence[np.ndarray]
+Names: TypeAlias = Sequence[str]
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#767676"
 #: One colour per model, the same in every figure of the course.
-COLOURS = {
-    "teacher": BLUE,
-    "student": ORANGE,
-    "student_no_distillation": PINK,
-    "tfidf": GREEN,
-    "paper": GREY,
-}
+COLOURS = dict(teacher=BLUE, student=ORANGE, student_no_distillation=PINK, tfidf=GREEN, paper=GREY)
 #: What the Trainer logs beside loss terms, and its evaluations.
 NO_TERMS = {"step", "epoch", "loss", "grad_norm", "learning_rate", "total_flos"}
 MAP_COLOURS = "magma_r"  # attention: light is little
@@ -64,22 +59,21 @@ def result_bars(report: Mapping[str, Any]) -> Figure:
     axes.hlines(range(len(ours)), low, high, color="black", linewidth=2)
     for y, (mean, end) in enumerate(zip(means, [*high, *means[len(ours) :]], strict=True)):
         axes.text(end + 0.3, y, f"{mean:.1f}", va="center")
-    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    shown = [name.replace("_", " ") for name in names]
+    axes.set_yticks(range(len(names)), shown)
     axes.set_xlim(max(0, 5 * (min(means) // 5) - 5), max(means) + 4)
     axes.set_xlabel("mean weighted F1, percent (axis does not start at zero; line: 95 % interval)")
     best = int(np.argmax(means[: len(ours)]))
     where = f"; the paper's best: {max(means[len(ours) :]):.1f}" if paper else ""
-    title = f"Our best is {names[best].replace('_', ' ')}: {means[best]:.1f}{where}"
-    axes.set_title(title, loc="left")
+    axes.set_title(f"Our best is {shown[best]}: {means[best]:.1f}{where}", loc="left")
     sns.despine(figure)
     return figure
 
 
 def training_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     """Every logged loss term of every stage, one panel per stage; titles follow the first term."""
-    figure, panels = plt.subplots(
-        1, len(logs), figsize=(3.6 * len(logs), 3), layout="constrained", squeeze=False
-    )
+    shape: dict[str, Any] = {"figsize": (3.6 * len(logs), 3), "squeeze": False}
+    figure, panels = plt.subplots(1, len(logs), layout="constrained", **shape)
     for axes, (stage, rows) in zip(panels[0], logs.items(), strict=True):
         table, title = pd.DataFrame(rows), stage.replace("_", " ")
         terms = [x for x in table if x not in NO_TERMS and not x.startswith(("eval_", "train_"))]
@@ -99,63 +93,51 @@ def training_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure
     return figure
 
 
-def _heatmap(axes: Any, one: np.ndarray, across: Sequence[str], down: Sequence[str], **how: Any):
-    """One map (L, L), its tokens as they stand (``$`` starts no formula) or none; the image."""
-    names: dict[str, Any] = {"fontsize": 8, "parse_math": False}
-    axes.set_xticks(range(len(across)), across, rotation=90, **names)
-    axes.set_yticks(range(len(down)), down, **names)
-    return axes.imshow(one, **how)
-
-
 def attention_maps(
-    maps: Sequence[np.ndarray],
-    tokens: Sequence[str],
-    titles: Sequence[str],
+    maps: Maps,
+    tokens: Names,
+    titles: Names,
     difference: bool = False,
     title: str = "",
+    columns: int | None = None,
 ) -> Figure:
-    """Maps (L, L) side by side on one token axis; with ``difference`` the last is signed."""
-    tokens = [drawable(token) for token in tokens]
-    size = max(2.6, 0.2 * len(tokens) + 0.9)
-    shape = (size * len(maps) + 1, size + 0.4)
-    figure, panels = plt.subplots(1, len(maps), figsize=shape, layout="constrained", squeeze=False)
-    top = max(float(m.max()) for m in (maps[:-1] if difference else maps))
-    for number, (axes, one, name) in enumerate(zip(panels[0], maps, titles, strict=True)):
-        how: dict[str, Any] = {"cmap": MAP_COLOURS, "vmin": 0, "vmax": top}
-        if difference and number == len(maps) - 1:
-            limit = max(float(np.abs(one).max()), 1e-9)
-            how = {"cmap": DIFFERENCE_COLOURS, "vmin": -limit, "vmax": limit}
-        image = _heatmap(axes, one, tokens, tokens if number == 0 else [], **how)
-        figure.colorbar(image, ax=axes, shrink=0.7)
-        axes.set(title=name, xlabel="looked at")
-    panels[0][0].set_ylabel("looking (each row sums to 1)")
-    figure.suptitle(title)
-    return figure
+    """Maps (L, L) of one sentence on one colour scale, in rows of ``columns`` (default: all).
 
-
-def map_grid(
-    maps: Sequence[np.ndarray],
-    titles: Sequence[str],
-    tokens: Sequence[str],
-    title: str = "",
-    columns: int = 3,
-) -> Figure:
-    """Maps (L, L) of one sentence on one colour scale, with tokens only on the outer axes."""
-    columns = min(columns, len(maps))
-    rows = -(-len(maps) // columns)
-    shape = (3.0 * columns + 1, 2.9 * rows + 0.8)
+    With ``difference`` the last is signed and has a scale of its own. Tokens stand only on the
+    outer axes, as they are (``$`` starts no formula).
+    """
+    columns = min(columns or len(maps), len(maps))
+    rows, size = -(-len(maps) // columns), max(2.6, 0.2 * len(tokens) + 0.9)
+    shape = (size * columns + 1, size * rows + 0.4)
     figure, panels = plt.subplots(rows, columns, figsize=shape, layout="constrained", squeeze=False)
-    top = max(float(m.max()) for m in maps)
-    for number, (axes, one) in enumerate(zip(panels.flat, maps, strict=False)):
-        across = [] if number + columns < len(maps) else tokens  # no other panel stands below
-        down = tokens if number % columns == 0 else []
-        image = _heatmap(axes, one, across, down, cmap=MAP_COLOURS, vmin=0, vmax=top)
-        axes.set_title(titles[number], fontsize=10)
-    for axes in panels.flat[len(maps) :]:
-        axes.axis("off")
-    figure.colorbar(image, ax=panels, shrink=0.6, label="attention (each row sums to 1)")
+    shared = list(maps[:-1] if difference else maps)
+    names: dict[str, Any] = {"fontsize": 8, "parse_math": False}
+    labels = [drawable(token) for token in tokens]
+    for number, (axes, one, name) in enumerate(zip(panels.flat, maps, titles, strict=False)):
+        across = [] if number + columns < len(maps) else labels  # no other panel stands below
+        down = [] if number % columns else labels
+        axes.set_xticks(range(len(across)), across, rotation=90, **names)
+        axes.set_yticks(range(len(down)), down, **names)
+        axes.set_title(name, fontsize=10)
+        if number < len(shared):
+            scale = axes.imshow(one, cmap=MAP_COLOURS, vmin=0, vmax=max(m.max() for m in shared))
+        else:
+            limit = max(float(np.abs(one).max()), 1e-9)
+            signed = axes.imshow(one, cmap=DIFFERENCE_COLOURS, vmin=-limit, vmax=limit)
+            figure.colorbar(signed, ax=axes, shrink=0.7)
+    for empty in panels.flat[len(maps) :]:
+        empty.axis("off")
+    where = panels.flat[: len(shared)].tolist() if difference else panels
+    figure.colorbar(scale, ax=where, shrink=0.7, label="attention (each row sums to 1)")
+    figure.supxlabel("looked at", fontsize=10)
+    figure.supylabel("looking", fontsize=10)
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def map_grid(maps: Maps, titles: Names, tokens: Names, title: str = "", columns: int = 3) -> Figure:
+    """:func:`attention_maps` as a grid."""
+    return attention_maps(maps, tokens, titles, title=title, columns=columns)
 
 
 def soft_target_bars(
@@ -182,27 +164,19 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
     Left what distillation adds, right what one change adds to soft targets. A filled point keeps
     p below 0.05 after Holm's correction; a hollow one does not.
     """
-    kinds = [
-        kind
-        for kind in (
-            ("difference", "against", "none", "Distillation"),
-            ("added", "base", "both", "The one change"),
-        )
-        if any(kind[0] in row[split] for row in rows)
-    ]
-    shown = [row for row in rows if any(kind in row[split] for kind, *_ in kinds)]
+    both = {
+        "difference": ("against", "none", "Distillation"),
+        "added": ("base", "both", "The one change"),
+    }
+    kinds = [kind for kind in both if any(kind in row[split] for row in rows)]
+    shown = [row for row in rows if any(kind in row[split] for kind in kinds)]
     shape = (3 + 3.5 * len(kinds), 0.36 * len(shown) + 1.7)
-    figure, (panels,) = plt.subplots(
-        1, len(kinds), sharey=True, figsize=shape, layout="constrained", squeeze=False
-    )
-    for axes, (kind, other, usual, what) in zip(panels, kinds, strict=True):
-        tests = pd.DataFrame(
-            [
-                {**row[split][kind], "y": y, "to": "" if row[other] == usual else row[other]}
-                for y, row in enumerate(shown)
-                if kind in row[split]
-            ]
-        )
+    how: dict[str, Any] = {"figsize": shape, "layout": "constrained", "squeeze": False}
+    figure, (panels,) = plt.subplots(1, len(kinds), sharey=True, **how)
+    for axes, kind in zip(panels, kinds, strict=True):
+        other, usual, what = both[kind]
+        there = {y: row for y, row in enumerate(shown) if kind in row[split]}
+        tests = pd.DataFrame([row[split][kind] for row in there.values()]).assign(y=list(there))
         sure = tests["holm"] < 0.05
         colours, (low, high) = np.where(sure, BLUE, GREY), np.stack(tests["ci95"]).T
         axes.axvline(0, color="black", linewidth=0.8)
@@ -211,10 +185,10 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
         axes.scatter(tests["mean"], tests["y"], c=fill, edgecolor=colours, zorder=3)
         seeds = tests.explode("each").assign(y=lambda seed: seed["y"] + 0.28)
         sns.scatterplot(seeds, x="each", y="y", marker="|", color=ORANGE, linewidth=1, ax=axes)
-        for test in tests.itertuples():
-            text = f"{test.mean:+z.1f}" + (f" (to {test.to})" if test.to else "")
-            place = ("axes fraction", "data")
-            axes.annotate(text, (1.01, test.y), xycoords=place, va="center")
+        for y, row in there.items():
+            to = f" (to {row[other]})" if row[other] != usual else ""
+            text = f"{row[split][kind]['mean']:+z.1f}{to}"
+            axes.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center")
         title = f"{what} adds: p < 0.05 in {sure.sum()} of {len(tests)}"
         axes.set_title(title, loc="left", fontsize=10)
         axes.set(xlabel=f"points of mean weighted F1 on {split}", ylabel="")
@@ -229,39 +203,27 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
 
 def cost_growth(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Seconds of each kind of step (``step``, ``batch``, ``length``, ``seconds``): over the length
-    at the largest batch, and over the batch at the largest length. Both axes are logarithmic."""
+    at the largest batch, and over the batch at the largest length."""
     table = pd.DataFrame(rows)
     kinds = list(table["step"].unique())
-    looks: dict[str, Any] = {
-        "palette": dict(zip(kinds, (BLUE, GREY, ORANGE, GREEN), strict=False)),
-        "markers": dict(zip(kinds, "os^D", strict=False)),
-    }
+    looks: dict[str, Any] = {"style": "step", "markers": True, "dashes": False}
+    looks["palette"] = [BLUE, GREY, ORANGE, GREEN]
     figure, panels = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
-    units = {"length": "tokens per row", "batch": "rows"}
     for axes, name, other in zip(panels, ("length", "batch"), ("batch", "length"), strict=True):
-        largest = table[other].max()
-        part = table[table[other] == largest].sort_values(name)
-        sns.lineplot(
-            part, x=name, y="seconds", hue="step", style="step", dashes=False, ax=axes, **looks
-        )
-        ticks = part[name].unique()
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xticks(ticks, ticks.astype(str))
-        axes.set(xlabel=f"{units[name]} ({largest} {units[other]})", ylabel="seconds per step")
+        part = table[table[other] == table[other].max()].sort_values(name)
+        sns.lineplot(part, x=name, y="seconds", hue="step", ax=axes, **looks)
+        sizes = part[name].unique()
+        axes.set(yscale="log", xticks=sizes, ylabel="seconds per step (log scale)")
+        axes.set_xlabel(f"{name} (at {other} {table[other].max()})")
         grew = part.groupby("step")["seconds"].agg(lambda s: s.iloc[-1] / s.iloc[0])
-        axes.set_title(
-            f"{ticks[-1] // ticks[0]} times the {name}: {kinds[0]} takes {grew[kinds[0]]:.1f} "
-            f"times as long,\n{kinds[-1]} {grew[kinds[-1]]:.1f} times",
-            loc="left",
-            fontsize=9,
-        )
-        handles, names = axes.get_legend_handles_labels()
+        title = f"{sizes[-1] // sizes[0]} times the {name}: {kinds[0]} takes {grew[kinds[0]]:.1f} "
+        title += f"times as long,\n{kinds[-1]} {grew[kinds[-1]]:.1f} times"
+        axes.set_title(title, loc="left", fontsize=9)
         axes.get_legend().remove()
     panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panels[0].yaxis.set_major_formatter("{x:g}")
-    panels[0].yaxis.set_minor_formatter(NullFormatter())
-    look: dict[str, Any] = {"ncols": len(kinds), "frameon": False, "fontsize": 8}
-    figure.legend(handles, names, loc="outside upper center", **look)
+    panels[0].minorticks_off()
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(kinds), frameon=False)
     sns.despine(figure)
     return figure
