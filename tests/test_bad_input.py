@@ -273,7 +273,6 @@ BAD_ARGUMENTS: dict[str, tuple[list[str], str]] = {
     "text of another kind": (["distill", "--text", __file__], "must end in one of .txt"),
     "teacher": (["distill", "--teacher", "no-such/teacher"], "could be loaded"),
     "teacher is a path": (["distill", "--teacher", "/no/such/teacher"], "no such folder"),
-    "split": (["evaluate", "x", "--split", "exam"], "choose one of train, dev, test"),
     "model": (["evaluate", "no/such/model"], "no such folder"),
     "model of nobody": (["evaluate", "~nobody-here/x/y"], "no such folder"),
     "empty text": (["predict", "x", " "], "empty"),
@@ -292,7 +291,6 @@ BAD_ARGUMENTS: dict[str, tuple[list[str], str]] = {
     ),
     "export of nothing": (["export", "no/such/model", "--output", "TMP/x"], "no such folder"),
     "teacher without data": (["lab", "teacher", "--data", "no/such"], "does not exist"),
-    "figures to a folder": (["lab", "benchmark", "--json", "TMP"], "is a folder: name a file"),
     "a report into a file": (["lab", "rehearse", "--output", __file__], "permissions and free"),
     "rehearse": (["lab", "rehearse", "--profile", "huge"], "unknown profile"),
 }

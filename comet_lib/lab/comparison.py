@@ -23,9 +23,9 @@ from comet_lib.lab.variants import CONTROL, VARIANTS
 from comet_lib.report import markdown_table
 
 
-def pack(values: np.ndarray) -> str:
+def pack(values: Sequence[int] | np.ndarray) -> str:
     """Small whole numbers (N,) as text: uint8, deflated, base64."""
-    return base64.b64encode(zlib.compress(values.astype(np.uint8).tobytes(), 9)).decode()
+    return base64.b64encode(zlib.compress(np.asarray(values, np.uint8).tobytes(), 9)).decode()
 
 
 def unpack(text: str) -> np.ndarray:
@@ -42,32 +42,27 @@ def read_runs(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     path = Path(path)
     if not path.is_file():
         raise CometError(
-            f"{path}: is not there; run lab ablate without --summary, or check --output"
+            f"{path} is not there; run lab ablate without --summary, or check --output"
         )
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        header, *runs = [json.loads(line) for line in lines]
-        _check_runs(header, runs)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, zlib.error) as error:
+        header, *runs = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        if not (runs and {"settings", "truth", "versions"} <= header.keys()):
+            raise ValueError("no runs")
+        truth = {
+            split: [unpack(header["truth"][split][name]) for name in ("labels", "languages")]
+            for split in ("dev", "test")
+        }
+        for run in runs:
+            if not (isinstance(run["variant"], str) and isinstance(run["seed"], int)):
+                raise TypeError("a variant's name, and a seed")
+            for split, (labels, languages) in truth.items():
+                guess = unpack(run[split])
+                if not len(guess) == len(labels) == len(languages) or max(*guess, *labels) > 2:
+                    raise ValueError("other tweets")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError,
+            zlib.error) as error:  # fmt: skip
         raise CometError(f"{path}: no readable runs; delete the file and run again") from error
     return header, runs
-
-
-def _check_runs(header: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> None:
-    """Raise if a part is missing, or a prediction does not fit the tweets and their labels."""
-    if not (runs and isinstance(header, dict) and {"settings", "truth", "versions"} <= set(header)):
-        raise ValueError("no runs")
-    for run in runs:
-        if not (isinstance(run["variant"], str) and isinstance(run["seed"], int)):
-            raise TypeError("a variant's name, and a seed")
-        for split in ("dev", "test"):
-            truth = header["truth"][split]
-            columns = [unpack(run[split]), *map(unpack, (truth["labels"], truth["languages"]))]
-            if len({len(column) for column in columns}) > 1 or max(map(max, columns[:2])) > 2:
-                raise ValueError("other tweets")
-
-
-# --------------------------------------------------------------------------- the summary
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -94,17 +89,15 @@ def f1_draws(
 
     Tweets are drawn with replacement within each language, as in ``evaluation.bootstrap_f1``.
     """
-    total, k = np.zeros((draws, len(predictions))), 3
-    codes = np.unique(languages)
-    for code in codes:
+    each = []
+    for code in np.unique(languages):
         here = np.flatnonzero(languages == code)
-        n = len(here)
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float32)
-        cells = labels[here] * k + predictions[:, here]  # (R, n)
-        one_hot = np.eye(k * k, dtype=np.float32)[cells.T].reshape(n, -1)
-        counts = (weights @ one_hot).reshape(draws, -1, k, k)
-        total += evaluation.f1_of_counts(counts.astype(float)) / len(codes)
-    return total
+        times = rng.multinomial(len(here), np.full(len(here), 1 / len(here)), size=draws)
+        cells = labels[here] * 3 + predictions[:, here]  # (R, n)
+        one_hot = np.eye(9, dtype=np.float32)[cells.T].reshape(len(here), -1)
+        counts = (times.astype(np.float32) @ one_hot).reshape(draws, -1, 3, 3)
+        each.append(evaluation.f1_of_counts(counts.astype(float)))
+    return np.sum([f1 / len(each) for f1 in each], axis=0)
 
 
 #: What a variant is compared with: key of the row, field that names the other, the usual other.
@@ -132,19 +125,17 @@ def summarise(path: str | Path, draws: int = 2000, seed: int = 0) -> list[dict[s
         {
             "variant": name,
             **{key: settings[name].get(key, "") for key in ("about", "against", "base")},
-            "seeds": sum(1 for n, _ in at if n == name),
+            "seeds": sum(variant == name for variant, _ in at),
         }
-        for name in dict.fromkeys([*known, *settings])
-        if name in settings
+        for name in sorted(settings, key=[*known, *settings].index)
     ]
     for split in ("dev", "test"):
         labels, languages = (unpack(header["truth"][split][x]) for x in ("labels", "languages"))
         predictions = np.stack([unpack(run[split]) for run in runs])
         rng = np.random.default_rng(seed)
         drawn = f1_draws(labels, languages, predictions, draws, rng)
-        scores = np.array(
-            [evaluation.mean_weighted_f1(labels, p, languages)["mean"] for p in predictions]
-        )
+        f1 = [evaluation.mean_weighted_f1(labels, p, languages)["mean"] for p in predictions]
+        scores = np.array(f1)
         for row in rows:
             ours = [i for (n, _), i in at.items() if n == row["variant"]]
             row[split] = {
@@ -155,9 +146,11 @@ def summarise(path: str | Path, draws: int = 2000, seed: int = 0) -> list[dict[s
             tests = []
             for row in rows:
                 name, their = row["variant"], row[other]
-                both = [s for n, s in at if n == name and (their, s) in at]
-                if name != their and both:
-                    a, b = [at[name, s] for s in both], [at[their, s] for s in both]
+                pairs = [
+                    (i, at[their, s]) for (n, s), i in at.items() if (their, s) in at and n == name
+                ]
+                if name != their and pairs:
+                    a, b = np.transpose(pairs)
                     test = compared(scores[a] - scores[b], drawn[:, a] - drawn[:, b], rng)
                     row[split][kind] = test
                     tests.append(test)
@@ -186,8 +179,7 @@ def _over_seeds(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def table_text(rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> str:
     """The summary as Markdown, with the settings it holds for."""
     settings, stage = header["settings"], header["settings"]["stage2"]
-    counts = [row["seeds"] for row in rows]
-    seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
+    fewest, most = (pick(row["seeds"] for row in rows) for pick in (min, max))
     one = " One seed says nothing about others: its interval covers tweets only."
     lines = []
     for row in rows:
@@ -195,26 +187,26 @@ def table_text(rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> 
         cells = [row["variant"], row["about"], row["seeds"], f"{row['dev']['mean']:.1f}"]
         cells.append("{:.1f} ({:.1f} to {:.1f})".format(test["mean"], *test["ci95"]))
         for kind, other, usual in DIFFERENCES:
-            if kind not in test:
+            if (found := test.get(kind)) is None:
                 cells += ["", ""]
                 continue
-            text = "{:+z.1f} ({:+z.1f} to {:+z.1f})".format(test[kind]["mean"], *test[kind]["ci95"])
+            text = "{:+z.1f} ({:+z.1f} to {:+z.1f})".format(found["mean"], *found["ci95"])
             to = "" if row[other] == usual else f", against {row[other]}"
-            cells += [text + to, f"{test[kind]['holm']:.3f}"]
+            cells += [text + to, f"{found['holm']:.3f}"]
         lines.append(cells)
-    head = ["variant", "what", "seeds", "dev", "test"]
-    table = markdown_table([*head, "distillation adds", "p", "the one change adds", "p"], lines)
+    columns = ["variant", "what", "seeds", "dev", "test"]
+    columns += ["distillation adds", "p", "the one change adds", "p"]
     return f"""# Which part pays? (`python -m comet_lib lab ablate`)
 
 Profile {settings["profile"]}, {settings["source"]}, {settings["training tweets"]:,} training \
 tweets (at most {settings["train_limit"] or "all"} per language), stage 2 of {stage["epochs"]} \
 epochs, batch {stage["batch_size"]}, alpha {stage["alpha"]}, temperature {stage["temperature"]}. \
 Every student starts from its teacher's embeddings, without stage 1 and spliced tweets, unless its \
-row says otherwise. Seeds: {seeds}. Mean weighted F1 in percent; differences in points on the test \
-split, paired. Brackets: 95 % interval, bootstrap over tweets and seeds; p after Holm's correction \
-over the column.{one * (min(counts) == 1)}
+row says otherwise. Seeds: {fewest if fewest == most else f"{fewest} to {most}"}. Mean weighted F1 \
+in percent; differences in points on the test split, paired. Brackets: 95 % interval, bootstrap \
+over tweets and seeds; p after Holm's correction over the column.{one * (fewest == 1)}
 
-{table}
+{markdown_table(columns, lines)}
 
 Versions: {", ".join(f"{name} {version}" for name, version in header["versions"].items())}.
 """
@@ -222,11 +214,10 @@ Versions: {", ".join(f"{name} {version}" for name, version in header["versions"]
 
 def write_summary(output: str | Path) -> str:
     """``ablation.md`` and ``ablation.png`` beside ``runs.jsonl``; returns the table."""
-    path = Path(output) / "runs.jsonl"
-    header, _ = read_runs(path)
-    rows = summarise(path)
-    text = table_text(rows, header)
-    write_text(Path(output) / "ablation.md", text)
+    output = Path(output)
+    rows = summarise(output / "runs.jsonl")
+    text = table_text(rows, read_runs(output / "runs.jsonl")[0])
+    write_text(output / "ablation.md", text)
     if any("difference" in row["test"] for row in rows):  # not after the first run
-        plots.save(plots.forest(rows), Path(output) / "ablation.png")
+        plots.save(plots.forest(rows), output / "ablation.png")
     return text
