@@ -8,26 +8,30 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from typer import Argument, Option, echo
 
-from comet_lib.console import DataOption, LanguagesOption, ProfileOption, chosen_profile
-from comet_lib.console import matching, printable, resized, say
+from comet_lib import console
+from comet_lib.console import DataOption, LanguagesOption, ProfileOption, chosen_profile, say
 from comet_lib.errors import CometError
 from comet_lib.lab import commands
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(commands.app, name="lab")
+TERMS = """terms of both stages' losses and their weights, such as hidden_mse=1,relations=1
+(default: soft targets; attention in stage 1, labels in stage 2)"""
+TEXT = """text for stage 1: a folder or file of .txt (one sentence per line), .jsonl or .parquet
+(column text), or fineweb-2 (default: --data's text/)"""
+TEXTS = """texts, each in quotes; or - for one text per line on standard input; or a FILE.tsv with a
+column tweet or text"""
 ModelArgument = Annotated[str, Argument(help="a sentiment model: folder, hub id or export")]
 
 
 @app.callback()
 def options(
-    debug: Annotated[
-        bool, Option("--debug", help="on an error, show the whole traceback (before COMMAND)")
-    ] = False,
+    debug: Annotated[bool, Option("--debug", help="before COMMAND: show errors in full")] = False,
 ) -> None:
     """Distil a teacher into a small student on African-language text, and measure it honestly."""
 
@@ -44,27 +48,13 @@ def distill(
     student: Annotated[
         str | None, Option(help="sizes to change, such as hidden_size=128,num_hidden_layers=4")
     ] = None,
-    terms: Annotated[
-        str | None,
-        Option(
-            help="terms of both stages' losses and their weights, such as hidden_mse=1,relations=1 "
-            "(default: soft targets; attention in stage 1, labels in stage 2)"
-        ),
-    ] = None,
-    text: Annotated[
-        str | None,
-        Option(
-            help="text for stage 1: a folder or file of .txt (one sentence per line), .jsonl or "
-            ".parquet (column text), or fineweb-2 (default: --data's text/)"
-        ),
-    ] = None,
+    terms: Annotated[str | None, Option(help=TERMS)] = None,
+    text: Annotated[str | None, Option(help=TEXT)] = None,
     output: Annotated[Path, Option(help="folder to write to")] = Path("runs/distill"),
     seed: Annotated[
         int | None, Option(min=0, max=2**32 - 1, help="for every choice (default: COMET_SEED)")
     ] = None,
-    cache: Annotated[
-        bool, Option("--cache", help="ask the teacher once and keep its answers on disk")
-    ] = False,
+    cache: Annotated[bool, Option("--cache", help="store the teacher's answers")] = False,
 ) -> None:
     """Distil in two stages and print an honest result table. Run it again to resume.
 
@@ -74,12 +64,8 @@ def distill(
     from comet_lib.report import report_text
 
     given = {"seed": seed, "teacher": teacher, "sentiment_teacher": teacher, "text": text}
-    chosen = chosen_profile(profile, data, languages, **given, cached=cache or None)
-    if student is not None:
-        chosen = resized(chosen, student)
-    if terms is not None:
-        chosen = matching(chosen, terms)
-    if report := distil(chosen, output, say=say):  # else one of several processes, and not the main
+    chosen = chosen_profile(profile, data, languages, student, terms, **given, cached=cache or None)
+    if report := distil(chosen, output, say=say):  # empty in all processes but the main one
         say(report_text(report), err=False)
         say(f"wrote {output}/student, {output}/report.md, {output}/report.json")
 
@@ -90,14 +76,16 @@ def evaluate(
     profile: ProfileOption = None,
     data: DataOption = None,
     languages: LanguagesOption = None,
-    split: Annotated[Literal["train", "dev", "test"], Option()] = "test",
+    split: Annotated[str, Option(help="train, dev or test")] = "test",
     as_json: Annotated[bool, Option("--json", help="print JSON")] = False,
 ) -> None:
     """Score any sentiment model: weighted F1 by language, with intervals."""
     from comet_lib import evaluation
-    from comet_lib.data import find_source, load_sentiment
+    from comet_lib.data import SPLITS, find_source, load_sentiment
     from comet_lib.ship.onnx import classifier_size, load_classifier
 
+    if split not in SPLITS:
+        raise CometError(f"--split {split!r}: choose one of {', '.join(SPLITS)}")
     chosen = chosen_profile(profile, data, languages)
     pair, source = load_classifier(model), find_source(chosen)
     table = load_sentiment(chosen, source=source)[split]
@@ -115,16 +103,7 @@ def evaluate(
 
 
 @app.command()
-def predict(
-    model: ModelArgument,
-    texts: Annotated[
-        list[str],
-        Argument(
-            help="texts, each in quotes; or - for one text per line on standard input; or a "
-            "FILE.tsv with a column tweet or text"
-        ),
-    ],
-) -> None:
+def predict(model: ModelArgument, texts: Annotated[list[str], Argument(help=TEXTS)]) -> None:
     """Label texts. Prints a line for each: label, probability and text, separated by tabs."""
     from tqdm.auto import trange
 
@@ -138,7 +117,7 @@ def predict(
     for start in trange(0, len(clean), 1024, unit="batch", disable=None):
         part = clean[start : start + 1024]
         for text, row in zip(part, evaluation.predict_probabilities(*pair, part), strict=True):
-            echo(f"{LABELS[row.argmax()]}\t{row.max():.3f}\t{printable(text)}")
+            echo(f"{LABELS[row.argmax()]}\t{row.max():.3f}\t{console.printable(text)}")
 
 
 def _texts(arguments: list[str]) -> list[str]:
@@ -155,9 +134,7 @@ def _texts(arguments: list[str]) -> list[str]:
                 f"{text!r} is not a text: give only one FILE.tsv, or only - and one text per line "
                 "on standard input"
             )
-    what, fix = "a text", "give each text in quotes, with at least one word"
-    if piped:
-        what, fix = "standard input", "give one text per line"
+    what = "standard input" if piped else "a text"
     try:
         lines = sys.stdin.buffer.read().decode("utf-8-sig").split("\n") if piped else arguments
         "".join(lines).encode()
@@ -165,7 +142,7 @@ def _texts(arguments: list[str]) -> list[str]:
         raise CometError(f"{what} is not UTF-8: give the text in UTF-8") from error
     clean = [text for text in map(normalise, lines) if text or not piped]
     if not (clean and all(clean)):
-        raise CometError(f"{what} is empty: {fix}")
+        raise CometError(f"{what} is empty: give one text per line, or each in quotes")
     return clean
 
 
@@ -214,7 +191,7 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         line, code = _sentence(error)
-        echo(f"comet: {printable(line)}", err=True)
+        echo(f"comet: {console.printable(line)}", err=True)
         sys.exit(code)
 
 

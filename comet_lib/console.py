@@ -29,11 +29,24 @@ LanguagesOption = Annotated[
 
 
 def chosen_profile(
-    name: str | None, data: Path | None = None, languages: str | None = None, **changes: Any
+    name: str | None,
+    data: Path | None = None,
+    languages: str | None = None,
+    student: str | None = None,
+    terms: str | None = None,
+    **fields: Any,
 ) -> Profile:
-    """The profile that ``--profile``, ``--data`` and ``--languages`` choose, with the ``changes``
-    that are not None."""
+    """The profile that the options choose, with those of its ``fields`` that are not None.
+
+    ``terms`` take the place of attention matching in stage 1, and are added in stage 2. They can
+    also set the weights of soft targets and labels.
+
+    Raises:
+        CometError: an unknown name, a size that is not a positive integer, a weight that is not a
+            number from 0 up, or a hidden size that the attention heads do not divide.
+    """
     from comet_lib.data import check_language
+    from comet_lib.objectives import LOGITS, TERMS
     from comet_lib.profiles import get_profile
 
     profile = get_profile(name, data)
@@ -41,56 +54,38 @@ def chosen_profile(
         codes = [check_language(code.strip()) for code in languages.split(",") if code.strip()]
         if not codes or len(set(codes)) != len(codes):
             raise CometError(f"--languages {languages!r}: name each language once, such as kin,swa")
-        changes["languages"] = tuple(codes)
-    return profile.with_(**{key: value for key, value in changes.items() if value is not None})
+        fields["languages"] = tuple(codes)
+    if student is not None:
+        sizes = [key for key, value in profile.student.items() if isinstance(value, int)]
+        number = "[1-9][0-9]{0,5}", "a positive integer"
+        fields["student"] = profile.student | _pairs("--student", student, sizes, int, *number)
+        width, heads = (fields["student"][key] for key in ("hidden_size", "num_attention_heads"))
+        if width % heads:
+            raise CometError(
+                f"--student: hidden_size {width} is not divisible by num_attention_heads {heads}; "
+                "change one of them"
+            )
+    if terms is not None:
+        number = r"[0-9]{1,6}(\.[0-9]{1,6})?", "a number"
+        weights = _pairs("--terms", terms, [*LOGITS, *TERMS], float, *number)
+        for key in ("stage1", "stage2"):
+            fields[key] = replace(getattr(profile, key), terms=weights)
+    return profile.with_(**{key: value for key, value in fields.items() if value is not None})
 
 
-def resized(profile: Profile, sizes: str) -> Profile:
-    """``profile`` with the sizes of its student that ``--student`` names changed.
-
-    Raises:
-        CometError: an unknown name, a value that is not a positive integer, or a hidden size that
-            the attention heads do not divide.
-    """
-    names = [name for name, value in profile.student.items() if isinstance(value, int)]
-    changes = _pairs("--student", sizes, names, "[1-9][0-9]{0,5}", "a positive integer")
-    student = profile.student | {name: int(value) for name, value in changes.items()}
-    width, heads = student["hidden_size"], student["num_attention_heads"]
-    if width % heads:
-        raise CometError(
-            f"--student: hidden_size {width} is not divisible by num_attention_heads {heads}; "
-            "change one of them"
-        )
-    return profile.with_(student=student)
-
-
-def matching(profile: Profile, terms: str) -> Profile:
-    """``profile`` with the terms of ``--terms`` in both stages: in stage 1 instead of attention
-    matching, in stage 2 in addition. They can also set the weights of soft targets and labels.
-
-    Raises:
-        CometError: an unknown term, or a weight that is not a number from 0 up.
-    """
-    from comet_lib.objectives import LOGITS, TERMS
-
-    number = r"[0-9]{1,6}(\.[0-9]{1,6})?"
-    pairs = _pairs("--terms", terms, [*LOGITS, *TERMS], number, "a number")
-    weights = {name: float(value) for name, value in pairs.items()}
-    one, two = (replace(stage, terms=weights) for stage in (profile.stage1, profile.stage2))
-    return profile.with_(stage1=one, stage2=two)
-
-
-def _pairs(option: str, text: str, names: Sequence[str], value: str, what: str) -> dict[str, str]:
+def _pairs(
+    option: str, text: str, names: Sequence[str], kind: type, pattern: str, what: str
+) -> dict[str, Any]:
     """``a=1,b=2`` as a dict; raise CometError for other names, or values that are not ``what``."""
     pairs = {}
     for part in text.split(","):
         name, _, given = (word.strip() for word in part.partition("="))
-        if name not in names or not re.fullmatch(value, given):
+        if name not in names or not re.fullmatch(pattern, given):
             raise CometError(
                 f"{option} {part.strip()!r}: give NAME=VALUE, where VALUE is {what} and NAME one "
                 f"of {', '.join(names)}"
             )
-        pairs[name] = given
+        pairs[name] = kind(given)
     return pairs
 
 

@@ -14,12 +14,8 @@ from comet_lib.console import DataOption, LanguagesOption, ProfileOption, chosen
 app = typer.Typer(
     no_args_is_help=True, help="Measure what the recipe costs and gains; rebuild the small teacher."
 )
-QuickOption = Annotated[
-    bool, Option("--quick", help="small models, seconds: a trial, its figures mean nothing")
-]
-JsonOption = Annotated[
-    Path | None, Option("--json", dir_okay=False, help="also write the figures here")
-]
+QuickOption = Annotated[bool, Option("--quick", help="small models: a trial in seconds")]
+JsonOption = Annotated[Path | None, Option("--json", dir_okay=False, help="file for the figures")]
 OutputOption = Annotated[
     Path | None, Option("--output", help="folder for the report (JSON, Markdown, figure)")
 ]
@@ -44,15 +40,9 @@ def ablate(
     languages: LanguagesOption = None,
     output: Annotated[Path, Option(help="folder to write to")] = Path("runs/ablation"),
     seeds: Annotated[int, Option(min=1, max=1000, help="runs of each variant")] = 3,
-    only: Annotated[
-        str | None, Option(help="comma-separated variants (default: all, takes hours)")
-    ] = None,
-    tweets: Annotated[
-        int, Option(min=1, help="at most this many training tweets per language")
-    ] = 4000,
-    summary: Annotated[
-        bool, Option("--summary", help="train nothing, only read the runs in --output")
-    ] = False,
+    only: Annotated[str | None, Option(help="variants, comma-separated (all take hours)")] = None,
+    tweets: Annotated[int, Option(min=1, help="most training tweets per language")] = 4000,
+    summary: Annotated[bool, Option("--summary", help="only read the runs in --output")] = False,
 ) -> None:
     """Find out which part of the recipe pays: variants, several seeds each.
 
@@ -76,9 +66,7 @@ def benchmark(
     quick: QuickOption = False,
     json_file: JsonOption = None,
     output: OutputOption = None,
-    compiled: Annotated[
-        bool, Option("--compile", help="also measure the students compiled by torch")
-    ] = False,
+    compiled: Annotated[bool, Option("--compile", help="measure compiled students too")] = False,
 ) -> None:
     """Measure what each kind of step and answer costs at the paper's sizes."""
     from comet_lib.lab import benchmark as lab

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from comet_lib import evaluation, plots
+from comet_lib import plots
 from comet_lib.errors import CometError
+from comet_lib.evaluation import f1_of_counts, interval, mean_weighted_f1
 from comet_lib.files import write_text
 from comet_lib.lab.variants import CONTROL, VARIANTS
 from comet_lib.report import markdown_table
@@ -96,7 +97,7 @@ def f1_draws(
         cells = labels[here] * 3 + predictions[:, here]  # (R, n)
         one_hot = np.eye(9, dtype=np.float32)[cells.T].reshape(len(here), -1)
         counts = (times.astype(np.float32) @ one_hot).reshape(draws, -1, 3, 3)
-        each.append(evaluation.f1_of_counts(counts.astype(float)))
+        each.append(f1_of_counts(counts.astype(float)))
     return np.sum([f1 / len(each) for f1 in each], axis=0)
 
 
@@ -120,36 +121,29 @@ def summarise(path: str | Path, draws: int = 2000, seed: int = 0) -> list[dict[s
     header, runs = read_runs(path)
     known = {v.name: asdict(v) for v in VARIANTS}
     settings = {r["variant"]: {**r["settings"], **known.get(r["variant"], {})} for r in runs}
-    at = {(run["variant"], run["seed"]): i for i, run in enumerate(runs)}
-    rows: list[dict[str, Any]] = [
-        {
-            "variant": name,
-            **{key: settings[name].get(key, "") for key in ("about", "against", "base")},
-            "seeds": sum(variant == name for variant, _ in at),
-        }
-        for name in sorted(settings, key=[*known, *settings].index)
-    ]
+    at: dict[str, dict[int, int]] = {}  # variant -> seed -> number of the run
+    for i, run in enumerate(runs):
+        at.setdefault(run["variant"], {})[run["seed"]] = i
+    rows: list[dict[str, Any]] = []
+    for name in sorted(at, key=[*known, *at].index):
+        others = {key: settings[name].get(key, "") for key in ("about", "against", "base")}
+        rows.append({"variant": name, **others, "seeds": len(at[name])})
     for split in ("dev", "test"):
         labels, languages = (unpack(header["truth"][split][x]) for x in ("labels", "languages"))
         predictions = np.stack([unpack(run[split]) for run in runs])
         rng = np.random.default_rng(seed)
         drawn = f1_draws(labels, languages, predictions, draws, rng)
-        f1 = [evaluation.mean_weighted_f1(labels, p, languages)["mean"] for p in predictions]
-        scores = np.array(f1)
+        scores = np.array([mean_weighted_f1(labels, p, languages)["mean"] for p in predictions])
         for row in rows:
-            ours = [i for (n, _), i in at.items() if n == row["variant"]]
-            row[split] = {
-                "mean": float(scores[ours].mean()),
-                "ci95": evaluation.interval(_over_seeds(drawn[:, ours], rng)),
-            }
+            ours = list(at[row["variant"]].values())
+            low_high = interval(_over_seeds(drawn[:, ours], rng))
+            row[split] = {"mean": float(scores[ours].mean()), "ci95": low_high}
         for kind, other, _ in DIFFERENCES:
             tests = []
             for row in rows:
-                name, their = row["variant"], row[other]
-                pairs = [
-                    (i, at[their, s]) for (n, s), i in at.items() if (their, s) in at and n == name
-                ]
-                if name != their and pairs:
+                mine, theirs = at[row["variant"]], at.get(row[other], {})
+                pairs = [(i, theirs[seed]) for seed, i in mine.items() if seed in theirs]
+                if mine is not theirs and pairs:
                     a, b = np.transpose(pairs)
                     test = compared(scores[a] - scores[b], drawn[:, a] - drawn[:, b], rng)
                     row[split][kind] = test
@@ -166,7 +160,7 @@ def compared(each: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> d
     return {
         "mean": float(each.mean()),
         "each": each.tolist(),
-        "ci95": evaluation.interval(delta),
+        "ci95": interval(delta),
         "p": float(min(1.0, max(2 * tail, 1 / len(delta)))),
     }
 
@@ -187,12 +181,12 @@ def table_text(rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> 
         cells = [row["variant"], row["about"], row["seeds"], f"{row['dev']['mean']:.1f}"]
         cells.append("{:.1f} ({:.1f} to {:.1f})".format(test["mean"], *test["ci95"]))
         for kind, other, usual in DIFFERENCES:
-            if (found := test.get(kind)) is None:
-                cells += ["", ""]
-                continue
-            text = "{:+z.1f} ({:+z.1f} to {:+z.1f})".format(found["mean"], *found["ci95"])
-            to = "" if row[other] == usual else f", against {row[other]}"
-            cells += [text + to, f"{found['holm']:.3f}"]
+            text, p = "", ""
+            if found := test.get(kind):
+                text = "{:+z.1f} ({:+z.1f} to {:+z.1f})".format(found["mean"], *found["ci95"])
+                text += f", against {row[other]}" * (row[other] != usual)
+                p = f"{found['holm']:.3f}"
+            cells += [text, p]
         lines.append(cells)
     columns = ["variant", "what", "seeds", "dev", "test"]
     columns += ["distillation adds", "p", "the one change adds", "p"]
