@@ -91,8 +91,9 @@ def evaluate(
     table = load_sentiment(chosen, source=source)[split]
     answers = evaluation.predict_probabilities(*pair, table["text"][:], chosen.max_length)
     count, megabytes = classifier_size(pair[0])
-    size = {"parameters": count, "size_mb": round(megabytes, 2)}
-    row = evaluation.score_row(Path(model).name, table, answers, **size)
+    row = evaluation.score_row(
+        Path(model).name, table, answers, parameters=count, size_mb=round(megabytes, 2)
+    )
     if as_json:
         echo(json.dumps({"split": split, "source": str(source), **row}))
         return

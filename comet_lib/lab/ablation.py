@@ -116,8 +116,9 @@ class Laboratory:
         """
         known = self.known(share)
         ngrams, weight = np.zeros((len(known), 3)), self.profile.teacher_weight
-        columns = (x[known].tolist() for x in (self.texts, self.labels, self.languages))
-        ngrams[known] = cross_fit(*columns, self.profile.folds).probabilities
+        every = self.texts, self.labels, self.languages
+        texts, labels, codes = (column[known].tolist() for column in every)
+        ngrams[known] = cross_fit(texts, labels, codes, self.profile.folds).probabilities
         for language in self.profile.languages if not known.all() else ():
             own, others = ((self.languages == language) & x for x in (known, ~known))
             model = tfidf_classifier().fit(self.texts[own].tolist(), self.labels[own])
@@ -142,14 +143,12 @@ class Laboratory:
     def agnostic(self, kind: str, seed: int) -> PreTrainedModel:
         """The student after stage 1, kept on disk: variants of one seed share it."""
         stage = self.profile.stage1
-        stage = {
-            "soft": replace(stage, alpha=1.0),
-            "mse": replace(stage, terms={"attention_mse": 1 - stage.alpha}),
-            "kl": stage,
-        }[kind]
-        profile = self.profile.with_(seed=seed, stage1=stage)
-        masked_lm, pair = load_model(profile.teacher, "masked-lm"), (self.teacher, self.tokenizer)
-        teachers = Teachers(masked_lm, self.tokenizer, *pair, self.config)
+        mse: dict[str, Any] = {"terms": {"attention_mse": 1 - stage.alpha}}
+        changes = {"soft": {"alpha": 1.0}, "mse": mse, "kl": {}}[kind]
+        profile = self.profile.with_(seed=seed, stage1=replace(stage, **changes))
+        pair = self.teacher, self.tokenizer
+        masked_lm = load_model(profile.teacher, "masked-lm"), self.tokenizer
+        teachers = Teachers(*masked_lm, *pair, self.config)
         run = Run(profile, self.work / f"stage1-{kind}-{seed}", self.source, say=lambda _: None)
         student = stage_one(run, teachers, load_text(profile, source=self.source))
         shutil.rmtree(run.work / "stage1", ignore_errors=True)  # its checkpoints
@@ -172,7 +171,7 @@ class Laboratory:
         elif variant.embeddings:
             initialise_embeddings(student, self.teacher)
         looks_at = TERMS[variant.term].looks_at if variant.term else ""
-        depths = (model.config.num_hidden_layers for model in (student, self.teacher))
+        depth, theirs = (model.config.num_hidden_layers for model in (student, self.teacher))
         with quiet():
             log = fine_tune(
                 student,
@@ -182,7 +181,7 @@ class Laboratory:
                 self.profile.with_(stage2=stage, seed=seed),
                 self.work / "trainer",
                 teacher=self.teacher,
-                matches=dict(enumerate(layer_map(*depths, variant.layers))),
+                matches=dict(enumerate(layer_map(depth, theirs, variant.layers))),
                 cache=self.work / f"answers-{looks_at}-{variant.layers}-{variant.splices:g}",
                 disable_tqdm=True,
             )
@@ -240,7 +239,8 @@ def ablate(
 
 def _identity(header: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]) -> dict:
     """All that runs in one file must share: settings, labels, and what each variant does."""
+    same = {**header["settings"], "dev or test": header["truth"]}
     shown = ("about", "first", "against", "base")
-    does = {f"{v}: {k}": x for v, fields in variants.items() for k, x in fields.items()
-            if k not in shown}  # fmt: skip
-    return {**header["settings"], "dev or test": header["truth"], **does}
+    for name, fields in variants.items():
+        same |= {f"{name}: {key}": value for key, value in fields.items() if key not in shown}
+    return same

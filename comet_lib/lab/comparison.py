@@ -42,9 +42,7 @@ def read_runs(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CometError(
-            f"{path} is not there; run lab ablate without --summary, or check --output"
-        )
+        raise CometError(f"{path} is not there; run lab ablate without --summary or check --output")
     try:
         header, *runs = map(json.loads, path.read_text(encoding="utf-8").splitlines())
         if not (runs and {"settings", "truth", "versions"} <= header.keys()):
@@ -58,7 +56,8 @@ def read_runs(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 raise TypeError("a variant's name, and a seed")
             for split, (labels, languages) in truth.items():
                 guess = unpack(run[split])
-                if not len(guess) == len(labels) == len(languages) or max(*guess, *labels) > 2:
+                equal = len(guess) == len(labels) == len(languages)
+                if not equal or max(guess.max(), labels.max()) > 2:
                     raise ValueError("other tweets")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError,
             zlib.error) as error:  # fmt: skip
