@@ -20,12 +20,12 @@ from comet_lib.lab import commands
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(commands.app, name="lab")
-TERMS = """terms of both stages' losses and their weights, such as hidden_mse=1,relations=1
+TERMS_HELP = """terms of both stages' losses and their weights, such as hidden_mse=1,relations=1
 (default: soft targets; attention in stage 1, labels in stage 2)"""
-TEXT = """text for stage 1: a folder or file of .txt (one sentence per line), .jsonl or .parquet
-(column text), or fineweb-2 (default: --data's text/)"""
-TEXTS = """texts, each in quotes; or - for one text per line on standard input; or a FILE.tsv with a
-column tweet or text"""
+TEXT_HELP = """text for stage 1: a folder or file of .txt (one sentence per line), .jsonl or
+.parquet (column text), or fineweb-2 (default: --data's text/)"""
+TEXTS_HELP = """texts, each in quotes; or - for one text per line on standard input; or a FILE.tsv
+with a column tweet or text"""
 ModelArgument = Annotated[str, Argument(help="a sentiment model: folder, hub id or export")]
 
 
@@ -48,13 +48,13 @@ def distill(
     student: Annotated[
         str | None, Option(help="sizes to change, such as hidden_size=128,num_hidden_layers=4")
     ] = None,
-    terms: Annotated[str | None, Option(help=TERMS)] = None,
-    text: Annotated[str | None, Option(help=TEXT)] = None,
+    terms: Annotated[str | None, Option(help=TERMS_HELP)] = None,
+    text: Annotated[str | None, Option(help=TEXT_HELP)] = None,
     output: Annotated[Path, Option(help="folder to write to")] = Path("runs/distill"),
     seed: Annotated[
-        int | None, Option(min=0, max=2**32 - 1, help="for every choice (default: COMET_SEED)")
+        int | None, Option(min=0, max=2**32 - 1, help="for every random choice (or COMET_SEED)")
     ] = None,
-    cache: Annotated[bool, Option("--cache", help="store the teacher's answers")] = False,
+    cache: Annotated[bool, Option("--cache", help="ask the teacher once, store answers")] = False,
 ) -> None:
     """Distil in two stages and print an honest result table. Run it again to resume.
 
@@ -104,7 +104,7 @@ def evaluate(
 
 
 @app.command()
-def predict(model: ModelArgument, texts: Annotated[list[str], Argument(help=TEXTS)]) -> None:
+def predict(model: ModelArgument, texts: Annotated[list[str], Argument(help=TEXTS_HELP)]) -> None:
     """Label texts. Prints a line for each: label, probability and text, separated by tabs."""
     from tqdm.auto import trange
 

@@ -14,7 +14,7 @@ from comet_lib.console import DataOption, LanguagesOption, ProfileOption, chosen
 app = typer.Typer(
     no_args_is_help=True, help="Measure what the recipe costs and gains; rebuild the small teacher."
 )
-QuickOption = Annotated[bool, Option("--quick", help="small models: a trial in seconds")]
+QuickOption = Annotated[bool, Option("--quick", help="small models: the figures mean nothing")]
 JsonOption = Annotated[Path | None, Option("--json", dir_okay=False, help="file for the figures")]
 OutputOption = Annotated[
     Path | None, Option("--output", help="folder for the report (JSON, Markdown, figure)")
