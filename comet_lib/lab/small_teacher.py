@@ -30,9 +30,8 @@ from comet_lib.files import read_json, whole_folder, write_json
 from comet_lib.losses import hybrid_loss, soft_target_loss_from_probs
 from comet_lib.models import count_parameters, xlmr_config
 from comet_lib.objectives import hard_labels
-from comet_lib.profiles import Profile, Stage, shape
 from comet_lib.recipe import claim, soft_targets
-from comet_lib.training import DistillationTrainer, history, last_checkpoint, training_arguments
+from comet_lib.training import DistillationTrainer, last_checkpoint, training_arguments
 
 VOCABULARY = 24_000
 SIZES = shape(160, 4, 5, 640)
@@ -159,7 +158,7 @@ def build(profile: Profile, output: str | Path, say: Callable[[str], None] = pri
         compute_metrics=metrics,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(output / "work"))
-    log = history(trainer)
+    log = trainer.state.log_history
     save(model, tokenizer, output / "teacher")
     write_json(output / "log.json", log)
     scores = [f"{row['eval_mean']:.2f} mean weighted F1" for row in log if "eval_mean" in row]
