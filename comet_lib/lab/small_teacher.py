@@ -30,6 +30,7 @@ from comet_lib.files import read_json, whole_folder, write_json
 from comet_lib.losses import hybrid_loss, soft_target_loss_from_probs
 from comet_lib.models import count_parameters, xlmr_config
 from comet_lib.objectives import hard_labels
+from comet_lib.profiles import Profile, Stage, shape
 from comet_lib.recipe import claim, soft_targets
 from comet_lib.training import DistillationTrainer, last_checkpoint, training_arguments
 
