@@ -91,22 +91,24 @@ def claim(path: str | Path, settings: Mapping[str, Any], write: bool = True) -> 
     Raises:
         CometError: the folder holds something with other settings; the message names them.
     """
-    path, new = Path(path), json.loads(json.dumps(settings))  # tuples as lists, as in the file
-    if not path.is_file():
-        if write:
-            write_json(path, new)
-        return
-    old = read_json(path, *list(new)[:1])  # one name shows that it is a file of this kind
+    path = Path(path)
+    if path.is_file():  # its first name shows that it is a file of this kind
+        refuse_others(path.parent, read_json(path, *list(settings)[:1]), settings)
+    elif write:
+        write_json(path, settings)
+
+
+def refuse_others(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise CometError if what is ``there`` lacks a setting of ``now``'s; the message names it."""
     differ = []
-    for name in new:
-        there, now = (str(values.get(name)) for values in (old, new))
-        if old.get(name) != new[name]:
-            short = len(there) <= 20 and len(now) <= 20
-            differ.append(f"{name} ({there} there, {now} now)" if short else name)
+    for name, new in json.loads(json.dumps(now)).items():  # tuples as lists, as in a file
+        if (old := there.get(name)) != new:
+            short = max(len(str(old)), len(str(new))) <= 20
+            differ.append(f"{name} ({old} there, {new} now)" if short else name)
     if differ:
         raise CometError(
-            f"{path.parent}: what is there differs in {', '.join(differ)}; choose another folder, "
-            "or delete this one"
+            f"{folder}: what is there differs in {', '.join(differ)}; choose another folder, or "
+            "delete this one"
         )
 
 
@@ -130,8 +132,7 @@ def locked(folder: str | Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise CometError(
-                f"{folder}: another run is writing there; wait until it ends, or choose another "
-                "output folder"
+                f"{folder}: another run is writing there; wait, or choose another output folder"
             ) from error
         except (ImportError, OSError):
             pass

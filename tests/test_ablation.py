@@ -14,7 +14,7 @@ import pytest
 from sklearn.metrics import f1_score
 from transformers import PreTrainedModel
 
-from comet_lib import plots
+from comet_lib import plots, recipe
 from comet_lib.errors import CometError
 from comet_lib.evaluation import paired_bootstrap
 from comet_lib.lab import ablation, comparison
@@ -35,8 +35,11 @@ def test_each_variant_changes_one_thing_and_can_be_compared():
     for variant in VARIANTS:
         assert {variant.against or "none", variant.base or "none"} <= set(BY_NAME), variant.name
         if variant.base:
-            mine, other = (ablation._matter(BY_NAME[n]) for n in (variant.name, variant.base))
-            changed = {k for k in mine if mine[k] != other[k]} - {"name", "weight"}
+            mine, other = (
+                ablation._identity({"settings": {}, "truth": {}}, {"x": asdict(BY_NAME[n])})
+                for n in (variant.name, variant.base)
+            )
+            changed = {k for k in mine if mine[k] != other[k]} - {"x: name", "x: weight"}
             assert len(changed) == 1, (variant.name, changed)
 
 
@@ -56,7 +59,7 @@ def test_only_takes_what_is_compared_along():
 
 @pytest.fixture(scope="module")
 def laboratory(tmp_path_factory):
-    return Laboratory(TINY, tmp_path_factory.mktemp("work"), VARIANTS)
+    return Laboratory(TINY, tmp_path_factory.mktemp("work"))
 
 
 def test_known_labels_are_a_share_of_each_language(laboratory):
@@ -71,7 +74,7 @@ def test_known_labels_are_a_share_of_each_language(laboratory):
 
 
 def test_tfidf_targets_do_not_move_with_labels_that_are_unknown(laboratory, tmp_path):
-    other = Laboratory(TINY, tmp_path, VARIANTS)
+    other = Laboratory(TINY, tmp_path)
     known = other.known(0.5)
     other.labels = np.where(known, other.labels, (other.labels + 1) % 3)
     first, second = laboratory.targets(0.5), other.targets(0.5)
@@ -92,7 +95,7 @@ def test_training_tables(laboratory):
     assert len(few) == n and -100 not in few["label"][:]
     assert set(few["text"][:]) == {laboratory.texts[i] for i in np.flatnonzero(known)}
     soft = laboratory.train_table(BY_NAME["labels-10-both"])
-    assert soft["text"][:] == laboratory.texts
+    assert soft["text"][:] == list(laboratory.texts)
     assert soft["label"][:] == [
         int(y) if k else -100 for y, k in zip(laboratory.labels, known, strict=True)
     ]
@@ -139,13 +142,13 @@ def test_settings_of_a_variant_reach_the_training(laboratory, monkeypatch):
 
 def test_stage_one_is_shared_by_the_variants_of_a_seed(laboratory, monkeypatch):
     calls = []
-    real = ablation.distil_task_agnostic
+    real = recipe.distil_task_agnostic
 
     def counted(student, teacher, tokenizer, texts, profile, folder, **more):
         calls.append((profile.seed, profile.stage1.alpha, profile.stage1.terms))
         return real(student, teacher, tokenizer, texts, profile, folder, **more)
 
-    monkeypatch.setattr(ablation, "distil_task_agnostic", counted)
+    monkeypatch.setattr(recipe, "distil_task_agnostic", counted)
     once = laboratory.agnostic("soft", 0)
     twice = laboratory.agnostic("soft", 0)
     assert calls == [(0, 1.0, {})]
@@ -198,19 +201,19 @@ def test_changed_settings_are_refused(tmp_path, monkeypatch):
     path = ablation.ablate(TINY, tmp_path, wanted, seeds=1, say=lambda _: None)
     before = path.read_text(encoding="utf-8")
     fewer = TINY.with_(train_limit=30)
-    with pytest.raises(CometError, match=r"other settings \(train_limit, texts"):
+    with pytest.raises(CometError, match=r"train_limit \(40 there, 30 now\), texts"):
         ablation.ablate(fewer, tmp_path, wanted, seeds=2)
     stage = replace(TINY.stage2, learning_rate=1.0)
-    with pytest.raises(CometError, match=r"\(stage2\)"):
+    with pytest.raises(CometError, match=r"differs in stage2;"):
         ablation.ablate(TINY.with_(stage2=stage), tmp_path, wanted, seeds=2)
-    with pytest.raises(CometError, match=r"both: alpha"):
+    with pytest.raises(CometError, match=r"differs in both: alpha \(None there, 0.1 now\);"):
         ablation.ablate(TINY, tmp_path, [replace(BY_NAME["both"], alpha=0.1)], seeds=2)
     header, *runs = before.splitlines(keepends=True)
     other = json.loads(header)  # as many tweets, with other labels
     labels = unpack(other["truth"]["dev"]["labels"])
     other["truth"]["dev"]["labels"] = pack(np.roll(labels, 1))
     path.write_text("".join([json.dumps(other) + "\n", *runs]), encoding="utf-8")
-    with pytest.raises(CometError, match=r"\(dev or test\)"):
+    with pytest.raises(CometError, match=r"differs in dev or test;"):
         ablation.ablate(TINY, tmp_path, wanted, seeds=2)
     path.write_text("half", encoding="utf-8")
     with pytest.raises(CometError, match="no readable runs"):
@@ -406,8 +409,8 @@ def test_table_and_figure(tmp_path):
 
 
 def test_a_kill_while_stage_1_is_saved_leaves_no_half_model(tmp_path, monkeypatch):
-    laboratory = Laboratory(TINY, tmp_path, chosen_variants("stage1-soft"))
-    monkeypatch.setattr(ablation, "distil_task_agnostic", lambda *a, **more: [])
+    laboratory = Laboratory(TINY, tmp_path)
+    monkeypatch.setattr(recipe, "distil_task_agnostic", lambda *a, **more: [])
     whole = PreTrainedModel.save_pretrained
 
     def half(self, folder, **more):

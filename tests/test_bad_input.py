@@ -27,10 +27,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from comet_lib import __main__ as cli
 from comet_lib import checks as check
 from comet_lib import data, evaluation, training
+from comet_lib.console import printable
 from comet_lib.data import check_language, read_texts, read_tsv
 from comet_lib.errors import CometError
 from comet_lib.files import read_json
@@ -292,7 +294,6 @@ BAD_ARGUMENTS: dict[str, tuple[list[str], str]] = {
     ),
     "export of nothing": (["export", "no/such/model", "--output", "TMP/x"], "no such folder"),
     "teacher without data": (["lab", "teacher", "--data", "no/such"], "does not exist"),
-    "figures to a folder": (["lab", "benchmark", "--json", "TMP"], "is a folder: name a file"),
     "a report into a file": (["lab", "rehearse", "--output", __file__], "permissions and free"),
     "rehearse": (["lab", "rehearse", "--profile", "huge"], "unknown profile"),
 }
@@ -324,6 +325,12 @@ def test_a_bad_argument_gets_one_sentence(kind: str, tmp_path: Path, refused: An
 @pytest.mark.parametrize("kind", USAGE)
 def test_a_wrong_use_is_explained(kind: str, refused: Any) -> None:
     assert refused(*USAGE[kind])
+
+
+def test_figures_to_a_folder_are_refused_before_the_measuring(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli.app, ["lab", "benchmark", "--json", str(tmp_path)])
+    words = " ".join(done.output.replace("│", " ").split())
+    assert done.exit_code == 2 and "'--json'" in words and "is a directory" in words
 
 
 @pytest.mark.parametrize(
@@ -858,7 +865,7 @@ def test_standard_input_is_cut_only_at_line_ends(monkeypatch: Any) -> None:
 @quick
 @given(st.text(max_size=40))
 def test_what_is_printable_prints(text: str) -> None:
-    shown = cli.printable(text)
+    shown = printable(text)
     assert len(shown) == len(text) and shown.isprintable()
 
 

@@ -11,6 +11,7 @@ from transformers import pipeline
 from typer.testing import CliRunner
 
 from comet_lib import __main__ as cli
+from comet_lib.console import chosen_profile
 from comet_lib.loading import load_model
 from comet_lib.profiles import PROFILES, get_profile
 
@@ -128,7 +129,7 @@ def test_bad_arguments_get_one_sentence_and_exit_code_two(
 @pytest.mark.parametrize("profile", PROFILES)
 def test_student_changes_only_the_sizes_it_names(profile):
     before = get_profile(profile)
-    after = cli.resized(before, "hidden_size=96, num_hidden_layers=1")
+    after = chosen_profile(profile, student="hidden_size=96, num_hidden_layers=1")
     assert after.student == {**before.student, "hidden_size": 96, "num_hidden_layers": 1}
     assert after == before.with_(student=after.student)
 

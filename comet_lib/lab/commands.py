@@ -7,26 +7,30 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 
 from comet_lib.console import DataOption, LanguagesOption, ProfileOption, chosen_profile, say
-from comet_lib.errors import CometError
 
 app = typer.Typer(
     no_args_is_help=True, help="Measure what the recipe costs and gains; rebuild the small teacher."
 )
+QuickOption = Annotated[bool, Option("--quick", help="small models: the figures mean nothing")]
+JsonOption = Annotated[Path | None, Option("--json", dir_okay=False, help="file for the figures")]
+OutputOption = Annotated[
+    Path | None, Option("--output", help="folder for the report (JSON, Markdown, figure)")
+]
 
 
 @app.command()
 def teacher(
-    data: Annotated[Path, typer.Option(help="folder with afrisenti/ (text/ is not read)")],
-    output: Annotated[Path, typer.Option(help="folder for the teacher")] = Path("runs/teacher"),
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="for every random choice")] = 0,
+    data: Annotated[Path, Option(help="folder with afrisenti/ (text/ is not read)")],
+    output: Annotated[Path, Option(help="folder for the teacher")] = Path("runs/teacher"),
+    seed: Annotated[int, Option(min=0, max=2**32 - 1, help="for every random choice")] = 0,
 ) -> None:
     """Rebuild the bundled small teacher from AfriSenti only (about an hour)."""
     from comet_lib.lab.small_teacher import build
-    from comet_lib.profiles import get_profile
 
-    build(get_profile("laptop", data).with_(seed=seed, max_length=64), output, say=say)
+    build(chosen_profile("laptop", data, seed=seed, max_length=64), output, say=say)
 
 
 @app.command()
@@ -34,17 +38,11 @@ def ablate(
     profile: ProfileOption = None,
     data: DataOption = None,
     languages: LanguagesOption = None,
-    output: Annotated[Path, typer.Option(help="folder to write to")] = Path("runs/ablation"),
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="runs of each variant")] = 3,
-    only: Annotated[
-        str | None, typer.Option(help="comma-separated variants (default: all, takes hours)")
-    ] = None,
-    tweets: Annotated[
-        int, typer.Option(min=1, help="at most this many training tweets per language")
-    ] = 4000,
-    summary: Annotated[
-        bool, typer.Option("--summary", help="train nothing, only read the runs in --output")
-    ] = False,
+    output: Annotated[Path, Option(help="folder to write to")] = Path("runs/ablation"),
+    seeds: Annotated[int, Option(min=1, max=1000, help="runs of each variant")] = 3,
+    only: Annotated[str | None, Option(help="variants, comma-separated (all take hours)")] = None,
+    tweets: Annotated[int, Option(min=1, help="most training tweets per language")] = 4000,
+    summary: Annotated[bool, Option("--summary", help="only read the runs in --output")] = False,
 ) -> None:
     """Find out which part of the recipe pays: variants, several seeds each.
 
@@ -63,59 +61,34 @@ def ablate(
     say(f"wrote {output}/runs.jsonl, ablation.md and ablation.png")
 
 
-QuickOption = Annotated[
-    bool, typer.Option("--quick", help="small models, seconds: a trial, its figures mean nothing")
-]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the figures here")]
-OutputOption = Annotated[
-    Path | None, typer.Option("--output", help="folder for the report (JSON, Markdown, figure)")
-]
-
-
 @app.command()
 def benchmark(
     quick: QuickOption = False,
     json_file: JsonOption = None,
     output: OutputOption = None,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="also measure the students compiled by torch")
-    ] = False,
+    compiled: Annotated[bool, Option("--compile", help="measure compiled students too")] = False,
 ) -> None:
     """Measure what each kind of step and answer costs at the paper's sizes."""
     from comet_lib.lab import benchmark as lab
 
     sizes = lab.QUICK if quick else lab.PAPER
-    _report(
-        lambda: lab.benchmark(sizes, compiled=compiled),
-        lab.benchmark_text,
-        lab.write_benchmark,
-        json_file,
-        output,
-    )
+    texts = lab.benchmark_text, lab.write_benchmark
+    _report(lambda: lab.benchmark(sizes, compiled=compiled), *texts, json_file, output)
 
 
 @app.command()
 def rehearse(
-    profile: Annotated[
-        str, typer.Option(help="whose steps to count, at the paper's sizes")
-    ] = "gpu",
+    profile: Annotated[str, Option(help="whose steps to count, at the paper's sizes")] = "gpu",
     quick: QuickOption = False,
     json_file: JsonOption = None,
     output: OutputOption = None,
 ) -> None:
     """Take a few steps of the whole run at the paper's sizes; predict its memory and hours."""
-    from comet_lib.lab import rehearsal
-    from comet_lib.lab.benchmark import PAPER, QUICK
-    from comet_lib.profiles import get_profile
+    from comet_lib.lab import benchmark, rehearsal
 
-    chosen, sizes = get_profile(profile), QUICK if quick else PAPER
-    _report(
-        lambda: rehearsal.rehearse(chosen, sizes),
-        rehearsal.rehearsal_text,
-        rehearsal.write_rehearsal,
-        json_file,
-        output,
-    )
+    chosen, sizes = chosen_profile(profile), benchmark.QUICK if quick else benchmark.PAPER
+    texts = rehearsal.rehearsal_text, rehearsal.write_rehearsal
+    _report(lambda: rehearsal.rehearse(chosen, sizes), *texts, json_file, output)
 
 
 def _report(
@@ -125,11 +98,9 @@ def _report(
     json_file: Path | None,
     output: Path | None,
 ) -> None:
-    """Measure, print and write; the places to write to are checked before the measuring."""
+    """Measure, print and write; create the folders first, so that no measuring is lost."""
     from comet_lib.files import write_json
 
-    if json_file is not None and json_file.is_dir():
-        raise CometError(f"--json {json_file} is a folder: name a file")
     for folder in (output, json_file and json_file.parent):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)

@@ -16,16 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from comet_lib import evaluation, plots
+from comet_lib import plots
 from comet_lib.errors import CometError
+from comet_lib.evaluation import f1_of_counts, interval, mean_weighted_f1
 from comet_lib.files import write_text
 from comet_lib.lab.variants import CONTROL, VARIANTS
 from comet_lib.report import markdown_table
 
 
-def pack(values: np.ndarray) -> str:
+def pack(values: Sequence[int] | np.ndarray) -> str:
     """Small whole numbers (N,) as text: uint8, deflated, base64."""
-    return base64.b64encode(zlib.compress(values.astype(np.uint8).tobytes(), 9)).decode()
+    return base64.b64encode(zlib.compress(np.asarray(values, np.uint8).tobytes(), 9)).decode()
 
 
 def unpack(text: str) -> np.ndarray:
@@ -41,33 +42,27 @@ def read_runs(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CometError(
-            f"{path}: is not there; run lab ablate without --summary, or check --output"
-        )
+        raise CometError(f"{path} is not there; run lab ablate without --summary or check --output")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        header, *runs = [json.loads(line) for line in lines]
-        _check_runs(header, runs)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, zlib.error) as error:
+        header, *runs = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        if not (runs and {"settings", "truth", "versions"} <= header.keys()):
+            raise ValueError("no runs")
+        truth = {
+            split: [unpack(header["truth"][split][name]) for name in ("labels", "languages")]
+            for split in ("dev", "test")
+        }
+        for run in runs:
+            if not (isinstance(run["variant"], str) and isinstance(run["seed"], int)):
+                raise TypeError("a variant's name, and a seed")
+            for split, (labels, languages) in truth.items():
+                guess = unpack(run[split])
+                equal = len(guess) == len(labels) == len(languages)
+                if not equal or max(guess.max(), labels.max()) > 2:
+                    raise ValueError("other tweets")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError,
+            zlib.error) as error:  # fmt: skip
         raise CometError(f"{path}: no readable runs; delete the file and run again") from error
     return header, runs
-
-
-def _check_runs(header: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> None:
-    """Raise if a part is missing, or a prediction does not fit the tweets and their labels."""
-    if not (runs and isinstance(header, dict) and {"settings", "truth", "versions"} <= set(header)):
-        raise ValueError("no runs")
-    for run in runs:
-        if not (isinstance(run["variant"], str) and isinstance(run["seed"], int)):
-            raise TypeError("a variant's name, and a seed")
-        for split in ("dev", "test"):
-            truth = header["truth"][split]
-            columns = [unpack(run[split]), *map(unpack, (truth["labels"], truth["languages"]))]
-            if len({len(column) for column in columns}) > 1 or max(map(max, columns[:2])) > 2:
-                raise ValueError("other tweets")
-
-
-# --------------------------------------------------------------------------- the summary
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -94,17 +89,15 @@ def f1_draws(
 
     Tweets are drawn with replacement within each language, as in ``evaluation.bootstrap_f1``.
     """
-    total, k = np.zeros((draws, len(predictions))), 3
-    codes = np.unique(languages)
-    for code in codes:
+    each = []
+    for code in np.unique(languages):
         here = np.flatnonzero(languages == code)
-        n = len(here)
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float32)
-        cells = labels[here] * k + predictions[:, here]  # (R, n)
-        one_hot = np.eye(k * k, dtype=np.float32)[cells.T].reshape(n, -1)
-        counts = (weights @ one_hot).reshape(draws, -1, k, k)
-        total += evaluation.f1_of_counts(counts.astype(float)) / len(codes)
-    return total
+        times = rng.multinomial(len(here), np.full(len(here), 1 / len(here)), size=draws)
+        cells = labels[here] * 3 + predictions[:, here]  # (R, n)
+        one_hot = np.eye(9, dtype=np.float32)[cells.T].reshape(len(here), -1)
+        counts = (times.astype(np.float32) @ one_hot).reshape(draws, -1, 3, 3)
+        each.append(f1_of_counts(counts.astype(float)))
+    return np.sum([f1 / len(each) for f1 in each], axis=0)
 
 
 #: What a variant is compared with: key of the row, field that names the other, the usual other.
@@ -127,37 +120,30 @@ def summarise(path: str | Path, draws: int = 2000, seed: int = 0) -> list[dict[s
     header, runs = read_runs(path)
     known = {v.name: asdict(v) for v in VARIANTS}
     settings = {r["variant"]: {**r["settings"], **known.get(r["variant"], {})} for r in runs}
-    at = {(run["variant"], run["seed"]): i for i, run in enumerate(runs)}
-    rows: list[dict[str, Any]] = [
-        {
-            "variant": name,
-            **{key: settings[name].get(key, "") for key in ("about", "against", "base")},
-            "seeds": sum(1 for n, _ in at if n == name),
-        }
-        for name in dict.fromkeys([*known, *settings])
-        if name in settings
-    ]
+    at: dict[str, dict[int, int]] = {}  # variant -> seed -> number of the run
+    for i, run in enumerate(runs):
+        at.setdefault(run["variant"], {})[run["seed"]] = i
+    rows: list[dict[str, Any]] = []
+    for name in sorted(at, key=[*known, *at].index):
+        others = {key: settings[name].get(key, "") for key in ("about", "against", "base")}
+        rows.append({"variant": name, **others, "seeds": len(at[name])})
     for split in ("dev", "test"):
         labels, languages = (unpack(header["truth"][split][x]) for x in ("labels", "languages"))
         predictions = np.stack([unpack(run[split]) for run in runs])
         rng = np.random.default_rng(seed)
         drawn = f1_draws(labels, languages, predictions, draws, rng)
-        scores = np.array(
-            [evaluation.mean_weighted_f1(labels, p, languages)["mean"] for p in predictions]
-        )
+        scores = np.array([mean_weighted_f1(labels, p, languages)["mean"] for p in predictions])
         for row in rows:
-            ours = [i for (n, _), i in at.items() if n == row["variant"]]
-            row[split] = {
-                "mean": float(scores[ours].mean()),
-                "ci95": evaluation.interval(_over_seeds(drawn[:, ours], rng)),
-            }
+            ours = list(at[row["variant"]].values())
+            low_high = interval(_over_seeds(drawn[:, ours], rng))
+            row[split] = {"mean": float(scores[ours].mean()), "ci95": low_high}
         for kind, other, _ in DIFFERENCES:
             tests = []
             for row in rows:
-                name, their = row["variant"], row[other]
-                both = [s for n, s in at if n == name and (their, s) in at]
-                if name != their and both:
-                    a, b = [at[name, s] for s in both], [at[their, s] for s in both]
+                mine, theirs = at[row["variant"]], at.get(row[other], {})
+                pairs = [(i, theirs[seed]) for seed, i in mine.items() if seed in theirs]
+                if mine is not theirs and pairs:
+                    a, b = np.transpose(pairs)
                     test = compared(scores[a] - scores[b], drawn[:, a] - drawn[:, b], rng)
                     row[split][kind] = test
                     tests.append(test)
@@ -173,7 +159,7 @@ def compared(each: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> d
     return {
         "mean": float(each.mean()),
         "each": each.tolist(),
-        "ci95": evaluation.interval(delta),
+        "ci95": interval(delta),
         "p": float(min(1.0, max(2 * tail, 1 / len(delta)))),
     }
 
@@ -186,8 +172,7 @@ def _over_seeds(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def table_text(rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> str:
     """The summary as Markdown, with the settings it holds for."""
     settings, stage = header["settings"], header["settings"]["stage2"]
-    counts = [row["seeds"] for row in rows]
-    seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
+    fewest, most = (pick(row["seeds"] for row in rows) for pick in (min, max))
     one = " One seed says nothing about others: its interval covers tweets only."
     lines = []
     for row in rows:
@@ -195,26 +180,26 @@ def table_text(rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> 
         cells = [row["variant"], row["about"], row["seeds"], f"{row['dev']['mean']:.1f}"]
         cells.append("{:.1f} ({:.1f} to {:.1f})".format(test["mean"], *test["ci95"]))
         for kind, other, usual in DIFFERENCES:
-            if kind not in test:
-                cells += ["", ""]
-                continue
-            text = "{:+z.1f} ({:+z.1f} to {:+z.1f})".format(test[kind]["mean"], *test[kind]["ci95"])
-            to = "" if row[other] == usual else f", against {row[other]}"
-            cells += [text + to, f"{test[kind]['holm']:.3f}"]
+            text, p = "", ""
+            if found := test.get(kind):
+                text = "{:+z.1f} ({:+z.1f} to {:+z.1f})".format(found["mean"], *found["ci95"])
+                text += f", against {row[other]}" * (row[other] != usual)
+                p = f"{found['holm']:.3f}"
+            cells += [text, p]
         lines.append(cells)
-    head = ["variant", "what", "seeds", "dev", "test"]
-    table = markdown_table([*head, "distillation adds", "p", "the one change adds", "p"], lines)
+    columns = ["variant", "what", "seeds", "dev", "test"]
+    columns += ["distillation adds", "p", "the one change adds", "p"]
     return f"""# Which part pays? (`python -m comet_lib lab ablate`)
 
 Profile {settings["profile"]}, {settings["source"]}, {settings["training tweets"]:,} training \
 tweets (at most {settings["train_limit"] or "all"} per language), stage 2 of {stage["epochs"]} \
 epochs, batch {stage["batch_size"]}, alpha {stage["alpha"]}, temperature {stage["temperature"]}. \
 Every student starts from its teacher's embeddings, without stage 1 and spliced tweets, unless its \
-row says otherwise. Seeds: {seeds}. Mean weighted F1 in percent; differences in points on the test \
-split, paired. Brackets: 95 % interval, bootstrap over tweets and seeds; p after Holm's correction \
-over the column.{one * (min(counts) == 1)}
+row says otherwise. Seeds: {fewest if fewest == most else f"{fewest} to {most}"}. Mean weighted F1 \
+in percent; differences in points on the test split, paired. Brackets: 95 % interval, bootstrap \
+over tweets and seeds; p after Holm's correction over the column.{one * (fewest == 1)}
 
-{table}
+{markdown_table(columns, lines)}
 
 Versions: {", ".join(f"{name} {version}" for name, version in header["versions"].items())}.
 """
@@ -222,11 +207,10 @@ Versions: {", ".join(f"{name} {version}" for name, version in header["versions"]
 
 def write_summary(output: str | Path) -> str:
     """``ablation.md`` and ``ablation.png`` beside ``runs.jsonl``; returns the table."""
-    path = Path(output) / "runs.jsonl"
-    header, _ = read_runs(path)
-    rows = summarise(path)
-    text = table_text(rows, header)
-    write_text(Path(output) / "ablation.md", text)
+    output = Path(output)
+    rows = summarise(output / "runs.jsonl")
+    text = table_text(rows, read_runs(output / "runs.jsonl")[0])
+    write_text(output / "ablation.md", text)
     if any("difference" in row["test"] for row in rows):  # not after the first run
-        plots.save(plots.forest(rows), Path(output) / "ablation.png")
+        plots.save(plots.forest(rows), output / "ablation.png")
     return text

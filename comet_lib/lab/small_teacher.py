@@ -30,18 +30,12 @@ from comet_lib.files import read_json, whole_folder, write_json
 from comet_lib.losses import hybrid_loss, soft_target_loss_from_probs
 from comet_lib.models import count_parameters, xlmr_config
 from comet_lib.objectives import hard_labels
-from comet_lib.profiles import Profile, Stage
-from comet_lib.recipe import claim
-from comet_lib.targets import cross_fit
+from comet_lib.profiles import Profile, Stage, shape
+from comet_lib.recipe import claim, soft_targets
 from comet_lib.training import DistillationTrainer, last_checkpoint, training_arguments
 
 VOCABULARY = 24_000
-SIZES = {
-    "hidden_size": 160,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 5,
-    "intermediate_size": 640,
-}
+SIZES = shape(160, 4, 5, 640)
 STAGE = Stage(epochs=4, learning_rate=1.5e-3, batch_size=64, temperature=1.0, alpha=0.75)
 SPLICES = 2.0  # spliced tweets for each real one
 MLM_WEIGHT = 0.1
@@ -58,12 +52,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCABULARY) -> PreTr
     """
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    digits = pre_tokenizers.Digits(individual_digits=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Metaspace(),
-            pre_tokenizers.Punctuation(),
-            pre_tokenizers.Digits(individual_digits=True),
-        ]
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation(), digits]
     )
     trainer = UnigramTrainer(
         vocab_size=vocab_size, special_tokens=SPECIALS, unk_token="<unk>", show_progress=False
@@ -140,22 +131,18 @@ def build(profile: Profile, output: str | Path, say: Callable[[str], None] = pri
     data = load_sentiment(profile)
     claim(output, profile)
     train, dev = data["train"], unseen(data["dev"])
-    texts, labels = train["text"][:], train["label"][:]
-    say(f"tokenizer: {VOCABULARY:,} pieces from {len(texts):,} tweets")
-    tokenizer = train_tokenizer(texts)
-    say("soft targets: TF-IDF, out of fold")
-    soft = cross_fit(texts, labels, train["language"][:], profile.folds, profile.seed, SPLICES)
-    probabilities = np.concatenate([soft.probabilities, soft.text_probabilities])
-    table = tokenise(
-        [*texts, *soft.texts],
-        tokenizer,
-        profile.max_length,
-        labels=[*labels, *[-100] * len(soft.texts)],
-        teacher_probs=probabilities.astype(np.float32),
-    )
-    say(f"training on {len(table):,} tweets")
+    say(f"tokenizer: {VOCABULARY:,} pieces from {len(train):,} tweets")
+    tokenizer = train_tokenizer(train["text"][:])
     set_seed(profile.seed)
     model = TwoHeads(xlmr_config(SIZES, len(tokenizer), max_length=128))
+    say("soft targets: TF-IDF, out of fold")
+    # At weight 0 the model, which knows nothing yet, is not asked.
+    soft = profile.with_(splices=SPLICES, teacher_weight=0.0)
+    train = soft_targets(train, model, tokenizer, soft)
+    columns = {"labels": train["label"][:], "teacher_probs": train["teacher_probs"][:]}
+    table = tokenise(train["text"][:], tokenizer, profile.max_length, **columns)
+    dev_table = tokenise(dev["text"][:], tokenizer, profile.max_length, labels=dev["label"][:])
+    say(f"training on {len(table):,} tweets")
     languages = np.asarray(dev["language"][:])
 
     def metrics(prediction: Any) -> dict[str, float]:
@@ -166,9 +153,7 @@ def build(profile: Profile, output: str | Path, say: Callable[[str], None] = pri
         model=model,
         args=training_arguments(output / "work", STAGE, profile.seed, eval_strategy="epoch"),
         train_dataset=table,
-        eval_dataset=tokenise(
-            dev["text"][:], tokenizer, profile.max_length, labels=dev["label"][:]
-        ),
+        eval_dataset=dev_table,
         data_collator=SentimentCollator(tokenizer),
         terms_of=BothTasks(tokenizer.mask_token_id),
         compute_metrics=metrics,
