@@ -171,8 +171,18 @@ def test_a_form_that_would_take_too_long_is_left_out(tmp_path):
     assert len(left_out) == 1 and left_out[0].startswith("m, bf16 at 1 x 8: about")
 
 
-def test_benchmark_reports_ratios_of_its_own_seconds(tmp_path):
-    report = benchmark(TINY, epochs=3)
+@pytest.fixture(scope="module")
+def measured():
+    return benchmark(TINY, epochs=3)
+
+
+@pytest.fixture(scope="module")
+def rehearsed():
+    return rehearse(get_profile("gpu"), TINY)
+
+
+def test_benchmark_reports_ratios_of_its_own_seconds(measured, tmp_path):
+    report = measured
     steps, caching = report["steps"], report["caching"]
     assert list(steps)[:4] == list(KINDS) and len(steps) == 6
     assert all(row["seconds"] > 0 and row["peak_mb"] > 0 for row in steps.values())
@@ -203,9 +213,8 @@ def test_benchmark_reports_ratios_of_its_own_seconds(tmp_path):
     assert (tmp_path / "cost.png").stat().st_size > 10_000
 
 
-def test_rehearsal_predicts_the_whole_run():
-    profile = get_profile("gpu")
-    report = rehearse(profile, TINY)
+def test_rehearsal_predicts_the_whole_run(rehearsed):
+    report = rehearsed
     parts, hours = report["parts"], report["hours"]
     assert all(part["seconds"] > 0 and part["peak_mb"] > 0 for part in parts.values())
     assert report["units"]["asking the teacher"] == 756_428
@@ -248,8 +257,22 @@ def test_the_reports_in_docs_are_what_their_figures_print(name, text):
     assert text(figures) in (DOCS / f"{name}.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("command", ["benchmark", "rehearse"])
-def test_the_command_line_writes_json(command, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("command", "function", "asked"),
+    [
+        ("benchmark", "benchmark.benchmark", [TINY]),
+        ("rehearse", "rehearsal.rehearse", [get_profile("gpu"), TINY]),
+    ],
+)
+def test_the_command_line_writes_json(
+    command, function, asked, request, tmp_path, monkeypatch, capsys
+):
+    """The measuring itself is tested above; here its report is at hand."""
+    report = request.getfixturevalue({"benchmark": "measured", "rehearse": "rehearsed"}[command])
+    calls = []
+    monkeypatch.setattr(
+        f"comet_lib.lab.{function}", lambda *given, **_: calls.append(list(given)) or report
+    )
     monkeypatch.setattr("comet_lib.lab.benchmark.QUICK", TINY)
     arguments = ["comet_lib", "lab", command, "--quick", "--json", str(tmp_path / "figures.json")]
     arguments += ["--output", str(tmp_path / "out")]
@@ -257,5 +280,6 @@ def test_the_command_line_writes_json(command, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert not stopped.value.code and "seconds" in capsys.readouterr().out
+    assert calls == [asked]
     assert json.loads((tmp_path / "figures.json").read_text())["machine"]["threads"] >= 1
     assert len(list((tmp_path / "out").iterdir())) >= 2
