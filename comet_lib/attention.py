@@ -33,9 +33,6 @@ NAME = "head_mean"  # our attention's name in transformers
 _READERS: WeakKeyDictionary[nn.Module, list[tuple[Callable, Callable]]] = WeakKeyDictionary()
 
 
-# --------------------------------------------------------------------------- the attention
-
-
 def head_mean_attention(module: nn.Module, *tensors: Any, **kwargs: Any) -> tuple[Tensor, None]:
     """The layer's output by sdpa; in a layer chosen by :func:`capture`, what it reads is kept.
 
@@ -119,9 +116,6 @@ def _mean_head_by_head(
         own = mask if mask is None or mask.shape[1] == 1 else mask[:, h : h + 1]
         total = total + attention_weights(query[:, h : h + 1], key[:, h : h + 1], own, scaling)
     return total[:, 0] / query.shape[1]
-
-
-# --------------------------------------------------------------------------- capture
 
 
 def encoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -57,8 +57,8 @@ def distil(
     and reports, and the others return an empty dict.
     """
     main = processes().is_main_process
-    run = Run(profile, Path(output), find_source(profile), say if main else _say_nothing)
-    run.claim(write=False)
+    run = Run(profile, Path(output), find_source(profile), say if main else lambda line: None)
+    claim(run.output, profile, write=False)
     run.say(f"{profile.budget}; data from {run.source}")
     data, texts = read_data(run)
     run.say("teacher: reading")
@@ -66,14 +66,14 @@ def distil(
     # Nothing is written before this line: bad data or a bad teacher leaves no trace.
     with locked(run.work) if main else nullcontext():
         with processes().main_process_first():
-            run.claim()
+            claim(run.output, profile)
         try:
             agnostic = stage_one(run, teachers, texts)
             student = stage_two(run, teachers, data, agnostic)
             baseline = without_distillation(run, teachers, data)
         finally:
             if main:
-                run.clock.save()
+                write_json(run.work / "seconds.json", run.seconds)
         if not main:
             return {}
         return write_report(run, teachers, data, split, student, baseline)
@@ -82,43 +82,35 @@ def distil(
 # --------------------------------------------------------------------------- a run
 
 
-class Clock:
-    """Seconds by step, of this call and of the interrupted calls that it continues."""
+@dataclass
+class Run:
+    """One run and its folder: ``work/`` holds what resuming needs.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.seconds: dict[str, float] = read_json(path, "data") if path.is_file() else {}
+    ``logs`` are the trainings', ``seconds`` the steps' (of this call and of the interrupted calls
+    that it continues), both by name.
+    """
+
+    profile: Profile
+    output: Path
+    source: Source
+    say: Say
+    logs: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.work = self.output / "work"
+        if (self.work / "seconds.json").is_file():
+            self.seconds = read_json(self.work / "seconds.json", "data")
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
+        """Counts the seconds inside."""
         start, before = time.perf_counter(), self.seconds.get(name, 0.0)
         try:
             yield
         finally:
             self.seconds[name] = round(before + time.perf_counter() - start, 1)
             give_back_memory()
-
-    def save(self) -> None:
-        write_json(self.path, self.seconds)
-
-
-@dataclass
-class Run:
-    """One run and its folder: ``work/`` holds what resuming needs."""
-
-    profile: Profile
-    output: Path
-    source: Source
-    say: Say
-    logs: dict[str, Any] = field(default_factory=dict)  # of the trainings, by stage
-
-    def __post_init__(self) -> None:
-        self.work = self.output / "work"
-        self.clock = Clock(self.work / "seconds.json")
-
-    def claim(self, write: bool = True) -> None:
-        """The folder belongs to one run: the same settings resume it, others are refused."""
-        claim(self.output, self.profile, write)
 
     def finished(self, stage: str, folder: Path, head: str = "sentiment") -> PreTrainedModel | None:
         """The model that an earlier call trained in this stage, if there is one."""
@@ -149,13 +141,9 @@ class Run:
 
 
 def claim(output: Path, profile: Profile, write: bool = True) -> None:
-    """``output`` belongs to a run of this profile and library."""
+    """``output`` belongs to one run: the same profile and library resume it, others are refused."""
     settings = {**profile.as_dict(), "library": comet_lib.__version__}
     files.claim(output / "work" / "settings.json", settings, write)
-
-
-def _say_nothing(line: str) -> None:
-    """What a process says that is not the main one."""
 
 
 # --------------------------------------------------------------------------- data and teachers
@@ -170,7 +158,7 @@ def read_data(run: Run) -> tuple[DatasetDict, Dataset]:
             too few training tweets of a language to cross-fit.
     """
     profile = run.profile
-    with run.clock.step("data"):
+    with run.step("data"):
         data = load_sentiment(profile, source=run.source)
         with processes().main_process_first():
             texts = load_text(profile, source=run.source)
@@ -286,7 +274,7 @@ def stage_one(run: Run, teachers: Teachers, texts: Dataset) -> PreTrainedModel:
     if teachers.student.hidden_size <= teachers.masked_lm.config.hidden_size:
         initialise_embeddings(student, teachers.masked_lm)
     run.say(f"stage 1: {len(texts):,} sentences without labels, the teacher's masked-LM targets")
-    with run.clock.step("stage1"):
+    with run.step("stage1"):
         run.logs["stage1"] = distil_task_agnostic(
             student,
             teachers.masked_lm,
@@ -311,12 +299,12 @@ def stage_two(
     student = build_student(teachers.student)
     same_body(student, agnostic)
     run.say("soft targets: the teacher's, and TF-IDF's out of fold, on real and spliced tweets")
-    with run.clock.step("targets"):
+    with run.step("targets"):
         train = soft_targets(
             data["train"], teachers.sentiment, teachers.sentiment_tokenizer, profile
         )
     run.say(f"stage 2: {len(train):,} tweets, {len(data['train']):,} of them with a label")
-    with run.clock.step("stage2"):
+    with run.step("stage2"):
         run.logs["stage2"] = fine_tune(
             student,
             teachers.tokenizer,
@@ -339,7 +327,7 @@ def without_distillation(run: Run, teachers: Teachers, data: DatasetDict) -> Pre
     student = build_student(teachers.student)
     run.say("for comparison: the same student from labels only, with as many steps")
     epochs = profile.stage2.epochs * (1 + profile.splices)
-    with run.clock.step("no_distillation"):
+    with run.step("no_distillation"):
         run.logs["no_distillation"] = fine_tune(
             student,
             teachers.tokenizer,
@@ -370,10 +358,9 @@ def write_report(
         "student_no_distillation": (baseline, teachers.tokenizer),
         "student": (student, teachers.tokenizer),
     }
-    with run.clock.step("evaluation"):
+    with run.step("evaluation"):
         tfidf, weights = evaluation.tfidf_baseline(data, split)
-        answers = {"tfidf": tfidf}
-        sizes = {"tfidf": (weights, weights * 4 / 1e6)}
+        answers, sizes = {"tfidf": tfidf}, {"tfidf": (weights, weights * 4 / 1e6)}
         for name, (model, tokenizer) in models.items():
             answers[name] = teacher_probabilities(model, tokenizer, table["text"][:], profile)
             sizes[name] = model_size(model)
@@ -384,10 +371,10 @@ def write_report(
                 answers[name],
                 profile.bootstrap,
                 profile.seed,
-                parameters=sizes[name][0],
-                size_mb=round(sizes[name][1], 2),
+                parameters=count,
+                size_mb=round(megabytes, 2),
             )
-            for name in answers
+            for name, (count, megabytes) in sizes.items()
         }
         labels, languages = np.asarray(table["label"][:]), np.asarray(table["language"][:])
         guesses = {name: values.argmax(1) for name, values in answers.items()}
@@ -412,7 +399,7 @@ def write_report(
         "languages": list(profile.languages),
         "split": split,
         "seed": profile.seed,
-        "seconds": run.clock.seconds,
+        "seconds": run.seconds,
         "rows": list(rows.values()),
         "comparisons": compared,
         "retention": evaluation.retention(

@@ -22,7 +22,6 @@ import torch
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.utils.data import SequentialSampler
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -52,7 +51,7 @@ from comet_lib.teacher import stored_answers
 
 
 class Progress(ProgressCallback):
-    """A progress bar that does not print the log rows; :func:`history` has them."""
+    """A progress bar that does not print the log rows; :func:`fit` returns them."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         pass
@@ -92,16 +91,10 @@ class DistillationTrainer(Trainer):
             epoch=lambda: int(self.state.epoch or 0),
         )
 
-    def _get_eval_sampler(self, eval_dataset):
-        """In the table's order: scores by language need it."""
-        return SequentialSampler(eval_dataset)
-
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """With saves by steps, one may come right before the evaluation at an epoch's end, which a
-        run resumed from there leaves out: so the evaluation's loader must not draw from the shared
-        random state, on which dropout depends."""
-        apart = self.args.save_strategy == "steps"
-        with torch.random.fork_rng(devices=[], enabled=apart):
+        run resumed from there skips: so evaluation must not draw from dropout's random state."""
+        with torch.random.fork_rng(devices=[], enabled=self.args.save_strategy == "steps"):
             return super().evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -122,16 +115,28 @@ def precision() -> dict[str, bool]:
     A CPU with AVX512-BF16 or AMX has bf16 too, but it does not pay for students as narrow as the
     laptop's (tools/benchmark_precision.py); a wide one may be given ``bf16=True``.
     """
-    if not torch.cuda.is_available():
-        return {"bf16": False, "fp16": False}
-    new = torch.cuda.get_device_capability()[0] >= 8
-    return {"bf16": new, "fp16": not new}
+    cuda = torch.cuda.is_available()
+    new = cuda and torch.cuda.get_device_capability()[0] >= 8
+    return {"bf16": new, "fp16": cuda and not new}
+
+
+#: Options of the Trainer that its overridden methods would ignore.
+IGNORED = {"label_smoothing_factor", "length_column_name", "train_sampling_strategy"}
 
 
 def training_arguments(
     output: str | Path, stage: Stage, seed: int, **more: Any
 ) -> TrainingArguments:
-    """The Trainer's settings for one stage: AdamW, cosine decay, length-grouped batches."""
+    """The Trainer's settings for one stage: AdamW, cosine decay, length-grouped batches.
+
+    Raises:
+        CometError: an option that would be ignored.
+    """
+    if ignored := IGNORED & set(more):
+        raise CometError(
+            f"{', '.join(sorted(ignored))} would have no effect, since the loss and the order of "
+            "rows are ours: leave it out"
+        )
     settings: dict[str, Any] = {
         "output_dir": str(output),
         "num_train_epochs": stage.epochs,
@@ -149,6 +154,7 @@ def training_arguments(
         "logging_steps": 20,
         "save_strategy": "epoch",
         "save_total_limit": 2,
+        "restore_callback_states_from_checkpoint": True,  # patience goes on where it was
         "report_to": "none",
         "seed": seed,
         "data_seed": seed,
@@ -168,11 +174,6 @@ def training_arguments(
 def steps_per_epoch(rows: int, stage: Stage) -> int:
     """Optimiser steps in one pass over ``rows`` sentences."""
     return math.ceil(rows / (stage.batch_size * stage.gradient_accumulation))
-
-
-def history(trainer: Trainer) -> list[dict[str, float]]:
-    """The trainer's log rows: step, epoch and every loss term."""
-    return [dict(row) for row in trainer.state.log_history]
 
 
 def last_checkpoint(output: Path) -> str | None:
@@ -221,10 +222,15 @@ def fit(
     """
     with objective.on(student) as terms_of:
         trainer = DistillationTrainer(model=student, terms_of=terms_of, **arguments)
-        output = Path(str(trainer.args.output_dir))
-        trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
+        last = last_checkpoint(Path(str(trainer.args.output_dir))) if resume else None
+        if last is not None:
+            state = read_json(Path(last) / "trainer_state.json", "global_step")
+            control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
+            if control.get("should_training_stop"):  # patience had run out: only load the best
+                trainer.args.max_steps = state["global_step"]
+        trainer.train(resume_from_checkpoint=last)
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
-    return history(trainer)
+    return [dict(row) for row in trainer.state.log_history]
 
 
 def uniform_matches(student: PreTrainedModel, teacher: PreTrainedModel) -> dict[int, int]:

@@ -271,6 +271,40 @@ def test_an_interrupted_run_resumes_to_the_same_weights(run, tokenizer, tmp_path
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+class StopAfter(TrainerCallback):
+    """Stands in for a kill right after a checkpoint."""
+
+    def __init__(self, saves: int) -> None:
+        self.left = saves
+
+    def on_save(self, args, state, control, **kwargs):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def run_with_patience(tokenizer, folder, **more):
+    """The best epoch comes early, so patience decides when to stop."""
+    set_seed(0)
+    model, table = build_student(xlmr_config(SMALL, len(tokenizer), 64)), sentiment_table()
+    profile = profile_for(epochs=9, patience=2, learning_rate=5e-2)
+    log = fine_tune(model, tokenizer, table, table, profile, folder, disable_tqdm=True, **more)
+    return model, [row["eval_f1_mean"] for row in log if "eval_f1_mean" in row]
+
+
+def test_patience_survives_a_kill_at_any_epoch(tokenizer, tmp_path):
+    whole, scores = run_with_patience(tokenizer, tmp_path / "whole")
+    assert 3 <= len(scores) < 9 and scores.index(max(scores)) == len(scores) - 3
+    for saves in range(1, len(scores) + 1):
+        folder = tmp_path / str(saves)
+        with pytest.raises(KeyboardInterrupt):
+            run_with_patience(tokenizer, folder, callbacks=[StopAfter(saves)])
+        again, later = run_with_patience(tokenizer, folder, resume=True)
+        assert later == scores
+        for name, value in whole.state_dict().items():
+            assert torch.equal(value, again.state_dict()[name]), (saves, name)
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_gradient_checkpointing_changes_memory_alone(run, tokenizer, tmp_path):
     """The layers run again in the backward pass, with their captures, and with their dropout."""
@@ -322,6 +356,12 @@ def test_a_killed_run_resumes_to_the_same_weights(run, tokenizer, tmp_path):
     again = run(tokenizer, output, disable_tqdm=True, resume=True)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("name", ["label_smoothing_factor", "train_sampling_strategy"])
+def test_an_option_that_would_be_ignored_is_refused(name, tmp_path):
+    with pytest.raises(CometError, match=f"{name} would have no effect"):
+        training_arguments(tmp_path, Stage(1, 1e-3, 8, 2.0, 0.5), seed=0, **{name: 0.3})
 
 
 def test_arguments_say_what_the_stage_says(tmp_path):

@@ -33,7 +33,7 @@ from comet_lib.objectives import hard_labels
 from comet_lib.profiles import Profile, Stage
 from comet_lib.recipe import claim
 from comet_lib.targets import cross_fit
-from comet_lib.training import DistillationTrainer, history, last_checkpoint, training_arguments
+from comet_lib.training import DistillationTrainer, last_checkpoint, training_arguments
 
 VOCABULARY = 24_000
 SIZES = {
@@ -174,7 +174,7 @@ def build(profile: Profile, output: str | Path, say: Callable[[str], None] = pri
         compute_metrics=metrics,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(output / "work"))
-    log = history(trainer)
+    log = trainer.state.log_history
     save(model, tokenizer, output / "teacher")
     write_json(output / "log.json", log)
     scores = [f"{row['eval_mean']:.2f} mean weighted F1" for row in log if "eval_mean" in row]
