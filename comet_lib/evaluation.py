@@ -68,7 +68,7 @@ def tfidf_baseline(data: DatasetDict, split: str = "test") -> tuple[np.ndarray, 
         out[rows] = class_probabilities(classifier, target["text"].iloc[rows].tolist())
         weights += classifier[-1].coef_.size + classifier[-1].intercept_.size
         del classifier
-        give_back_memory()
+        give_back_memory(collect=False)
     return out, weights
 
 

@@ -128,7 +128,7 @@ def cross_fit(
         probabilities[fold.rows] = class_probabilities(fold.classifier, fold.texts)
         spliced.append(splice([fold], splices, np.random.default_rng((seed, k))))
         del fold
-        give_back_memory()
+        give_back_memory(collect=False)
     new_texts, answers, codes = zip(*spliced, strict=True)
     return SoftTargets(
         probabilities, list(chain(*new_texts)), np.concatenate(answers), list(chain(*codes))

@@ -1,13 +1,10 @@
 """The ablation: what a run contains, resuming, and differences against slow references."""
 
 import json
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +20,7 @@ from comet_lib.lab.comparison import pack, unpack
 from comet_lib.lab.variants import VARIANTS, chosen_variants
 from comet_lib.profiles import get_profile
 
+FORK = multiprocessing.get_context("fork")  # a process that need not import torch again
 BY_NAME = {v.name: v for v in VARIANTS}
 TINY = get_profile("tiny")
 
@@ -231,32 +229,23 @@ def test_work_of_other_settings_is_refused(tmp_path, monkeypatch):
     ablation.ablate(TINY, tmp_path, wanted, seeds=1, say=lambda _: None)
 
 
-CHILD = """
-import sys, time
-sys.path.insert(0, sys.argv[1])
-import test_ablation as t
-def slow(self, variant, seed):
-    line = t.quick_line(self, variant, seed)
+def slow_line(self, variant, seed):
     time.sleep(0.5)
-    return line
-t.Laboratory.run = slow
-t.ablation.ablate(t.TINY, sys.argv[2], t.chosen_variants("both,tfidf"), seeds=9)
-"""
+    return quick_line(self, variant, seed)
 
 
 def test_a_killed_ablation_goes_on(tmp_path, monkeypatch):
-    here = Path(__file__).parent
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, here, tmp_path],
-        env={**os.environ, "PYTHONPATH": str(here.parent)},
-        stdout=subprocess.DEVNULL,
-    )
+    monkeypatch.setattr(Laboratory, "run", slow_line)
+    wanted = chosen_variants("both,tfidf")
+    child = FORK.Process(target=ablation.ablate, args=(TINY, tmp_path, wanted, 9))
+    child.start()
     path = tmp_path / "runs.jsonl"
     while not (path.is_file() and len(path.read_text(encoding="utf-8").splitlines()) > 2):
-        assert child.poll() is None, "the child ended before it could be killed"
+        assert child.is_alive(), "the child ended before it could be killed"
         time.sleep(0.05)
     child.kill()
-    assert child.wait() == -signal.SIGKILL
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     before = run_names(path)
     assert 2 <= len(before) < 9
     monkeypatch.setattr(Laboratory, "run", quick_line)

@@ -1,7 +1,6 @@
 """The command line from the outside: the whole game on tiny, and every refusal in one line."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,23 +15,32 @@ from comet_lib.loading import load_model
 from comet_lib.profiles import PROFILES, get_profile
 
 
-def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "comet_lib", *arguments],
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run, from a process of its own; the other calls are in this one."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    done = subprocess.run(
+        [sys.executable, "-m", "comet_lib", "distill", "--profile", "tiny", "--output", output],
         capture_output=True,
         text=True,
         timeout=240,
-        env={**os.environ, **environment},
         cwd=Path(__file__).parent.parent,
     )
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    output = tmp_path_factory.mktemp("run") / "out"
-    done = call("distill", "--profile", "tiny", "--output", str(output))
     assert done.returncode == 0, done.stderr[-2000:]
     return output, done
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """The command line with these arguments: its exit code and what it printed."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["comet_lib", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return stopped.value.code or 0, capsys.readouterr()
+
+    return call
 
 
 def test_distill_writes_an_honest_report(run):
@@ -67,22 +75,20 @@ def test_student_is_a_stock_checkpoint(run):
     assert "license" in card and "from `teacher`" in card  # the bundled one's folder
 
 
-def test_a_second_call_resumes_and_changes_nothing(run):
+def test_a_second_call_resumes_and_changes_nothing(run, call):
     before = (run[0] / "student" / "model.safetensors").read_bytes()
-    again = call("distill", "--profile", "tiny", "--output", str(run[0]))
-    assert again.returncode == 0
+    assert call("distill", "--profile", "tiny", "--output", str(run[0]))[0] == 0
     assert (run[0] / "student" / "model.safetensors").read_bytes() == before
-    other = call("distill", "--profile", "tiny", "--output", str(run[0]), "--seed", "5")
-    assert other.returncode == 2 and "differs in seed (0 there, 5 now)" in other.stderr
+    code, shown = call("distill", "--profile", "tiny", "--output", str(run[0]), "--seed", "5")
+    assert code == 2 and "differs in seed (0 there, 5 now)" in shown.err
 
 
-def test_evaluate_and_predict(run):
+def test_evaluate_and_predict(run, call):
     student = str(run[0] / "student")
-    shown = call("evaluate", student, "--profile", "tiny", "--json")
-    row = json.loads(shown.stdout)
+    row = json.loads(call("evaluate", student, "--profile", "tiny", "--json")[1].out)
     report = json.loads((run[0] / "report.json").read_text())
     assert row["weighted_f1"] == pytest.approx(report["rows"][3]["weighted_f1"])
-    lines = call("predict", student, "habari njema", "\x1b[31mred").stdout.splitlines()
+    lines = call("predict", student, "habari njema", "\x1b[31mred")[1].out.splitlines()
     assert len(lines) == 2 and "\x1b" not in lines[1]
     assert lines[0].split("\t")[0] in ("negative", "neutral", "positive")
 
@@ -114,16 +120,12 @@ def test_evaluate_and_predict(run):
         (["predict", "no/such/folder", "hi"], "no such folder"),
     ],
 )
-def test_bad_arguments_get_one_sentence_and_exit_code_two(
-    arguments, words, monkeypatch, capsys, tmp_path
-):
+def test_bad_arguments_get_one_sentence_and_exit_code_two(arguments, words, call, tmp_path):
     if arguments[0] == "distill":
         arguments = [*arguments, "--output", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", ["comet_lib", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert stopped.value.code == 2 and error.startswith("comet: ") and words in error
+    code, shown = call(*arguments)
+    error = shown.err.strip().splitlines()[-1]
+    assert code == 2 and error.startswith("comet: ") and words in error
 
 
 @pytest.mark.parametrize("profile", PROFILES)

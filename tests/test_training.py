@@ -1,11 +1,8 @@
 """The trainer learns, logs each term, keeps the best epoch and resumes exactly."""
 
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -339,31 +336,23 @@ class Slowly(TrainerCallback):
         time.sleep(0.2)
 
 
-CHILD = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import test_training as t
-from comet_lib.loading import load_tokenizer
-run = getattr(t, sys.argv[2])
-run(load_tokenizer(sys.argv[3]), t.Path(sys.argv[4]), callbacks=[t.Slowly()], disable_tqdm=True)
-"""
-
-
 @pytest.mark.parametrize("run", [run_stage_one_cached, run_stage_two])
 def test_a_killed_run_resumes_to_the_same_weights(run, tokenizer, tmp_path):
     whole = run(tokenizer, tmp_path / "whole", disable_tqdm=True)
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    here, output = Path(__file__).parent, tmp_path / "killed" / "run"
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, here, run.__name__, tmp_path / "tokenizer", output],
-        env={**os.environ, "PYTHONPATH": str(here.parent)},
+    output = tmp_path / "killed" / "run"
+    child = multiprocessing.get_context("fork").Process(  # it need not import torch again
+        target=run,
+        args=(tokenizer, output),
+        kwargs={"callbacks": [Slowly()], "disable_tqdm": True},
     )
+    child.start()
     while not list(output.glob("checkpoint-*/trainer_state.json")):
-        assert child.poll() is None, "the child ended before it could be killed"
+        assert child.is_alive(), "the child ended before it could be killed"
         time.sleep(0.01)
     time.sleep(0.3)
     child.kill()
-    assert child.wait() == -signal.SIGKILL
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     again = run(tokenizer, output, disable_tqdm=True, resume=True)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
