@@ -67,7 +67,7 @@ def distill(
     chosen = chosen_profile(profile, data, languages, student, terms, **given, cached=cache or None)
     if report := distil(chosen, output, say=say):  # empty in all processes but the main one
         say(report_text(report), err=False)
-        say(f"wrote {output}/student, {output}/report.md, {output}/report.json")
+        say(f"wrote {output}/student, {output}/report.md, {output}/figures, {output}/lens.html")
 
 
 @app.command()

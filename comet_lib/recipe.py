@@ -17,15 +17,15 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
-from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import comet_lib
-from comet_lib import evaluation, files, plots
-from comet_lib.attention import capture_maps, layer_map
+from comet_lib import evaluation, plots
+from comet_lib.attention import layer_map
 from comet_lib.data import Source, find_source, leakage, load_sentiment, unseen
 from comet_lib.errors import CometError
-from comet_lib.files import locked, read_json, whole_folder, write_json, write_text
+from comet_lib.files import claim, locked, read_json, whole_folder, write_json, write_text
+from comet_lib.lens import AttentionLens
 from comet_lib.loading import load_model, load_pair, longest_text, model_origin
 from comet_lib.models import (
     build_student,
@@ -39,7 +39,6 @@ from comet_lib.objectives import stage_one_weights, stage_two_weights
 from comet_lib.processes import give_back_memory, processes
 from comet_lib.profiles import PAPER_LANGUAGES, PAPER_ROWS, TINY, Profile
 from comet_lib.report import model_card, report_text
-from comet_lib.similarity import entropy
 from comet_lib.targets import check_enough, cross_fit
 from comet_lib.text import load_text
 from comet_lib.training import distil_task_agnostic, fine_tune
@@ -50,7 +49,7 @@ Say = Callable[[str], None]
 def distil(
     profile: Profile, output: str | Path, split: str = "test", say: Say = print
 ) -> dict[str, Any]:
-    """Run everything and write ``student/``, ``report.json``, ``report.md`` and figures.
+    """Run everything; write ``student/``, ``report.json``, ``report.md``, figures, ``lens.html``.
 
     Killed and called again with the same settings, it goes on from the last checkpoint. Returns
     the report. Under ``accelerate launch`` all processes train; only the main one speaks, writes
@@ -58,7 +57,7 @@ def distil(
     """
     main = processes().is_main_process
     run = Run(profile, Path(output), find_source(profile), say if main else lambda line: None)
-    claim(run.output, profile, write=False)
+    run.claim(write=False)
     run.say(f"{profile.budget}; data from {run.source}")
     data, texts = read_data(run)
     run.say("teacher: reading")
@@ -66,7 +65,7 @@ def distil(
     # Nothing is written before this line: bad data or a bad teacher leaves no trace.
     with locked(run.work) if main else nullcontext():
         with processes().main_process_first():
-            claim(run.output, profile)
+            run.claim()
         try:
             agnostic = stage_one(run, teachers, texts)
             student = stage_two(run, teachers, data, agnostic)
@@ -101,6 +100,12 @@ class Run:
         self.work = self.output / "work"
         if (self.work / "seconds.json").is_file():
             self.seconds = read_json(self.work / "seconds.json", "data")
+
+    def claim(self, write: bool = True) -> None:
+        """The folder belongs to one run: the same profile and library resume it, others are
+        refused."""
+        settings = {**self.profile.as_dict(), "library": comet_lib.__version__}
+        claim(self.work / "settings.json", settings, write)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -138,12 +143,6 @@ class Run:
                 tokenizer.save_pretrained(temporary)
         here.wait_for_everyone()
         return model
-
-
-def claim(output: Path, profile: Profile, write: bool = True) -> None:
-    """``output`` belongs to one run: the same profile and library resume it, others are refused."""
-    settings = {**profile.as_dict(), "library": comet_lib.__version__}
-    files.claim(output / "work" / "settings.json", settings, write)
 
 
 # --------------------------------------------------------------------------- data and teachers
@@ -351,7 +350,7 @@ def write_report(
     student: PreTrainedModel,
     baseline: PreTrainedModel,
 ) -> dict[str, Any]:
-    """Score every model on ``split``; write the report, the card and the figures."""
+    """Score every model on ``split``; write the report, the card, the figures and the lens."""
     profile, table = run.profile, data[split]
     models = {
         "teacher": (teachers.sentiment, teachers.sentiment_tokenizer),
@@ -423,33 +422,10 @@ def write_report(
     plots.save(plots.training_curves(run.logs), output / "figures" / "curves.png")
     if teachers.sentiment.config.vocab_size == student.config.vocab_size:
         sentence = sample_sentence(profile.languages)
-        figure = attention_figure(teachers.sentiment, student, teachers.tokenizer, sentence)
-        plots.save(figure, output / "figures" / "attention.png")
+        lens = AttentionLens.from_models(teachers.sentiment, student, teachers.tokenizer, sentence)
+        lens.export(output / "figures" / "attention.png")
+        lens.export(output / "lens.html")
     return report
-
-
-def attention_figure(
-    teacher: PreTrainedModel,
-    student: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-) -> Figure:
-    """Head-mean maps of both models' last layers on one text, and their difference."""
-    batch = tokenizer(text, return_tensors="pt")
-    maps, wide = [], []
-    for model in (teacher, student):
-        (one,) = capture_maps(model, batch, [-1]).values()  # (1, L, L)
-        maps.append(one[0].float().numpy())
-        wide.append(float(entropy(one, batch["attention_mask"])))
-    tokens = [str(tokenizer.decode([i])) or "▁" for i in batch["input_ids"][0].tolist()]
-    return plots.attention_maps(
-        [*maps, maps[1] - maps[0]],
-        tokens,
-        ["teacher", "student", "student - teacher"],
-        difference=True,
-        title=f"Attention of the last layer: entropy {wide[0]:.2f} nats a row in the teacher, "
-        f"{wide[1]:.2f} in the student",
-    )
 
 
 def sample_sentence(languages: Sequence[str]) -> str:

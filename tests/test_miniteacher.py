@@ -7,11 +7,11 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, set_seed
 
 from comet_lib.errors import CometError
+from comet_lib.files import claim
 from comet_lib.lab.small_teacher import SPECIALS, BothTasks, TwoHeads, build, save, train_tokenizer
 from comet_lib.loading import load_model, load_tokenizer
 from comet_lib.models import xlmr_config
 from comet_lib.profiles import Stage, get_profile
-from comet_lib.recipe import claim
 
 TEXTS = ["Ẹ kú àárọ̀ o", "habari za asubuhi", "ina kwana 2026!", "ụtụtụ ọma nke oma"] * 5
 SIZES = {
@@ -83,6 +83,6 @@ def test_both_tasks_train_both_heads_and_mask_nothing_in_evaluation(model, token
 
 def test_a_teacher_of_another_seed_is_not_taken_for_this_one(tmp_path):
     """Its last checkpoint would be, without a word."""
-    claim(tmp_path, get_profile("tiny"))
+    claim(tmp_path / "work" / "settings.json", get_profile("tiny").as_dict())
     with pytest.raises(CometError, match=r"differs in seed \(0 there, 1 now\)"):
         build(get_profile("tiny").with_(seed=1), tmp_path, say=lambda _: None)

@@ -26,12 +26,12 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaClass
 from comet_lib import evaluation
 from comet_lib.batches import SentimentCollator, tokenise
 from comet_lib.data import load_sentiment, unseen
-from comet_lib.files import read_json, whole_folder, write_json
+from comet_lib.files import claim, read_json, whole_folder, write_json
 from comet_lib.losses import hybrid_loss, soft_target_loss_from_probs
 from comet_lib.models import count_parameters, xlmr_config
 from comet_lib.objectives import hard_labels
 from comet_lib.profiles import Profile, Stage, shape
-from comet_lib.recipe import claim, soft_targets
+from comet_lib.recipe import soft_targets
 from comet_lib.training import DistillationTrainer, last_checkpoint, training_arguments
 
 VOCABULARY = 24_000
@@ -127,9 +127,9 @@ def build(profile: Profile, output: str | Path, say: Callable[[str], None] = pri
         CometError: ``output`` holds a run of another seed or other data.
     """
     output = Path(output)
-    claim(output, profile, write=False)
+    claim(output / "work" / "settings.json", profile.as_dict(), write=False)
     data = load_sentiment(profile)
-    claim(output, profile)
+    claim(output / "work" / "settings.json", profile.as_dict())
     train, dev = data["train"], unseen(data["dev"])
     say(f"tokenizer: {VOCABULARY:,} pieces from {len(train):,} tweets")
     tokenizer = train_tokenizer(train["text"][:])
