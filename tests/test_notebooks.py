@@ -585,14 +585,19 @@ def test_the_command_lines(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("made.ipynb: solved and passed, ")
     assert (tmp_path / "solved" / "made.ipynb").exists()
-    done = cli("solve_notebooks.py", "--out", tmp_path, path)
-    assert done.returncode == 1
-    assert "would replace it" in done.stderr
-    bad = plain_notebook(tmp_path, "1 / 0")
-    done = cli("execute_notebooks.py", "--profile", "tiny", bad)
-    assert done.returncode == 1
-    assert "ZeroDivisionError" in done.stderr
     assert cli("badges.py", "--check").returncode == int(bool(badges.update(ROOT, check=True)))
+
+
+def test_a_refusal_is_an_exit_code_and_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = plain_notebook(tmp_path, "1 / 0")
+    with pytest.raises(SystemExit, match="1"):
+        solve_notebooks.main([path], tmp_path)
+    assert "would replace it" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="1"):
+        execute_notebooks.main([path], "tiny")
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 # --- tools/badges.py -----------------------------------------------------------------------
