@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import transformers
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -36,7 +34,7 @@ from comet_lib.models import (
     student_config,
 )
 from comet_lib.objectives import stage_one_weights, stage_two_weights
-from comet_lib.processes import give_back_memory, processes
+from comet_lib.processes import give_back_memory, processes, versions
 from comet_lib.profiles import PAPER_LANGUAGES, PAPER_ROWS, TINY, Profile
 from comet_lib.report import model_card, report_text
 from comet_lib.targets import check_enough, cross_fit
@@ -407,12 +405,7 @@ def write_report(
         "floor": floor["mean"],
         "leakage": leakage(data).to_dict("records"),
         "paper": PAPER_ROWS if as_published else [],
-        "versions": {
-            "comet_lib": comet_lib.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(),
     }
     output = run.output
     write_json(output / "report.json", report)

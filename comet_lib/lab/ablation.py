@@ -24,19 +24,17 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, set_seed
 
-import comet_lib
 from comet_lib.attention import layer_map
 from comet_lib.batches import tokenise
 from comet_lib.data import find_source, load_sentiment, unseen
 from comet_lib.evaluation import mean_weighted_f1
 from comet_lib.files import claim, refuse_others, write_text
 from comet_lib.lab.comparison import pack, read_runs
-from comet_lib.lab.timing import machine
 from comet_lib.lab.variants import VARIANTS, Variant
 from comet_lib.loading import load_model, load_pair
 from comet_lib.models import build_student, initialise_embeddings, quiet, same_body, student_config
 from comet_lib.objectives import TERMS
-from comet_lib.processes import give_back_memory
+from comet_lib.processes import give_back_memory, versions
 from comet_lib.profiles import Profile
 from comet_lib.recipe import Run, Teachers, soft_targets, stage_one, teacher_probabilities
 from comet_lib.targets import class_probabilities, cross_fit, tfidf_classifier
@@ -81,7 +79,7 @@ class Laboratory:
         """The first line of the file: settings and true labels."""
         table = tokenise(self.texts.tolist(), self.tokenizer, self.profile.max_length)
         mark = fingerprint(table, self.teacher, self.tokenizer, Questions())
-        values, here, truth = self.profile.as_dict(), machine(), {}
+        values, truth = self.profile.as_dict(), {}
         for split, rows in self.splits.items():
             codes = [self.profile.languages.index(code) for code in rows["language"][:]]
             truth[split] = {"labels": pack(rows["label"][:]), "languages": pack(codes)}
@@ -94,10 +92,7 @@ class Laboratory:
                 "training tweets": len(self.texts),
             },
             "truth": truth,
-            "versions": {
-                "comet_lib": comet_lib.__version__,
-                **{name: here[name] for name in ("python", "torch", "transformers")},
-            },
+            "versions": versions(),
         }
 
     def known(self, share: float) -> np.ndarray:
