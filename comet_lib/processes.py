@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import platform
 from contextlib import suppress
+from importlib import metadata
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
+
+import comet_lib
 
 
 def processes() -> PartialState:
@@ -47,3 +51,12 @@ def give_back_memory(collect: bool = True) -> None:
         gc.collect()
     with suppress(OSError, AttributeError):  # other C libraries return it themselves
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def versions() -> dict[str, str]:
+    """The libraries that a result depends on."""
+    return {
+        "comet_lib": comet_lib.__version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("torch", "transformers")},
+    }
