@@ -160,6 +160,18 @@ def longest_text(model: Any) -> int | None:
     return positions - (getattr(model.config, "pad_token_id", None) or 0) - 1
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, model: Any, folder: Path) -> None:
+    """Save a tokenizer beside its model: cut at as many tokens as the model takes, and without the
+    padding and length of the calls before."""
+    own = copy.deepcopy(tokenizer)
+    if (backend := getattr(own, "backend_tokenizer", None)) is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    limit = min(own.model_max_length, longest_text(model) or own.model_max_length)
+    own.model_max_length = own.init_kwargs["model_max_length"] = limit
+    own.save_pretrained(folder)
+
+
 def answer(
     model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
 ) -> Tensor:

@@ -24,7 +24,13 @@ from comet_lib.data import Source, find_source, leakage, load_sentiment, unseen
 from comet_lib.errors import CometError
 from comet_lib.files import claim, locked, read_json, whole_folder, write_json, write_text
 from comet_lib.lens import AttentionLens
-from comet_lib.loading import load_model, load_pair, longest_text, model_origin
+from comet_lib.loading import (
+    load_model,
+    load_pair,
+    longest_text,
+    model_origin,
+    save_tokenizer,
+)
 from comet_lib.models import (
     build_student,
     count_parameters,
@@ -138,7 +144,7 @@ class Run:
             write_json(self.work / f"{stage}.json", self.logs[stage])
             with whole_folder(folder) as temporary, quiet():
                 model.save_pretrained(temporary)
-                tokenizer.save_pretrained(temporary)
+                save_tokenizer(tokenizer, model, temporary)
         here.wait_for_everyone()
         return model
 

@@ -9,14 +9,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoTokenizer, pipeline, set_seed
 from typer.testing import CliRunner
 
 from comet_lib import __main__ as cli
 from comet_lib.data import load_sentiment, read_texts
 from comet_lib.errors import CometError
 from comet_lib.evaluation import predict_probabilities
-from comet_lib.loading import load_model, load_tokenizer
+from comet_lib.loading import load_model, load_tokenizer, save_tokenizer
 from comet_lib.models import build_student, count_parameters
 from comet_lib.models import xlmr_config as config_of
 from comet_lib.profiles import ASSETS, TINY
@@ -118,6 +118,23 @@ def test_the_tokenizer_is_the_same_in_half_the_bytes(int8):
     ours, theirs = (path / "tokenizer.json" for path in (int8[0], ASSETS / "teacher"))
     assert json.loads(ours.read_text("utf-8")) == json.loads(theirs.read_text("utf-8"))
     assert ours.stat().st_size < 0.55 * theirs.stat().st_size
+
+
+def test_a_saved_tokenizer_says_what_its_model_takes(fp32, model, tmp_path):
+    """Whatever it was told before, and whatever the last call padded and cut."""
+    tokenizer = load_tokenizer(ASSETS / "teacher")
+    tokenizer.model_max_length = 512
+    tokenizer(["a", "b c"], padding=True, truncation=True, max_length=3)
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tokenizer, model, tmp_path)
+    for folder in (tmp_path, fp32[0], ASSETS / "teacher"):
+        state = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        assert state["truncation"] is None and state["padding"] is None, folder
+    for folder in (tmp_path, fp32[0]):
+        assert AutoTokenizer.from_pretrained(folder).model_max_length == 64
+    answer = pipeline("text-classification", model=str(tmp_path))("habari " * 300, truncation=True)
+    assert answer[0]["label"] in ("negative", "neutral", "positive")
+    assert tokenizer.model_max_length == 512  # the caller's own stays as it is
 
 
 def test_int8_is_small_embeddings_too_and_says_nearly_the_same(int8, tokenizer):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, set_seed
 
+from comet_lib.data import load_sentiment
 from comet_lib.errors import CometError
 from comet_lib.files import claim
 from comet_lib.lab.small_teacher import SPECIALS, BothTasks, TwoHeads, build, save, train_tokenizer
@@ -39,6 +40,17 @@ def test_tokenizer_is_in_xlmr_form(tokenizer):
     assert ids[0] == 0 and ids[-1] == 2 and tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids, skip_special_tokens=True) == "ẹ kú àárọ̀"  # tone marks kept
     assert tokenizer("e\u0323")["input_ids"] == tokenizer("\u1eb9")["input_ids"]  # NFC
+
+
+def test_the_same_texts_give_the_same_tokenizer():
+    """In any order. The trainer's own scores differ in their last digits from call to call."""
+    sample = load_sentiment(get_profile("tiny"))["train"]["text"][:]
+    made = [
+        train_tokenizer(texts, 600).backend_tokenizer.to_str() for texts in (sample, sample[::-1])
+    ]
+    assert made[0] == made[1]
+    scores = [score for _, score in json.loads(made[0])["model"]["vocab"]]
+    assert scores[5:] == sorted(scores[5:], reverse=True) and len(set(scores)) > 20
 
 
 def test_one_file_loads_with_both_heads(model, tokenizer, tmp_path):

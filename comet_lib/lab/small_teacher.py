@@ -9,6 +9,8 @@ load it. It uses no other text, which keeps the weights' licence (CC BY 4.0) cle
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from comet_lib import evaluation
 from comet_lib.batches import SentimentCollator, tokenise
 from comet_lib.data import load_sentiment, unseen
 from comet_lib.files import claim, read_json, whole_folder, write_json
+from comet_lib.loading import save_tokenizer
 from comet_lib.losses import hybrid_loss, soft_target_loss_from_probs
 from comet_lib.models import count_parameters, xlmr_config
 from comet_lib.objectives import hard_labels
@@ -46,9 +49,9 @@ SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCABULARY) -> PreTrainedTokenizerFast:
     """A lower-casing unigram tokenizer (Kudo 2018) in XLM-R's format; tone marks are kept (NFC).
 
-    It differs from call to call: the trainer meets the words in a random order, so the pieces'
-    scores, which order their ids, vary a little. A rebuilt teacher is another draw, not a copy of
-    the bundled one.
+    The same texts give the same tokenizer. The trainer adds counts up in a random order, so its
+    scores, which order the ids, vary in their last digits; its set of pieces does not. Three rounds
+    of counting (hard EM) score the pieces again.
     """
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -59,7 +62,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCABULARY) -> PreTr
     trainer = UnigramTrainer(
         vocab_size=vocab_size, special_tokens=SPECIALS, unk_token="<unk>", show_progress=False
     )
+    texts = sorted(texts)
     tokenizer.train_from_iterator(texts, trainer)
+    scores = dict.fromkeys(tokenizer.get_vocab().keys() - set(SPECIALS), -10.0)
+    for _ in range(3):
+        tokenizer.model = _unigram(scores)
+        rows = tokenizer.encode_batch(texts, add_special_tokens=False)
+        counts = Counter(piece for row in rows for piece in row.tokens)
+        total = sum(counts[piece] for piece in scores) + len(scores)
+        scores = {piece: math.log((counts[piece] + 1) / total) for piece in scores}
+    tokenizer.model = _unigram(scores)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>",
         pair="<s> $A </s> </s> $B </s>",
@@ -74,6 +86,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCABULARY) -> PreTr
         model_max_length=128,
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def _unigram(scores: Mapping[str, float]) -> models.Unigram:
+    """The special pieces, then the others from the likeliest on."""
+    order = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    return models.Unigram([*((name, 0.0) for name in SPECIALS), *order], SPECIALS.index("<unk>"))
 
 
 class TwoHeads(XLMRobertaForMaskedLM):
@@ -174,5 +192,5 @@ def save(model: TwoHeads, tokenizer: PreTrainedTokenizerFast, folder: Path) -> N
         config = read_json(temporary / "config.json")
         config["architectures"] = ["XLMRobertaForSequenceClassification"]
         write_json(temporary / "config.json", config)
-        tokenizer.save_pretrained(temporary)
+        save_tokenizer(tokenizer, model, temporary)
     model.float()

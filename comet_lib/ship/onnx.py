@@ -28,7 +28,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from comet_lib.errors import CometError
 from comet_lib.evaluation import mean_weighted_f1, predict_probabilities
 from comet_lib.files import read_json, whole_folder, write_json
-from comet_lib.loading import check_pair, checked_config, label_order, load_pair, load_tokenizer
+from comet_lib.loading import (
+    check_pair,
+    checked_config,
+    label_order,
+    load_pair,
+    load_tokenizer,
+    save_tokenizer,
+)
 from comet_lib.models import count_parameters, quiet
 from comet_lib.profiles import user_path
 
@@ -209,7 +216,7 @@ def export(
             graph.unlink()
         with quiet():
             model.config.save_pretrained(new)
-            tokenizer.save_pretrained(new)
+            save_tokenizer(tokenizer, model, new)
         pieces = new / "tokenizer.json"  # indented, it takes twice the bytes
         compact = json.dumps(read_json(pieces), ensure_ascii=False, separators=(",", ":"))
         pieces.write_text(compact, "utf-8")
