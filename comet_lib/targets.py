@@ -87,16 +87,19 @@ def fit_folds(
     for language, here in table.groupby("language", sort=False):
         unique = here.drop_duplicates("text")
         count = min(folds, int(unique["label"].value_counts().max()))
-        if count < 2 or here["label"].nunique() < 2:
-            raise CometError(
-                f"{language}: too few training tweets to cross-fit; give at least two of each of "
-                "two labels"
-            )
+        too_few = CometError(
+            f"{language}: too few training tweets to cross-fit; give at least two of each of two "
+            "labels"
+        )
+        if count < 2:
+            raise too_few
         splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
         for _, out in splitter.split(unique, unique["label"]):
             inside = here["text"].isin(unique["text"].iloc[out])
-            fold = here[inside]
-            yield Fold(str(language), fold.index.to_numpy(), fold["text"].tolist(), here[~inside])
+            fold, others = here[inside], here[~inside]
+            if others["label"].nunique() < 2:  # a label's only tweets are held out together
+                raise too_few
+            yield Fold(str(language), fold.index.to_numpy(), fold["text"].tolist(), others)
 
 
 def check_enough(

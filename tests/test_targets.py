@@ -42,6 +42,15 @@ def test_too_few_labels_are_refused():
         targets.cross_fit(["a b", "c d"], [0, 0], ["kin", "kin"])
 
 
+def test_one_tweet_of_a_second_label_is_too_few_before_anything_is_fitted():
+    """The fold that holds it leaves a single label to fit on."""
+    texts, labels = [f"good thing{i}" for i in range(12)] + ["bad thing"], [2] * 12 + [0]
+    with pytest.raises(CometError, match="kin: too few"):
+        targets.check_enough(texts, labels, ["kin"] * 13, folds=3)
+    more = [*texts, "sad word", "poor word", "bad word"]
+    targets.check_enough(more, [*labels, 0, 0, 0], ["kin"] * 16, folds=3)
+
+
 def test_probabilities_keep_label_order_with_a_label_missing():
     classifier = targets.tfidf_classifier().fit(["bad sad", "good glad"] * 4, [0, 2] * 4)
     probabilities = targets.class_probabilities(classifier, ["good glad"])

@@ -271,6 +271,16 @@ def test_an_interrupted_run_resumes_to_the_same_weights(run, tokenizer, tmp_path
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+def test_worker_processes_change_nothing(tokenizer, tmp_path):
+    """Each text once a pass, with the masks of its epoch, as without workers."""
+    alone, together = (
+        run_stage_one(tokenizer, tmp_path / str(n), disable_tqdm=True, dataloader_num_workers=n)
+        for n in (0, 2)
+    )
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, together.state_dict()[name]), name
+
+
 class StopAfter(TrainerCallback):
     """Stands in for a kill right after a checkpoint."""
 
