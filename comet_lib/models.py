@@ -109,6 +109,12 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def model_size(model: nn.Module) -> tuple[int, float]:
+    """Parameters, and megabytes (10^6 bytes) as fp32."""
+    count = count_parameters(model)
+    return count, count * 4 / 1e6
+
+
 #: What in a weight's name tells its component: the first that fits.
 COMPONENTS = {
     "word_embeddings": "word embeddings",

@@ -33,13 +33,13 @@ from comet_lib.loading import (
 )
 from comet_lib.models import (
     build_student,
-    count_parameters,
     initialise_embeddings,
+    model_size,
     quiet,
     same_body,
     student_config,
 )
-from comet_lib.objectives import stage_one_weights, stage_two_weights
+from comet_lib.objectives import TERMS, stage_one_weights, stage_two_weights
 from comet_lib.processes import give_back_memory, processes, versions
 from comet_lib.profiles import PAPER_LANGUAGES, PAPER_ROWS, TINY, Profile
 from comet_lib.report import model_card, report_text
@@ -202,7 +202,8 @@ def read_teachers(profile: Profile) -> Teachers:
 
     Raises:
         CometError: one that cannot be read, has no mask piece, takes shorter texts than the
-            profile's, or does not answer; or terms that are unknown.
+            profile's, or does not answer; terms that are unknown; or terms of stage 2 with
+            a sentiment teacher of another tokenizer.
     """
     stage_one_weights(profile.stage1), stage_two_weights(profile.stage2)
     teacher, tokenizer = load_pair(profile.teacher, "masked-lm")
@@ -216,6 +217,13 @@ def read_teachers(profile: Profile) -> Teachers:
         raise CometError(
             f"{profile.teacher}: takes {longest} tokens of a text, and profile {profile.name} has "
             f"{profile.max_length}; give a teacher with more max_position_embeddings"
+        )
+    inside = [name for name in profile.stage2.terms if name in TERMS]
+    if inside and tokenizer.get_vocab() != sentiment[1].get_vocab():
+        raise CometError(
+            f"{profile.sentiment_teacher}: its pieces are not those of {profile.teacher}, and "
+            f"{', '.join(inside)} in stage 2 compare student and teacher token by token; leave "
+            "the terms out, or give teachers with one tokenizer"
         )
     layer_map(profile.student["num_hidden_layers"], teacher.config.num_hidden_layers)
     return Teachers(teacher, tokenizer, *sentiment, student_config(profile, teacher))
@@ -432,9 +440,3 @@ def sample_sentence(languages: Sequence[str]) -> str:
     sample = load_sentiment(TINY)["test"].to_pandas()
     here = sample[sample["language"].isin(list(languages)) & (sample["label"] == 2)]
     return (here if len(here) else sample)["text"].iloc[-1]
-
-
-def model_size(model: PreTrainedModel) -> tuple[int, float]:
-    """Parameters, and megabytes (10^6 bytes) as fp32."""
-    count = count_parameters(model)
-    return count, count * 4 / 1e6

@@ -1,6 +1,6 @@
 """The teacher's answers, live or stored: one interface for every training.
 
-:class:`LiveTeacher` runs the model on each batch. :class:`StoredTeacher` reads what
+:class:`LiveTeacher` runs the model on each batch. :func:`stored_answers` reads what
 :func:`ask_once` wrote to disk. Both return :class:`Answers`, so an objective does not know which
 of the two it has (after the ``signals`` of DistillKit).
 

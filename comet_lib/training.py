@@ -41,6 +41,7 @@ from comet_lib.evaluation import mean_weighted_f1
 from comet_lib.files import read_json
 from comet_lib.models import quiet
 from comet_lib.objectives import (
+    TERMS,
     Objective,
     TermsOf,
     stage_one_weights,
@@ -343,8 +344,9 @@ def fine_tune(
     """Stage 2. ``train`` has text, label (-100: none) and, to distil, ``teacher_probs`` (N, 3).
 
     The student is trained in place; the epoch with the best mean weighted F1 on ``dev`` (pass it
-    without the rows seen in train) is kept. If the profile's stage 2 has ``terms``, the sentiment
-    ``teacher`` is asked once about every row and its answers are kept in ``cache`` (default: in
+    without the rows seen in train) is kept. If the profile's stage 2 has terms of :data:`TERMS`,
+    the sentiment ``teacher``, which must read the student's tokens, is asked once about every row
+    and its answers are kept in ``cache`` (default: in
     ``output``); ``matches`` (student layer -> teacher layer) are evenly spread by default. Returns
     the log.
 
@@ -358,11 +360,11 @@ def fine_tune(
         columns["teacher_probs"] = train["teacher_probs"][:]
     table = tokenise(train["text"][:], tokenizer, profile.max_length, **columns)
     dev_table = tokenise(dev["text"][:], tokenizer, profile.max_length, labels=dev["label"][:])
-    if not stage.terms:
+    if not (inside := [name for name in weights if name in TERMS]):
         objective = Objective(stored_answers, weights, {}, stage.temperature)
         collator: Any = SentimentCollator(tokenizer)
     elif teacher is None:
-        raise CometError(f"{', '.join(stage.terms)} in stage 2 need a teacher: give one")
+        raise CometError(f"{', '.join(inside)} in stage 2 need a teacher: give one")
     else:
         objective, table, collator = Objective.stored(
             cache or output / "cache",

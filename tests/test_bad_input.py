@@ -38,6 +38,7 @@ from comet_lib.errors import CometError
 from comet_lib.files import read_json
 from comet_lib.loading import answering, check_pair, load_model, load_tokenizer, longest_text
 from comet_lib.profiles import ASSETS, PROFILES, get_profile
+from comet_lib.recipe import read_teachers
 from comet_lib.ship.onnx import is_exported, load_exported
 from comet_lib.teacher import open_answers
 
@@ -919,3 +920,18 @@ def test_counts_by_class() -> None:
     }
     print(json.dumps(counts))
     assert min(counts.values()) >= 5
+
+
+def test_terms_of_stage_two_need_teachers_that_read_the_same_tokens(tmp_path: Path) -> None:
+    """Token ids of one tokenizer would mean other words to the sentiment teacher."""
+    shutil.copytree(ASSETS / "teacher", tmp_path / "other")
+    path = tmp_path / "other" / "tokenizer.json"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    pieces = state["model"]["vocab"]
+    pieces[5], pieces[6] = pieces[6], pieces[5]
+    path.write_text(json.dumps(state), encoding="utf-8")
+    profile = get_profile("tiny").with_(sentiment_teacher=str(tmp_path / "other"))
+    read_teachers(profile)
+    guided = profile.with_(stage2=dataclasses.replace(profile.stage2, terms={"relations": 1.0}))
+    with pytest.raises(CometError, match="token by token"):
+        read_teachers(guided)

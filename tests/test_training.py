@@ -271,6 +271,14 @@ def test_an_interrupted_run_resumes_to_the_same_weights(run, tokenizer, tmp_path
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+def test_weights_of_logits_ask_no_teacher(tokenizer, tmp_path):
+    """In stage 2 only terms that look inside the teacher need it."""
+    run_stage_two(tokenizer, tmp_path / "run", {"soft_targets": 0.7}, disable_tqdm=True)
+    assert not (tmp_path / "run" / "cache").exists()
+    with pytest.raises(CometError, match="relations in stage 2 need a teacher"):
+        run_stage_two(tokenizer, tmp_path / "none", {"relations": 1.0}, disable_tqdm=True)
+
+
 def test_worker_processes_change_nothing(tokenizer, tmp_path):
     """Each text once a pass, with the masks of its epoch, as without workers."""
     alone, together = (

@@ -36,7 +36,7 @@ from comet_lib.loading import (
     load_tokenizer,
     save_tokenizer,
 )
-from comet_lib.models import count_parameters, quiet
+from comet_lib.models import count_parameters, model_size, quiet
 from comet_lib.profiles import user_path
 
 GRAPH = "model.onnx"
@@ -183,7 +183,7 @@ def classifier_size(model: Any) -> tuple[int, float]:
     """Number of weights, and megabytes (10^6 bytes): of the graph, or of the weights as fp32."""
     if isinstance(model, Exported):
         return model.size
-    return count_parameters(model), count_parameters(model) * 4 / 1e6
+    return model_size(model)
 
 
 def export(
