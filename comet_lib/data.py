@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import regex
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 from huggingface_hub import HfApi
 
@@ -49,6 +50,15 @@ class Source:
 def normalise(text: str) -> str:
     """Unicode NFC with each run of white space as one space. Tone marks stay."""
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def cleaned(text: str) -> str:
+    """``text`` in the form of AfriSenti's Hausa, Igbo and Yoruba test splits: lower case, only
+    letters, marks and numbers, no mentions, no links. A text that has none of these is unchanged.
+    """
+    words = regex.sub(r"@\w+|https?\S*|www\.\S+", " ", text.lower())
+    words = regex.sub(r"[\p{Pd}/_.,;:…]", " ", words)
+    return normalise(regex.sub(r"[^\p{L}\p{M}\p{N}\s]", "", words)) or text
 
 
 def check_language(code: str) -> str:

@@ -213,3 +213,10 @@ def test_bundled_sample_loads_in_every_language():
         assert set(loaded[split]["label"]) == {0, 1, 2}
     assert data.leakage(loaded).query("split == 'dev'")["in_train"].tolist() == [1] * 5
     assert len(load_text(profile)) > 100
+
+
+def test_the_cleaned_form_keeps_letters_marks_and_numbers():
+    raw = "@user Ọjọ́ dára gan-an!!! 😊 http://x.y 2024 (ẹ̀rín)"
+    assert data.cleaned(raw) == "ọjọ́ dára gan an 2024 ẹ̀rín"
+    assert data.cleaned(data.cleaned(raw)) == data.cleaned(raw)
+    assert data.cleaned("😊 !") == "😊 !"  # nothing would be left
