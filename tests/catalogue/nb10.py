@@ -1,0 +1,141 @@
+"""Right and wrong answers to the exercises of notebook 10."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from comet_lib import losses
+from comet_lib.attention import capture, capture_maps
+
+Answer = Callable[..., Any]
+
+
+def slow_weight(maps: Tensor, at: Tensor) -> Tensor:
+    """Text by text."""
+    each = [one[:, 0, place] for one, place in zip(maps, at.tolist(), strict=True)]
+    return torch.stack(each).mean(0)
+
+
+def step(student: Any, batch: Any, soft: float, attention: float, **change: Any) -> Tensor:
+    """By hand: no loss of the library."""
+    mask = batch["attention_mask"]
+    with capture(student) as found:
+        logits = student(batch["input_ids"], mask).logits
+    p, q = batch["logits"].softmax(-1), logits.log_softmax(-1)
+    parts = F.cross_entropy(logits, batch["labels"])
+    parts = parts + soft * (p * (p.log() - q)).sum(-1).mean()
+    for layer, ours in found.items():
+        theirs = batch["maps"][:, layer]
+        if change.get("turned"):
+            ours, theirs = theirs, ours
+        rows = torch.xlogy(theirs, theirs) - theirs * ours.clamp_min(1e-8).log()
+        keep = mask.bool() if change.get("mask", True) else torch.ones_like(mask).bool()
+        parts = parts + attention / len(found) * rows.sum(-1)[keep].mean()
+    if change.get("backward", True):
+        parts.backward()
+    return parts
+
+
+def stale(student: Any, batch: Any, soft: float, attention: float) -> Tensor:
+    """The student's maps from a pass of their own, without gradients."""
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    maps = capture_maps(student, inputs)
+    logits = student(**inputs).logits
+    loss = F.cross_entropy(logits, batch["labels"])
+    loss = loss + soft * losses.soft_target_loss(logits, batch["logits"])
+    theirs = batch["maps"].unbind(1)
+    loss = loss + attention * losses.attention_loss(maps, theirs, batch["attention_mask"])
+    loss.backward()
+    return loss
+
+
+def by_hand(maps: Tensor, mask: Tensor) -> Tensor:
+    """Text by text: whose turn is next?"""
+    lengths = mask.sum(1).tolist()
+    out = []
+    for i, length in enumerate(lengths):
+        same = [j for j, other in enumerate(lengths) if other == length]
+        out.append(maps[same[(same.index(i) + 1) % len(same)]])
+    return torch.stack(out)
+
+
+def masked_order(maps: Tensor, mask: Tensor) -> Tensor:
+    order = torch.arange(len(maps))
+    for length in mask.sum(1).unique():
+        here = mask.sum(1) == length
+        order[here] = order[here].roll(-1)
+    return maps[order]
+
+
+SOLUTIONS: dict[str, list[Answer]] = {
+    "weight_on_answer": [
+        slow_weight,
+        lambda maps, at: (
+            maps[:, :, 0] * F.one_hot(at, maps.shape[-1])[:, None]
+        ).sum(-1).mean(0),
+    ],
+    "hybrid_step": [step],
+    "others_maps": [by_hand, masked_order],
+}
+
+MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
+    "weight_on_answer": {
+        "swapped": (
+            lambda maps, at: slow_weight(maps.transpose(-1, -2), at),
+            "query and key are swapped",
+        ),
+        "marker": (lambda maps, at: slow_weight(maps, at - 1), "the place before the answer"),
+        "heads": (
+            lambda maps, at: slow_weight(maps.mean(1, keepdim=True).expand_as(maps), at),
+            "heads are averaged away",
+        ),
+        "one number": (lambda maps, at: slow_weight(maps, at).mean(), "returned shape ()"),
+        "by text": (lambda maps, at: maps[torch.arange(len(at)), :, 0, at], "returned shape (3, 4)"),
+        "list": (lambda maps, at: slow_weight(maps, at).tolist(), "returned a list"),
+        "best": (lambda maps, at: slow_weight(maps, at).cumsum(0), "is right, on random input"),
+    },
+    "hybrid_step": {
+        "no backward": (
+            lambda s, b, soft, a: step(s, b, soft, a, backward=False),
+            "no weight of the student has a gradient",
+        ),
+        "stale maps": (stale, "no gradient: it teaches nothing"),
+        "padding": (
+            lambda s, b, soft, a: step(s, b, soft, a, mask=False),
+            "is right, on random input",
+        ),
+        "item": (lambda s, b, soft, a: step(s, b, soft, a).item(), "returned a float"),
+        "no attention": (
+            lambda s, b, soft, a: step(s, b, soft, 0.0),
+            "attention term is missing",
+        ),
+        "equal weights": (
+            lambda s, b, soft, a: step(s, b, 1.0, a),
+            "weight soft is not used",
+        ),
+    },
+    "others_maps": {
+        "any text": (
+            lambda maps, mask: maps[torch.arange(len(maps)).roll(-1)],
+            "texts of another length",
+        ),
+        "before": (
+            lambda maps, mask: by_hand(maps.flip(0), mask.flip(0)).flip(0),
+            "the maps of the one before",
+        ),
+        "rows": (lambda maps, mask: maps.roll(1, 2), "no longer sum to 1"),
+        "half and half": (
+            lambda maps, mask: (by_hand(maps, mask) + maps) / 2,
+            "is right, on random input",
+        ),
+        "half": (
+            lambda maps, mask: torch.cat([maps[:1], by_hand(maps, mask)[1:]]),
+            "still have their own maps",
+        ),
+    },
+}
