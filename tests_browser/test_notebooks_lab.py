@@ -23,6 +23,7 @@ VIEWS = {  # a notebook, and how many views and lenses it has
     "02_design_the_student.ipynb": (3, 0),
     LENS_NOTEBOOK: (0, 3),
     "04_the_hybrid_loss.ipynb": (2, 0),
+    "10_when_attention_pays.ipynb": (0, 1),
 }
 VIEW = ".jp-OutputArea-output > .widget-vbox"
 LENS = ".comet-lens[data-painted]"

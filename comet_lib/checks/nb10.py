@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from comet_lib.attention import capture
-from comet_lib.checks.draws import attention_maps, generator, mask_of, whole
+from comet_lib.checks.draws import attention_maps, mask_of, whole
 from comet_lib.checks.framework import Answer, Draws, Misconception, Slip, exercise
 from comet_lib.lab import routing
 from comet_lib.losses import attention_loss, soft_target_loss
@@ -177,10 +178,14 @@ def _step(
     seconds=20.0,
 )
 def hybrid_step(
-    student: PreTrainedModel, batch: routing.Texts, soft: float, attention: float
+    student: PreTrainedModel,
+    batch: routing.Texts,
+    soft: float,
+    attention: float,
+    layers: Sequence[int] = (0, 1),
 ) -> Tensor:
     """The loss (); its gradient is added to the student's weights."""
-    return routing.hybrid_step(student, batch, soft, attention)
+    return routing.hybrid_step(student, batch, soft, attention, layers)
 
 
 # --- The shuffled teacher ------------------------------------------------------------------
@@ -217,7 +222,6 @@ def _rolled(maps: Tensor, mask: Tensor, by: int) -> Tensor:
         same = (lengths == length).nonzero().flatten()
         out[same] = maps[same.roll(by)]
     return out
-
 
 
 @exercise(

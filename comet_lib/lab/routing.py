@@ -68,7 +68,7 @@ def pieces(texts: Texts, number: int) -> list[str]:
 
 
 def new_model(sizes: Mapping[str, Any], seed: int) -> PreTrainedModel:
-    """A classifier with random weights and no dropout; ``sizes`` as in :mod:`comet_lib.profiles`."""
+    """A classifier without dropout, its weights drawn from ``seed``; ``sizes`` as in profiles."""
     more: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     more["initializer_range"] = 0.1  # with 0.02 a narrow model starts slowly
     config = xlmr_config(sizes, len(SPECIAL) + len(WORDS), LENGTHS[1] + 2, **more)

@@ -75,9 +75,7 @@ def masked_order(maps: Tensor, mask: Tensor) -> Tensor:
 SOLUTIONS: dict[str, list[Answer]] = {
     "weight_on_answer": [
         slow_weight,
-        lambda maps, at: (
-            maps[:, :, 0] * F.one_hot(at, maps.shape[-1])[:, None]
-        ).sum(-1).mean(0),
+        lambda maps, at: (maps[:, :, 0] * F.one_hot(at, maps.shape[-1])[:, None]).sum(-1).mean(0),
     ],
     "hybrid_step": [step],
     "others_maps": [by_hand, masked_order],
@@ -95,7 +93,10 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             "heads are averaged away",
         ),
         "one number": (lambda maps, at: slow_weight(maps, at).mean(), "returned shape ()"),
-        "by text": (lambda maps, at: maps[torch.arange(len(at)), :, 0, at], "returned shape (3, 4)"),
+        "by text": (
+            lambda maps, at: maps[torch.arange(len(at)), :, 0, at],
+            "returned shape (3, 4)",
+        ),
         "list": (lambda maps, at: slow_weight(maps, at).tolist(), "returned a list"),
         "best": (lambda maps, at: slow_weight(maps, at).cumsum(0), "is right, on random input"),
     },
