@@ -18,7 +18,7 @@ from comet_lib.errors import CometError
 from comet_lib.evaluation import mean_weighted_f1, predict_probabilities
 from comet_lib.losses import attention_kl, soft_target_loss
 from comet_lib.models import build_student, only_positions, xlmr_config
-from comet_lib.objectives import Objective
+from comet_lib.objectives import TERMS, Objective
 from comet_lib.profiles import Stage, get_profile
 from comet_lib.teacher import stored_answers
 from comet_lib.training import distil_task_agnostic, fine_tune, training_arguments
@@ -388,3 +388,55 @@ def test_arguments_say_what_the_stage_says(tmp_path):
     assert (arguments.num_train_epochs, arguments.learning_rate, arguments.seed) == (3, 1e-4, 4)
     assert arguments.gradient_accumulation_steps == 2
     assert not (arguments.bf16 and arguments.fp16)
+
+
+class Gradients(TrainerCallback):
+    """The gradient of each optimiser step, as one vector."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+
+
+@pytest.mark.parametrize("rows", [64, 40])  # 40 rows: three batches where four are accumulated
+@pytest.mark.parametrize("kind", ["live", "cached", "stage 2"])
+def test_accumulated_batches_have_the_gradient_of_one(kind, rows, tokenizer, tmp_path):
+    """Rows differ in length, in how much is masked, and in whether they have a label."""
+    sizes = {**SMALL, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = xlmr_config(sizes, len(tokenizer), 64, initializer_range=0.2)
+    texts = [" ".join([TEXTS[i % 36]] * (1 + i % 3)) for i in range(rows)]
+    terms = dict.fromkeys(TERMS, 1.0) | {"attention_mse": 300.0}  # whose numbers are small
+    if kind == "live":
+        terms["hard_labels"] = 1.0
+    found = []
+    for batch, accumulation in ((64, 1), (16, 4)):
+        stage = {"epochs": 1, "batch_size": batch, "gradient_accumulation": accumulation}
+        profile, output = profile_for(**stage, terms=terms), tmp_path / str(batch)
+        set_seed(0)
+        head = "sentiment" if kind == "stage 2" else "masked-lm"
+        teacher, student = (build_student(config, head) for _ in range(2))
+        gradients = Gradients()
+        more = {"callbacks": [gradients], "max_grad_norm": 0.0, "disable_tqdm": True}
+        if kind == "stage 2":
+            rising = [0.1 + 0.2 * (i % 4) for i in range(rows)]
+            columns = {
+                "text": texts,
+                "label": [-100 if i % 7 < 3 else i % 3 for i in range(rows)],
+                "language": ["kin"] * rows,
+                "teacher_probs": [[p, 0.2, 0.8 - p] for p in rising],
+            }
+            table = Dataset.from_dict(columns)
+            dev = table.filter(lambda row: row["label"] >= 0)
+            more["teacher"] = teacher
+            fine_tune(student, tokenizer, table, dev, profile, output, **more)
+        else:
+            more["cache"] = output / "cache" if kind == "cached" else None
+            rows_and_one_held_out = [*texts, "a mai z"]
+            distil_task_agnostic(
+                student, teacher, tokenizer, rows_and_one_held_out, profile, output, **more
+            )
+        found += gradients.steps
+    whole, accumulated = found
+    assert (accumulated - whole).norm() < 1e-5 * whole.norm()
