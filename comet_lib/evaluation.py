@@ -19,7 +19,7 @@ from comet_lib.errors import CometError
 from comet_lib.loading import answer, check_numbers, label_order
 from comet_lib.processes import give_back_memory
 from comet_lib.profiles import LABELS
-from comet_lib.targets import class_probabilities, tfidf_classifier
+from comet_lib.targets import class_probabilities, fit_tfidf
 
 
 @torch.inference_mode()
@@ -54,8 +54,12 @@ def predict_probabilities(
     return out
 
 
-def tfidf_baseline(data: DatasetDict, split: str = "test") -> tuple[np.ndarray, int]:
+def tfidf_baseline(
+    data: DatasetDict, split: str = "test", both_forms: bool = False
+) -> tuple[np.ndarray, int]:
     """The TF-IDF baseline, fitted on train, one classifier per language.
+
+    With ``both_forms``, on each tweet as it is and :func:`~comet_lib.data.cleaned`.
 
     Returns:
         (N, 3) probabilities for ``split``, and the number of weights over all languages.
@@ -64,7 +68,7 @@ def tfidf_baseline(data: DatasetDict, split: str = "test") -> tuple[np.ndarray, 
     train, target = data["train"].to_pandas(), data[split].to_pandas()
     for language, rows in target.groupby("language", sort=False).indices.items():
         here = train[train["language"] == language]
-        classifier = tfidf_classifier().fit(here["text"].tolist(), here["label"].to_numpy())
+        classifier = fit_tfidf(here["text"], here["label"], both_forms)
         out[rows] = class_probabilities(classifier, target["text"].iloc[rows].tolist())
         weights += classifier[-1].coef_.size + classifier[-1].intercept_.size
         del classifier
