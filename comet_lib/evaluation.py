@@ -15,11 +15,12 @@ from datasets import Dataset, DatasetDict
 from sklearn.metrics import f1_score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from comet_lib.data import cleaned
 from comet_lib.errors import CometError
 from comet_lib.loading import answer, check_numbers, label_order
 from comet_lib.processes import give_back_memory
 from comet_lib.profiles import LABELS
-from comet_lib.targets import class_probabilities, fit_tfidf
+from comet_lib.targets import class_probabilities, tfidf_classifier
 
 
 @torch.inference_mode()
@@ -68,7 +69,10 @@ def tfidf_baseline(
     train, target = data["train"].to_pandas(), data[split].to_pandas()
     for language, rows in target.groupby("language", sort=False).indices.items():
         here = train[train["language"] == language]
-        classifier = fit_tfidf(here["text"], here["label"], both_forms)
+        texts, labels = here["text"].tolist(), here["label"].to_numpy()
+        if both_forms:
+            texts, labels = [*texts, *map(cleaned, texts)], np.tile(labels, 2)
+        classifier = tfidf_classifier().fit(texts, labels)
         out[rows] = class_probabilities(classifier, target["text"].iloc[rows].tolist())
         weights += classifier[-1].coef_.size + classifier[-1].intercept_.size
         del classifier
