@@ -55,7 +55,7 @@ def tfidf_classifier(c: float = 8.0) -> Pipeline:
 
 
 class LogCountRatios(TransformerMixin, BaseEstimator):
-    """Weights sparse features (N, F) by how much likelier each is under a label than under the rest.
+    """Weights sparse features (N, F) by how much likelier each is with a label than without it.
 
         r_f = log (n_f^+ + 1) / sum_g (n_g^+ + 1)  -  log (n_f^- + 1) / sum_g (n_g^- + 1)
 
