@@ -231,32 +231,48 @@ def _read_split(source: Source, language: str, split: str) -> pd.DataFrame:
 
 
 def load_sentiment(
-    profile: Profile, languages: Sequence[str] | None = None, source: Source | None = None
+    profile: Profile,
+    languages: Sequence[str] | None = None,
+    source: Source | None = None,
+    splits: Sequence[str] = SPLITS,
 ) -> DatasetDict:
-    """Train, dev, and test of AfriSenti as one table each, one language after another.
+    """The ``splits`` of AfriSenti as one table each, one language after another.
 
     Columns: ``text``, ``label`` (ClassLabel in LABELS order), ``language``, and ``seen_in_train``:
-    whether the same text is also in the training split of its language. AfriSenti's dev repeats
-    11 % of Yoruba's training tweets, so choose models on :func:`unseen` dev.
+    whether the training split of any of the languages holds the same text; None (unknown) if the
+    row's own language has no training split. AfriSenti's dev repeats 11 % of Yoruba's training
+    tweets, so choose models on :func:`unseen` dev.
+
+    Raises:
+        CometError: a language or split that is not there, or a file that cannot be read.
     """
-    source, frames = source or find_source(profile), []
-    for language in languages or profile.languages:
-        check_language(language)
-        splits = {split: _read_split(source, language, split) for split in SPLITS}
-        if profile.train_limit is not None and len(splits["train"]) > profile.train_limit:
-            # A sample, not the first rows: the file may be sorted.
-            splits["train"] = splits["train"].sample(profile.train_limit, random_state=0)
-        for split, frame in splits.items():
-            seen = frame["text"].isin(splits["train"]["text"]) & (split != "train")
-            frames.append(frame.assign(language=language, seen_in_train=seen, split=split))
-    rows = pd.concat(frames, ignore_index=True)
-    rows["label"] = rows["label"].map(LABELS.index)
-    return DatasetDict(
-        {
-            split: Dataset.from_pandas(table[list(FEATURES)], FEATURES, preserve_index=False)
-            for split, table in rows.groupby("split", sort=False)
-        }
-    )
+    source, limit = source or find_source(profile), profile.train_limit
+    codes = [check_language(code) for code in languages or profile.languages]
+    trains = {}
+    for code in codes:
+        try:
+            train = _read_split(source, code, "train")
+        except CometError as error:
+            # Oromo and Tigrinya have no training split.
+            if "train" in splits or not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            continue
+        # A sample, not the first rows: the file may be sorted.
+        sampled = limit is not None and len(train) > limit
+        trains[code] = train.sample(limit, random_state=0) if sampled else train
+    known = {text for train in trains.values() for text in train["text"]}
+    tables = DatasetDict()
+    for split in splits:
+        frames = []
+        for code in codes:
+            frame = trains[code] if split == "train" else _read_split(source, code, split)
+            seen = [split != "train" and text in known for text in frame["text"]]
+            marks = {"language": code, "seen_in_train": seen if code in trains else None}
+            frames.append(frame.assign(**marks))
+        rows = pd.concat(frames, ignore_index=True)
+        rows["label"] = rows["label"].map(LABELS.index)
+        tables[split] = Dataset.from_pandas(rows[list(FEATURES)], FEATURES, preserve_index=False)
+    return tables
 
 
 def unseen(table: Dataset) -> Dataset:
@@ -264,11 +280,43 @@ def unseen(table: Dataset) -> Dataset:
     return table.select([i for i, seen in enumerate(table["seen_in_train"][:]) if not seen])
 
 
+def _letters(text: str) -> str:
+    """What loose copies of a text share: its :func:`cleaned` form without spaces."""
+    return cleaned(text).replace(" ", "")
+
+
 def leakage(data: DatasetDict) -> pd.DataFrame:
-    """Rows of dev and test that are word for word in train: count and percent by language."""
+    """How many rows of dev and test are copies: one row for each language and split.
+
+    Columns: ``language``, ``split``, ``rows``; ``in_train`` and ``percent``, the rows that stand
+    word for word in the training split of any language; ``loose`` and ``loose_percent``, those
+    and the rows that differ from a training text only in case, signs, spaces, emoji, mentions or
+    links; ``in_dev``, the rows of test that stand word for word in the dev split of any language
+    (0 for dev itself).
+    """
+    letters, dev = set(map(_letters, data["train"]["text"][:])), set(data["dev"]["text"][:])
     frame = pd.concat([data[split].to_pandas().assign(split=split) for split in ("dev", "test")])
-    seen = frame.groupby(["language", "split"], sort=False)["seen_in_train"]
-    table = seen.agg(rows="size", in_train="sum").reset_index()
-    # Series.map hands out Python floats, which round() rounds as everywhere else.
-    percent = (100 * table["in_train"] / table["rows"]).map(lambda share: round(share, 1))
-    return table.assign(percent=percent)
+    frame["loose"] = frame["text"].map(_letters).map(letters.__contains__)
+    frame["in_dev"] = frame["text"].map(dev.__contains__) & (frame["split"] == "test")
+    table = frame.groupby(["language", "split"], sort=False).agg(
+        rows=("text", "size"),
+        in_train=("seen_in_train", "sum"),
+        loose=("loose", "sum"),
+        in_dev=("in_dev", "sum"),
+    )
+    for name, percent in (("in_train", "percent"), ("loose", "loose_percent")):
+        # Series.map hands out Python floats, which round() rounds as everywhere else.
+        table[percent] = (100 * table[name] / table["rows"]).map(lambda share: round(share, 1))
+    order = ["rows", "in_train", "percent", "loose", "loose_percent", "in_dev"]
+    return table[order].reset_index()
+
+
+def conflicting_labels(train: Dataset) -> pd.DataFrame:
+    """The rows of train whose text stands in train with another label too, in any language.
+
+    Columns ``language``, ``text``, and ``label`` (a name); rows of one text follow each other.
+    """
+    rows = train.to_pandas()[["language", "text", "label"]]
+    found = rows[rows.groupby("text")["label"].transform("nunique") > 1]
+    found = found.sort_values("text", kind="stable", ignore_index=True)
+    return found.assign(label=[LABELS[label] for label in found["label"]])

@@ -20,7 +20,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 import comet_lib
 from comet_lib import evaluation, plots
 from comet_lib.attention import layer_map
-from comet_lib.data import Source, find_source, leakage, load_sentiment, unseen
+from comet_lib.data import (
+    Source,
+    conflicting_labels,
+    find_source,
+    leakage,
+    load_sentiment,
+    unseen,
+)
 from comet_lib.errors import CometError
 from comet_lib.files import claim, locked, read_json, whole_folder, write_json, write_text
 from comet_lib.lens import AttentionLens
@@ -396,6 +403,7 @@ def write_report(
             for name in ("student_no_distillation", "teacher", "tfidf")
         }
         floor = evaluation.mean_weighted_f1(labels, evaluation.most_common(data, split), languages)
+    conflicts = conflicting_labels(data["train"]).groupby("language")["text"].nunique()
     benchmark = run.source.kind != "sample"
     as_published = benchmark and split == "test" and profile.languages == PAPER_LANGUAGES
     report = {
@@ -418,6 +426,7 @@ def write_report(
         ),
         "floor": floor["mean"],
         "leakage": leakage(data).to_dict("records"),
+        "conflicting_labels": {code: int(conflicts.get(code, 0)) for code in profile.languages},
         "paper": PAPER_ROWS if as_published else [],
         "versions": versions(),
     }
@@ -437,6 +446,6 @@ def write_report(
 
 def sample_sentence(languages: Sequence[str]) -> str:
     """A positive sentence of the bundled sample, in the first of the languages that it has."""
-    sample = load_sentiment(TINY)["test"].to_pandas()
+    sample = load_sentiment(TINY, splits=["test"])["test"].to_pandas()
     here = sample[sample["language"].isin(list(languages)) & (sample["label"] == 2)]
     return (here if len(here) else sample)["text"].iloc[-1]

@@ -59,6 +59,9 @@ def test_distill_writes_an_honest_report(run):
         assert row["parameters"] > 0 and row["size_mb"] > 0
     assert not report["benchmark"] and "NOT a benchmark" in done.stdout
     assert report["teachers"] == {"masked-lm": "teacher", "sentiment": "teacher"}
+    assert report["leakage"][-1].keys() >= {"in_train", "percent", "loose", "loose_percent"}
+    assert report["conflicting_labels"] == dict.fromkeys(report["languages"], 0)
+    assert "Training tweets with conflicting labels: kin 0" in done.stdout
     assert report["paper"] == [] and report["split"] == "test"  # no AfriSenti: nothing to compare
     assert "(paper)" not in done.stdout and "not verified" not in done.stdout
     assert set(report["seconds"]) >= {"stage1", "stage2", "evaluation"}

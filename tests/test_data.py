@@ -130,6 +130,59 @@ def test_leakage_is_found_reported_and_can_be_left_out(tmp_path):
     assert not any(loaded["train"]["seen_in_train"][:])
 
 
+def two_languages(root: Path) -> data.DatasetDict:
+    """Yoruba's dev and test hold copies of Igbo's train and of Yoruba's dev."""
+    rows = {
+        "dev": "Ṅdewo nnọọ, enyi!\tneutral\nàlàáfíà ni\tneutral\nṅdewo nnọọ enyi\tneutral\n",
+        "test": "àlàáfíà ni\tneutral\n@user ṅdewonnọọ ENYI 😀 http://x.y\tpositive\n",
+    }
+    splits = {split: f"tweet\tlabel\n{text}" for split, text in rows.items()}
+    write_folder(root, "yor", **splits)
+    train = "Ṅdewo nnọọ, enyi!\tpositive\nọ dị mma\tpositive\n"
+    folder = write_folder(root, "ibo", train="tweet\tlabel\n" + train)
+    return data.load_sentiment(get_profile("laptop", folder), ["yor", "ibo"])
+
+
+def test_copies_of_any_language_count_exact_and_loose(tmp_path):
+    loaded = two_languages(tmp_path)
+    assert loaded["dev"]["seen_in_train"][:3] == [True, False, False]
+    rows = data.leakage(loaded).set_index(["language", "split"]).to_dict("index")
+    assert rows["yor", "dev"] == {
+        "rows": 3,
+        "in_train": 1,
+        "percent": 33.3,
+        "loose": 2,
+        "loose_percent": 66.7,
+        "in_dev": 0,
+    }
+    test = rows["yor", "test"]
+    assert (test["in_train"], test["loose"], test["in_dev"]) == (0, 1, 1)
+    assert rows["ibo", "test"]["in_dev"] == 2  # GOOD is its dev too
+
+
+def test_training_texts_with_conflicting_labels_are_found(tmp_path):
+    train = GOOD + "ko dára\tneutral\nnímo dára\tpositive\n"
+    write_folder(tmp_path, "yor", train=train)
+    folder = write_folder(tmp_path, "ibo", train=GOOD.replace("positive", "negative"))
+    loaded = data.load_sentiment(get_profile("laptop", folder), ["yor", "ibo"])
+    found = data.conflicting_labels(loaded["train"])
+    assert found.groupby("text")["label"].agg(set).to_dict() == {
+        "ko dára": {"negative", "neutral"},
+        "nímo dára": {"positive", "negative"},  # one label in each language
+    }
+    assert found.groupby("language")["text"].nunique().to_dict() == {"ibo": 2, "yor": 2}
+
+
+def test_afrisenti_leaks_as_counted(data_folder):
+    loaded = data.load_sentiment(get_profile("laptop", data_folder))
+    rows = data.leakage(loaded).set_index(["split", "language"])
+    dev = {"kin": 3.9, "swa": 0.7, "hau": 8.0, "ibo": 2.1, "yor": 11.3}
+    assert rows.loc["dev", "percent"].to_dict() == dev
+    assert rows.loc["test", "loose"].to_dict() == dict(kin=29, swa=2, hau=388, ibo=86, yor=113)
+    found = data.conflicting_labels(loaded["train"])
+    assert found.groupby("language")["text"].nunique().to_dict() == {"kin": 9, "swa": 3}
+
+
 def test_labels_follow_our_order_not_the_files(tmp_path):
     profile = get_profile("laptop", write_folder(tmp_path))
     table = data.load_sentiment(profile, ["yor"])["train"]
