@@ -81,26 +81,33 @@ def evaluate(
 ) -> None:
     """Score any sentiment model: weighted F1 by language, with intervals."""
     from comet_lib import evaluation
-    from comet_lib.data import SPLITS, find_source, load_sentiment
+    from comet_lib.data import SPLITS, find_source, load_sentiment, seen_percent
     from comet_lib.ship.onnx import classifier_size, load_classifier
 
     if split not in SPLITS:
         raise CometError(f"--split {split!r}: choose one of {', '.join(SPLITS)}")
     chosen = chosen_profile(profile, data, languages)
     pair, source = load_classifier(model), find_source(chosen)
-    table = load_sentiment(chosen, source=source)[split]
+    table = load_sentiment(chosen, source=source, splits=[split])[split]
     answers = evaluation.predict_probabilities(*pair, table["text"][:], chosen.max_length)
     count, megabytes = classifier_size(pair[0])
     row = evaluation.score_row(
         Path(model).name, table, answers, parameters=count, size_mb=round(megabytes, 2)
     )
+    leaks = {
+        code: "unknown" if percent is None else percent
+        for code, percent in seen_percent(table).items()
+    }
     if as_json:
-        echo(json.dumps({"split": split, "source": str(source), **row}))
+        echo(json.dumps({"split": split, "source": str(source), **row, "leakage": leaks}))
         return
     say(f"{row['name']} on {source}, split {split}: weighted F1, percent (95 % interval)", False)
     for code, score in row["weighted_f1"].items():
         low, high = row["ci95"][code]
         echo(f"{code:>5}  {score:5.1f}  ({low:.1f} to {high:.1f})")
+    shares = ", ".join(f"{code} {percent}" for code, percent in leaks.items())
+    why = " (unknown: no train split)" if "unknown" in leaks.values() else ""
+    say(f"percent of tweets that train repeats word for word: {shares}{why}", False)
 
 
 @app.command()
@@ -168,7 +175,7 @@ def export(
     if output.exists() and not ours and (output.is_file() or any(output.iterdir())):
         raise CometError(f"--output {output} exists and holds no export: name another folder")
     pair, source, card = load_pair(model), find_source(chosen), Path(model) / "README.md"
-    dev = load_sentiment(chosen, source=source)["dev"]
+    dev = load_sentiment(chosen, source=source, splits=["dev"])["dev"]
     report = onnx.export(
         *pair,
         output,

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import regex
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+from fsspec.core import url_to_fs
 from huggingface_hub import HfApi
 
 from comet_lib.errors import CometError
@@ -182,11 +183,17 @@ def read_hub(language: str, split: str, root: str = HUB_ROOT) -> pd.DataFrame:
     """
     files = f"{root}/{language}/{'validation' if split == 'dev' else split}/*.parquet"
     try:
+        system, pattern = url_to_fs(files)
+        if not system.glob(pattern):  # load_dataset would raise a plain ValueError
+            raise FileNotFoundError(files)
         table = load_dataset("parquet", data_files={"x": files}, split="x")
-    except Exception as error:  # of many kinds, which all mean the same to a reader
+    except Exception as error:  # of many kinds, which mean one of two things to a reader
+        fault, fix = f"could not be read ({type(error).__name__})", "connect to the network"
+        if isinstance(error, FileNotFoundError):
+            fault, fix = "is not there", "choose other languages or another split"
         raise CometError(
-            f"AfriSenti {language}/{split} could not be read from the hub "
-            f"({type(error).__name__}); connect to the network, or set COMET_DATA to a local folder"
+            f"AfriSenti {language}/{split} on the hub {fault}; {fix}, or set COMET_DATA to a local "
+            "folder"
         ) from error
     tweets = table[_column(files, table.column_names, "tweet", "text")][:]
     labels = table[_column(files, table.column_names, "label")][:]
@@ -278,6 +285,15 @@ def load_sentiment(
 def unseen(table: Dataset) -> Dataset:
     """The rows whose text is not in train."""
     return table.select([i for i, seen in enumerate(table["seen_in_train"][:]) if not seen])
+
+
+def seen_percent(table: Dataset) -> dict[str, float | None]:
+    """Percent of each language's rows whose text is in train; None if that is unknown."""
+    seen = table.to_pandas().groupby("language", sort=False)["seen_in_train"]
+    return {
+        code: None if marks.isna().any() else round(100 * float(marks.mean()), 1)
+        for code, marks in seen
+    }
 
 
 def _letters(text: str) -> str:

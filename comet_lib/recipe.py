@@ -26,6 +26,7 @@ from comet_lib.data import (
     find_source,
     leakage,
     load_sentiment,
+    seen_percent,
     unseen,
 )
 from comet_lib.errors import CometError
@@ -172,11 +173,10 @@ def read_data(run: Run) -> tuple[DatasetDict, Dataset]:
         data = load_sentiment(profile, source=run.source)
         with processes().main_process_first():
             texts = load_text(profile, source=run.source)
-        leaks = [row for row in leakage(data).itertuples() if row.split == "dev"]
     train = data["train"]
     run.say(
         f"data: {len(train):,} tweets to train on; rows of dev seen in train: "
-        + ", ".join(f"{row.language} {row.percent} %" for row in leaks)
+        + ", ".join(f"{code} {percent} %" for code, percent in seen_percent(data["dev"]).items())
     )
     if len(texts) < 2:
         raise CometError(

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from comet_lib import __main__ as cli
 from comet_lib.console import chosen_profile
 from comet_lib.loading import load_model
-from comet_lib.profiles import PROFILES, get_profile
+from comet_lib.profiles import ASSETS, PROFILES, get_profile
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,24 @@ def test_evaluate_and_predict(run, call):
     lines = call("predict", student, "habari njema", "\x1b[31mred")[1].out.splitlines()
     assert len(lines) == 2 and "\x1b" not in lines[1]
     assert lines[0].split("\t")[0] in ("negative", "neutral", "positive")
+
+
+def test_a_command_reads_only_the_splits_that_it_uses(call, tmp_path):
+    """AfriSenti has no train split of Oromo and Tigrinya."""
+    rows = "tweet\tlabel\nakkam\tpositive\nhin jaalanne\tnegative\n"
+    for code, split in (("orm", "test"), ("orm", "dev"), ("swa", "train"), ("swa", "test")):
+        folder = tmp_path / "afrisenti" / code
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.joinpath(f"{split}.tsv").write_text(rows, encoding="utf-8")
+    model, data = str(ASSETS / "teacher"), ["--data", str(tmp_path), "--languages"]
+    code, shown = call("evaluate", model, *data, "orm,swa")
+    assert code == 0, shown.err
+    assert "orm unknown, swa 100.0 (unknown: no train split)" in shown.out
+    row = json.loads(call("evaluate", model, *data, "orm,swa", "--json")[1].out)
+    assert row["leakage"] == {"orm": "unknown", "swa": 100.0}
+    assert row["weighted_f1_unseen"] is None and row["weighted_f1"]["orm"] >= 0
+    code, shown = call("evaluate", model, *data, "orm", "--split", "train")
+    assert code == 2 and "train.tsv: cannot be read" in shown.err
 
 
 @pytest.mark.parametrize(

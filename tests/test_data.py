@@ -160,6 +160,20 @@ def test_copies_of_any_language_count_exact_and_loose(tmp_path):
     assert rows["ibo", "test"]["in_dev"] == 2  # GOOD is its dev too
 
 
+def test_a_language_without_train_on_the_hub_is_read_and_its_leakage_unknown(tmp_path):
+    for code, split in (("tir", "test"), ("swa", "train"), ("swa", "test")):
+        folder = tmp_path / code / split
+        folder.mkdir(parents=True)
+        table = datasets.Dataset.from_dict({"tweet": ["ok", f"{code}!"], "label": [0, 2]})
+        table.to_parquet(str(folder / "0000.parquet"))
+    source, profile = data.Source("hub", str(tmp_path), ""), get_profile("tiny")
+    table = data.load_sentiment(profile, ["tir", "swa"], source, ["test"])["test"]
+    assert table["seen_in_train"][:] == [None, None, True, True]
+    assert data.seen_percent(table) == {"tir": None, "swa": 100.0}
+    with pytest.raises(CometError, match="tir/train on the hub is not there"):
+        data.load_sentiment(profile, ["tir", "swa"], source, ["train"])
+
+
 def test_training_texts_with_conflicting_labels_are_found(tmp_path):
     train = GOOD + "ko dára\tneutral\nnímo dára\tpositive\n"
     write_folder(tmp_path, "yor", train=train)

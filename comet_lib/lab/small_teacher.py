@@ -146,7 +146,7 @@ def build(profile: Profile, output: str | Path, say: Callable[[str], None] = pri
     """
     output = Path(output)
     claim(output / "work" / "settings.json", profile.as_dict(), write=False)
-    data = load_sentiment(profile)
+    data = load_sentiment(profile, splits=["train", "dev"])
     claim(output / "work" / "settings.json", profile.as_dict())
     train, dev = data["train"], unseen(data["dev"])
     say(f"tokenizer: {VOCABULARY:,} pieces from {len(train):,} tweets")
