@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import regex
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
-from fsspec.core import url_to_fs
+from datasets.data_files import resolve_pattern
 from huggingface_hub import HfApi
 
 from comet_lib.errors import CometError
@@ -183,9 +183,7 @@ def read_hub(language: str, split: str, root: str = HUB_ROOT) -> pd.DataFrame:
     """
     files = f"{root}/{language}/{'validation' if split == 'dev' else split}/*.parquet"
     try:
-        system, pattern = url_to_fs(files)
-        if not system.glob(pattern):  # load_dataset would raise a plain ValueError
-            raise FileNotFoundError(files)
+        resolve_pattern(files, "")  # FileNotFoundError if there is none; below, a plain ValueError
         table = load_dataset("parquet", data_files={"x": files}, split="x")
     except Exception as error:  # of many kinds, which mean one of two things to a reader
         fault, fix = f"could not be read ({type(error).__name__})", "connect to the network"
