@@ -214,7 +214,7 @@ def read_teachers(profile: Profile) -> Teachers:
     """
     stage_one_weights(profile.stage1), stage_two_weights(profile.stage2)
     teacher, tokenizer = load_pair(profile.teacher, "masked-lm")
-    sentiment = load_pair(profile.sentiment_teacher, "sentiment")
+    sentiment = load_pair(profile.sentiment_teacher, "sentiment", profile.labels)
     if tokenizer.mask_token_id is None:
         raise CometError(
             f"{profile.teacher}: its tokenizer has no mask piece, which stage 1 needs; set "

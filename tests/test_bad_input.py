@@ -811,9 +811,7 @@ HOSTILE = [
 
 
 def test_no_text_commands_the_terminal(monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr(
-        "comet_lib.ship.onnx.load_classifier", lambda name: (SimpleNamespace(), None)
-    )
+    monkeypatch.setattr("comet_lib.ship.onnx.load_classifier", lambda *_: (SimpleNamespace(), None))
     monkeypatch.setattr(
         "comet_lib.evaluation.predict_probabilities",
         lambda model, tokenizer, texts: np.tile([0.2, 0.3, 0.5], (len(texts), 1)),

@@ -1,6 +1,7 @@
 """The command line from the outside: the whole game on tiny, and every refusal in one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from typer.testing import CliRunner
 
 from comet_lib import __main__ as cli
 from comet_lib.console import chosen_profile
-from comet_lib.loading import load_model
+from comet_lib.loading import label_order, load_model
 from comet_lib.profiles import ASSETS, PROFILES, get_profile
+from comet_lib.recipe import read_teachers
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +114,34 @@ def test_a_command_reads_only_the_splits_that_it_uses(call, tmp_path):
     assert row["weighted_f1_unseen"] is None and row["weighted_f1"]["orm"] >= 0
     code, shown = call("evaluate", model, *data, "orm", "--split", "train")
     assert code == 2 and "train.tsv: cannot be read" in shown.err
+
+
+def test_labels_without_a_name_are_given_on_the_command_line(call, tmp_path, monkeypatch):
+    """Every command whose error advises --labels takes it."""
+    folder = shutil.copytree(ASSETS / "teacher", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": {str(n): f"LABEL_{n}" for n in range(3)}, "label2id": {}}
+    (folder / "config.json").write_text(json.dumps(config))
+    model, given = str(folder), ["--labels", "NEG,neutral, pos"]
+    code, shown = call("predict", model, "habari njema")
+    assert code == 2 and "--labels negative,neutral,positive" in shown.err
+    own = call("predict", str(ASSETS / "teacher"), "habari njema")[1].out
+    assert call("predict", model, "habari njema", *given)[1].out == own
+    assert call("evaluate", model, "--profile", "tiny", *given)[0] == 0
+    code, shown = call("predict", model, "x", "--labels", "negative,neutral")
+    assert code == 2 and "--labels 'negative,neutral': name negative, neutral, pos" in shown.err
+
+    def checked(model, *_, **__):
+        return {"order": label_order(model)}
+
+    monkeypatch.setattr("comet_lib.ship.onnx.export", checked)
+    output = ["--output", str(tmp_path / "out")]
+    assert call("export", model, "--profile", "tiny", *output, *given)[0] == 0
+    seen = []
+    monkeypatch.setattr("comet_lib.recipe.distil", lambda profile, *_, **__: seen.append(profile))
+    assert call("distill", "--profile", "tiny", "--teacher", model, *output, *given)[0] == 0
+    teachers = read_teachers(seen[0])
+    assert label_order(teachers.sentiment) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
