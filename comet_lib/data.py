@@ -48,6 +48,10 @@ class Source:
         return self.name + self.why
 
 
+#: A quoted cell of a table; line breaks included, so that they can be refused.
+QUOTED = re.compile(r'(?m)(?:^|(?<=\t))"((?:[^"]|"")*+)"(?=\t|$)')
+
+
 def normalise(text: str) -> str:
     """Unicode NFC with each run of white space as one space. Tone marks stay."""
     return " ".join(unicodedata.normalize("NFC", text).split())
@@ -94,14 +98,49 @@ def checked(place: str, text: Any) -> str:
     return text
 
 
+def _quoted(lines: Sequence[str]) -> list[re.Match[str]]:
+    """The quoted cells of a table that a CSV writer wrote; none if its quotes are plain characters.
+
+    Tweets are full of quotes, so every one must be accounted for: around a whole cell or doubled
+    inside. And one cell must need its quotes: it holds a quote, a tab or a line break, or it is in
+    the header. (A tweet that opens with a quote and a later one that ends with one look like a
+    cell with both tab and line break.)
+    """
+    table = "\n".join(lines)
+    found = list(QUOTED.finditer(table))
+    if sum(cell[0].count('"') for cell in found) < table.count('"'):
+        return []
+    for cell in found:
+        signs = {sign for sign in '"\t\n' if sign in cell[1]}
+        if cell.start() < len(lines[0]) or (signs and not signs >= {"\t", "\n"}):
+            return found
+    return []
+
+
+def _csv_cells(line: str) -> list[str]:
+    cells = re.findall(r'(?:^|\t)("(?:[^"]|"")*"|[^\t]*)', line)
+    return [cell[1:-1].replace('""', '"') if cell.startswith('"') else cell for cell in cells]
+
+
 def _rows(path: Path) -> list[tuple[str, list[str]]]:
     """The place (file and row, for messages) and the cells of the header and each filled row.
 
-    The header is row 1, as in an editor. Quotes are plain characters (tweets are full of them).
+    The header is row 1, as in an editor. Quotes are plain characters unless a CSV writer wrote the
+    whole file (:func:`_quoted`).
     """
+    lines = [checked(f"{path}, row {n}", line) for n, line in raw_lines(path)]
+    quoted = _quoted(lines)
+    for cell in quoted:
+        if "\n" in cell[1]:
+            row = 1 + cell.string.count("\n", 0, cell.start())
+            raise CometError(
+                f"{path}, row {row}: the text in quotes goes on in the next row; put a space "
+                "instead of the line break"
+            )
+    split = _csv_cells if quoted else lambda line: line.split("\t")
     rows = [
-        (f"{path}, row {n}", checked(f"{path}, row {n}", line).split("\t"))
-        for n, line in raw_lines(path)
+        (f"{path}, row {n}", split(line))
+        for n, line in enumerate(lines, start=1)
         if n == 1 or line.strip()
     ]
     if len(rows) < 2:
@@ -152,7 +191,7 @@ def read_tsv(path: str | Path) -> pd.DataFrame:
         if len(cells) != len(header):
             raise CometError(
                 f"{place}: has {len(cells)} columns where the header has {len(header)}; put one "
-                "tab between tweet and label, and none inside the tweet"
+                "tab between tweet and label, and neither tab nor line break inside the tweet"
             )
         if _header(cells) == header:
             raise CometError(f"{place}: repeats the header; remove this row")
