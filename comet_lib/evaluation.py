@@ -15,6 +15,7 @@ from datasets import Dataset, DatasetDict
 from sklearn.metrics import f1_score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from comet_lib.data import both_forms
 from comet_lib.errors import CometError
 from comet_lib.loading import answer, check_numbers, label_order
 from comet_lib.processes import give_back_memory
@@ -54,14 +55,19 @@ def predict_probabilities(
     return out
 
 
-def tfidf_baseline(data: DatasetDict, split: str = "test") -> tuple[np.ndarray, int]:
+def tfidf_baseline(
+    data: DatasetDict, split: str = "test", cleaned_too: bool = False
+) -> tuple[np.ndarray, int]:
     """The TF-IDF baseline, fitted on train, one classifier per language.
+
+    With ``cleaned_too``, on :func:`~comet_lib.data.both_forms` of each tweet.
 
     Returns:
         (N, 3) probabilities for ``split``, and the number of weights over all languages.
     """
     out, weights = np.zeros((len(data[split]), len(LABELS))), 0
-    train, target = data["train"].to_pandas(), data[split].to_pandas()
+    train = both_forms(data["train"]) if cleaned_too else data["train"]
+    target, train = data[split].to_pandas(), train.to_pandas()
     for language, rows in target.groupby("language", sort=False).indices.items():
         here = train[train["language"] == language]
         classifier = tfidf_classifier().fit(here["text"].tolist(), here["label"].to_numpy())

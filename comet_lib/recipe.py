@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from comet_lib import evaluation, plots
 from comet_lib.attention import layer_map
 from comet_lib.data import (
     Source,
+    both_forms,
     conflicting_labels,
     find_source,
     leakage,
@@ -41,8 +42,8 @@ from comet_lib.loading import (
 )
 from comet_lib.models import (
     build_student,
+    count_parameters,
     initialise_embeddings,
-    model_size,
     quiet,
     same_body,
     student_config,
@@ -52,7 +53,7 @@ from comet_lib.processes import give_back_memory, processes, versions
 from comet_lib.profiles import PAPER_LANGUAGES, PAPER_ROWS, TINY, Profile
 from comet_lib.report import model_card, report_text
 from comet_lib.targets import check_enough, cross_fit
-from comet_lib.text import load_text
+from comet_lib.text import load_text, load_transfer
 from comet_lib.training import distil_task_agnostic, fine_tune
 
 Say = Callable[[str], None]
@@ -71,7 +72,7 @@ def distil(
     run = Run(profile, Path(output), find_source(profile), say if main else lambda line: None)
     run.claim(write=False)
     run.say(f"{profile.budget}; data from {run.source}")
-    data, texts = read_data(run)
+    data, texts, transfer = read_data(run)
     run.say("teacher: reading")
     teachers = read_teachers(profile)
     # Nothing is written before this line: bad data or a bad teacher leaves no trace.
@@ -80,7 +81,7 @@ def distil(
             run.claim()
         try:
             agnostic = stage_one(run, teachers, texts)
-            student = stage_two(run, teachers, data, agnostic)
+            student = stage_two(run, teachers, data, transfer, agnostic)
             baseline = without_distillation(run, teachers, data)
         finally:
             if main:
@@ -160,8 +161,8 @@ class Run:
 # --------------------------------------------------------------------------- data and teachers
 
 
-def read_data(run: Run) -> tuple[DatasetDict, Dataset]:
-    """AfriSenti, and the text of stage 1.
+def read_data(run: Run) -> tuple[DatasetDict, Dataset, dict[str, list[str]]]:
+    """AfriSenti, the text of stage 1, and unlabelled posts by language for stage 2.
 
     Raises:
         CometError: too little data for a stage, hours before that stage would say so: fewer than
@@ -173,6 +174,7 @@ def read_data(run: Run) -> tuple[DatasetDict, Dataset]:
         data = load_sentiment(profile, source=run.source)
         with processes().main_process_first():
             texts = load_text(profile, source=run.source)
+        transfer = load_transfer(profile, source=run.source)
     train = data["train"]
     run.say(
         f"data: {len(train):,} tweets to train on; rows of dev seen in train: "
@@ -181,7 +183,7 @@ def read_data(run: Run) -> tuple[DatasetDict, Dataset]:
     if len(texts) < 2:
         raise CometError(
             f"stage 1 has {len(texts)} line of text; give two at least, in "
-            f"{profile.text or '--data: its text/ or train'}"
+            f"{profile.text or '--data: its transfer/, text/ or train'}"
         )
     if not len(unseen(data["dev"])):
         raise CometError(
@@ -189,7 +191,7 @@ def read_data(run: Run) -> tuple[DatasetDict, Dataset]:
             "other tweets"
         )
     check_enough(train["text"][:], train["label"][:], train["language"][:], profile.folds)
-    return data, texts
+    return data, texts, transfer
 
 
 @dataclass(frozen=True)
@@ -253,15 +255,23 @@ def soft_targets(
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     profile: Profile,
+    transfer: Mapping[str, Sequence[str]] | None = None,
 ) -> Dataset:
-    """The stage-2 training set: every tweet, and spliced tweets, with soft targets.
+    """The stage-2 training set: tweets, spliced tweets and transfer text, with soft targets.
 
     A target is the mean of two teachers: the sentiment teacher, and the cross-fitted TF-IDF
-    classifier of the fold (which never saw the tweet). Spliced tweets have no label (-100).
+    classifier of the fold (which never saw the tweet). Only tweets have a label; that of the
+    others is -100.
     """
     texts, languages = train["text"][:], train["language"][:]
     ngrams = cross_fit(
-        texts, train["label"][:], languages, profile.folds, profile.seed, profile.splices
+        texts,
+        train["label"][:],
+        languages,
+        profile.folds,
+        profile.seed,
+        profile.splices,
+        transfer,
     )
     every = [*texts, *ngrams.texts]
     probabilities = np.concatenate([ngrams.probabilities, ngrams.text_probabilities])
@@ -269,14 +279,13 @@ def soft_targets(
     if weight > 0:
         theirs = teacher_probabilities(teacher, tokenizer, every, profile)
         probabilities = (1 - weight) * probabilities + weight * theirs
-    return Dataset.from_dict(
-        {
-            "text": every,
-            "label": [*train["label"][:], *[-100] * len(ngrams.texts)],
-            "language": [*languages, *ngrams.languages],
-            "teacher_probs": probabilities.astype(np.float32),
-        }
-    )
+    rows = {
+        "text": every,
+        "label": [*train["label"][:], *[-100] * len(ngrams.texts)],
+        "language": [*languages, *ngrams.languages],
+        "teacher_probs": list(probabilities.astype(np.float32)),
+    }
+    return Dataset.from_dict(rows)
 
 
 # --------------------------------------------------------------------------- the stages
@@ -307,27 +316,35 @@ def stage_one(run: Run, teachers: Teachers, texts: Dataset) -> PreTrainedModel:
 
 
 def stage_two(
-    run: Run, teachers: Teachers, data: DatasetDict, agnostic: PreTrainedModel
+    run: Run,
+    teachers: Teachers,
+    data: DatasetDict,
+    transfer: Mapping[str, Sequence[str]],
+    agnostic: PreTrainedModel,
 ) -> PreTrainedModel:
-    """Task-specific: from labels and soft targets, on real and spliced tweets."""
+    """Task-specific: from labels and soft targets, on tweets and transfer text in both forms."""
     profile, folder = run.profile, run.output / "student"
     if (student := run.finished("stage2", folder)) is not None:
         return student
     set_seed(profile.seed)
     student = build_student(teachers.student)
     same_body(student, agnostic)
-    run.say("soft targets: the teacher's, and TF-IDF's out of fold, on real and spliced tweets")
+    run.say("soft targets: the teacher's, and TF-IDF's out of fold")
     with run.step("targets"):
-        train = soft_targets(
-            data["train"], teachers.sentiment, teachers.sentiment_tokenizer, profile
+        # A cleaned copy has its original's targets: the teachers saw the emoji that it lost.
+        train = both_forms(
+            soft_targets(
+                data["train"], teachers.sentiment, teachers.sentiment_tokenizer, profile, transfer
+            )
         )
-    run.say(f"stage 2: {len(train):,} tweets, {len(data['train']):,} of them with a label")
+    labelled = sum(label != -100 for label in train["label"][:])
+    run.say(f"stage 2: {len(train):,} texts in both forms, {labelled:,} with a label")
     with run.step("stage2"):
         run.logs["stage2"] = fine_tune(
             student,
             teachers.tokenizer,
             train,
-            unseen(data["dev"]),
+            both_forms(unseen(data["dev"])),
             profile,
             run.work / "stage2",
             teacher=teachers.sentiment,
@@ -337,21 +354,22 @@ def stage_two(
 
 
 def without_distillation(run: Run, teachers: Teachers, data: DatasetDict) -> PreTrainedModel:
-    """The same shape trained on labels only, with as many steps as stage 2."""
+    """The same shape from random weights, trained on labels only, in both forms, with as many
+    steps as stage 2."""
     profile, folder = run.profile, run.work / "baseline"
     if (student := run.finished("no_distillation", folder)) is not None:
         return student
     set_seed(profile.seed)
     student = build_student(teachers.student)
     run.say("for comparison: the same student from labels only, with as many steps")
-    epochs = profile.stage2.epochs * (1 + profile.splices)
+    steps = run.logs["stage2"][-1]["step"]
     with run.step("no_distillation"):
         run.logs["no_distillation"] = fine_tune(
             student,
             teachers.tokenizer,
-            data["train"],
-            unseen(data["dev"]),
-            profile.with_(stage2=replace(profile.stage2, epochs=epochs, terms={})),
+            both_forms(data["train"]),
+            both_forms(unseen(data["dev"])),
+            profile.with_(stage2=replace(profile.stage2, max_steps=int(steps), terms={})),
             run.work / "labels",
             resume=True,
         )
@@ -377,11 +395,17 @@ def write_report(
         "student": (student, teachers.tokenizer),
     }
     with run.step("evaluation"):
-        tfidf, weights = evaluation.tfidf_baseline(data, split)
-        answers, sizes = {"tfidf": tfidf}, {"tfidf": (weights, weights * 4 / 1e6)}
+        answers, sizes = dict[str, np.ndarray](), dict[str, int]()
+        for name, forms in (("tfidf", False), ("tfidf_both_forms", True)):
+            answers[name], sizes[name] = evaluation.tfidf_baseline(data, split, forms)
         for name, (model, tokenizer) in models.items():
             answers[name] = teacher_probabilities(model, tokenizer, table["text"][:], profile)
-            sizes[name] = model_size(model)
+            sizes[name] = count_parameters(model)
+            if name == "teacher":  # and what the student imitates, its ceiling
+                weight, ngrams = profile.teacher_weight, "tfidf_both_forms"
+                mixed = (1 - weight) * answers[ngrams] + weight * answers[name]
+                answers["soft_targets"] = mixed
+                sizes["soft_targets"] = sizes[ngrams] + sizes[name]
         rows = {
             name: evaluation.score_row(
                 name,
@@ -390,9 +414,9 @@ def write_report(
                 profile.bootstrap,
                 profile.seed,
                 parameters=count,
-                size_mb=round(megabytes, 2),
+                size_mb=round(count * 4 / 1e6, 2),
             )
-            for name, (count, megabytes) in sizes.items()
+            for name, count in sizes.items()
         }
         labels, languages = np.asarray(table["label"][:]), np.asarray(table["language"][:])
         guesses = {name: values.argmax(1) for name, values in answers.items()}
@@ -400,9 +424,10 @@ def write_report(
             f"student - {name}": evaluation.paired_bootstrap(
                 labels, guesses["student"], guesses[name], languages, seed=profile.seed
             )
-            for name in ("student_no_distillation", "teacher", "tfidf")
+            for name in ("student_no_distillation", "teacher", "tfidf", "tfidf_both_forms")
         }
         floor = evaluation.mean_weighted_f1(labels, evaluation.most_common(data, split), languages)
+        untrained = [name for name, row in rows.items() if row["ci95"]["mean"][0] <= floor["mean"]]
     conflicts = conflicting_labels(data["train"]).groupby("language")["text"].nunique()
     benchmark = run.source.kind != "sample"
     as_published = benchmark and split == "test" and profile.languages == PAPER_LANGUAGES
@@ -425,6 +450,7 @@ def write_report(
             rows["student"]["weighted_f1"]["mean"], rows["teacher"]["weighted_f1"]["mean"]
         ),
         "floor": floor["mean"],
+        "untrained": untrained,
         "leakage": leakage(data).to_dict("records"),
         "conflicting_labels": {code: int(conflicts.get(code, 0)) for code in profile.languages},
         "paper": PAPER_ROWS if as_published else [],

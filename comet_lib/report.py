@@ -55,7 +55,14 @@ def report_text(report: Mapping[str, Any]) -> str:
         (name, f"{t['difference']:+.1f}", "{:+.1f} to {:+.1f}".format(*t["ci95"]), f"{t['p']:.3f}")
         for name, t in report["comparisons"].items()
     ]
-    seconds = report["seconds"]
+    seconds, untrained = report["seconds"], report.get("untrained", [])
+    warning = (
+        f"\n**Not trained: {', '.join(untrained)}.** The interval reaches down to the score of "
+        f"always guessing a language's most common label ({report['floor']:.1f}). Train longer or "
+        "on more data before you compare.\n"
+        if untrained
+        else ""
+    )
     times = ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
     return f"""# Result on {what}, {report["split"]} split
 
@@ -64,7 +71,7 @@ Weighted F1 in percent. Profile {report["profile"]}, seed {report["seed"]}, data
 repeats word for word.
 
 {result_table(report)}
-
+{warning}
 ## Is the difference real? (paired bootstrap, points of mean weighted F1)
 
 {markdown_table(("difference", "points", "95 % interval", "p"), differences)}
