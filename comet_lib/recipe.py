@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 import comet_lib
 from comet_lib import evaluation, plots
 from comet_lib.attention import layer_map
+from comet_lib.batches import tokenise
 from comet_lib.data import (
     Source,
     both_forms,
@@ -54,7 +55,7 @@ from comet_lib.profiles import PAPER_LANGUAGES, PAPER_ROWS, TINY, Profile
 from comet_lib.report import model_card, report_text
 from comet_lib.targets import check_enough, cross_fit
 from comet_lib.text import load_text, load_transfer
-from comet_lib.training import distil_task_agnostic, fine_tune
+from comet_lib.training import distil_task_agnostic, fine_tune, uniform_matches
 
 Say = Callable[[str], None]
 
@@ -88,7 +89,7 @@ def distil(
                 write_json(run.work / "seconds.json", run.seconds)
         if not main:
             return {}
-        return write_report(run, teachers, data, split, student, baseline)
+        return write_report(run, teachers, data, split, agnostic, student, baseline)
 
 
 # --------------------------------------------------------------------------- a run
@@ -296,10 +297,7 @@ def stage_one(run: Run, teachers: Teachers, texts: Dataset) -> PreTrainedModel:
     profile, folder = run.profile, run.work / "agnostic"
     if (student := run.finished("stage1", folder, "masked-lm")) is not None:
         return student
-    set_seed(profile.seed)
-    student = build_student(teachers.student, "masked-lm")
-    if teachers.student.hidden_size <= teachers.masked_lm.config.hidden_size:
-        initialise_embeddings(student, teachers.masked_lm)
+    student = first_student(run, teachers)
     run.say(f"stage 1: {len(texts):,} sentences without labels, the teacher's masked-LM targets")
     with run.step("stage1"):
         run.logs["stage1"] = distil_task_agnostic(
@@ -313,6 +311,15 @@ def stage_one(run: Run, teachers: Teachers, texts: Dataset) -> PreTrainedModel:
             resume=True,
         )
     return run.keep("stage1", folder, student, teachers.tokenizer)
+
+
+def first_student(run: Run, teachers: Teachers) -> PreTrainedModel:
+    """The student before stage 1: random weights, its teacher's embeddings at its own width."""
+    set_seed(run.profile.seed)
+    student = build_student(teachers.student, "masked-lm")
+    if teachers.student.hidden_size <= teachers.masked_lm.config.hidden_size:
+        initialise_embeddings(student, teachers.masked_lm)
+    return student
 
 
 def stage_two(
@@ -384,6 +391,7 @@ def write_report(
     teachers: Teachers,
     data: DatasetDict,
     split: str,
+    agnostic: PreTrainedModel,
     student: PreTrainedModel,
     baseline: PreTrainedModel,
 ) -> dict[str, Any]:
@@ -394,7 +402,14 @@ def write_report(
         "student_no_distillation": (baseline, teachers.tokenizer),
         "student": (student, teachers.tokenizer),
     }
+    stages = {
+        "untrained": first_student(run, teachers),
+        "after stage 1": agnostic,
+        "after stage 2": student,
+        "without distillation": baseline,
+    }
     with run.step("evaluation"):
+        looks = where_they_look(run, teachers, data, stages)
         answers, sizes = dict[str, np.ndarray](), dict[str, int]()
         for name, forms in (("tfidf", False), ("tfidf_both_forms", True)):
             answers[name], sizes[name] = evaluation.tfidf_baseline(data, split, forms)
@@ -451,6 +466,7 @@ def write_report(
         ),
         "floor": floor["mean"],
         "untrained": untrained,
+        "attention": looks,
         "leakage": leakage(data).to_dict("records"),
         "conflicting_labels": {code: int(conflicts.get(code, 0)) for code in profile.languages},
         "paper": PAPER_ROWS if as_published else [],
@@ -468,6 +484,26 @@ def write_report(
         lens.export(output / "figures" / "attention.png")
         lens.export(output / "lens.html")
     return report
+
+
+def where_they_look(
+    run: Run, teachers: Teachers, data: DatasetDict, stages: Mapping[str, PreTrainedModel]
+) -> dict[str, Any]:
+    """Mean JS in nats of each matched pair of layers, on 200 dev tweets, at each of ``stages``; and
+    what the final student would have if its teacher read another tweet."""
+    profile, dev = run.profile, unseen(data["dev"]).shuffle(seed=0)
+    texts = dev["text"][: min(200, len(dev))]
+    table = tokenise(texts, teachers.tokenizer, profile.max_length)["input_ids"][:]
+    teacher, last = teachers.masked_lm, stages["after stage 2"]
+    matches = uniform_matches(last, teacher)
+    rows = {
+        name: evaluation.attention_distance(model, teacher, table, matches)
+        for name, model in stages.items()
+    }
+    rows["after stage 2, teacher reads another tweet"] = evaluation.attention_distance(
+        last, teacher, table, matches, shuffled=True
+    )
+    return {"matches": [list(pair) for pair in matches.items()], "rows": rows}
 
 
 def sample_sentence(languages: Sequence[str]) -> str:

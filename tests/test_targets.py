@@ -20,12 +20,12 @@ def test_out_of_fold_never_sees_its_own_row(monkeypatch):
     texts[4] = texts[1]  # twins in one language
     fitted: list[set[str]] = []
 
-    def spy(inside, y):
-        fitted.append(set(inside))
-        return fit(inside, y)
+    def spy(ngrams, rows, own_labels):
+        fitted.append({ngrams.texts[row] for row in rows})
+        return fit(ngrams, rows, own_labels)
 
-    fit = targets.fit_ngram_teacher
-    monkeypatch.setattr(targets, "fit_ngram_teacher", spy)
+    fit = targets.Ngrams.fit
+    monkeypatch.setattr(targets.Ngrams, "fit", spy)
     folds = list(targets.fit_folds(texts, labels, languages, folds=3))
     assert len(folds) == 6 and not fitted  # each is fitted when it is asked for
     assert all(fold.classifier is fold.classifier for fold in folds)  # and once
@@ -89,7 +89,7 @@ def test_cross_fit_is_its_folds_answers_and_their_splices():
     assert len(made.texts) == len(made.languages) == len(made.text_probabilities) == 90
     slow, new_texts, answers = np.zeros((60, 3)), [], []
     for k, fold in enumerate(targets.fit_folds(texts, labels, languages, folds=3)):
-        slow[fold.rows] = fold.answers(fold.texts)
+        slow[fold.rows] = fold.answers(fold.texts)  # counted again, text by text
         new, answer, _ = targets.splice([fold], 1.5, np.random.default_rng((0, k)))
         new_texts += new
         answers.append(answer)
