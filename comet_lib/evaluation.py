@@ -221,12 +221,14 @@ def score_row(
 ) -> dict[str, Any]:
     """One row of the report: weighted F1, accuracy and intervals of one model on one split.
 
-    ``weighted_f1_unseen`` leaves out the rows that stand word for word in train.
+    ``weighted_f1_unseen`` leaves out the rows that stand word for word in train; it is None if
+    a language has no train split, so that nobody knows which these are.
     """
     if len(probabilities) != len(table):
         raise CometError(f"{name}: {len(probabilities)} predictions for {len(table)} rows")
     labels, languages = np.asarray(table["label"][:]), np.asarray(table["language"][:])
-    fresh = ~np.asarray(table["seen_in_train"][:], dtype=bool)
+    seen = table["seen_in_train"][:]
+    fresh = ~np.asarray(seen, dtype=bool)
     guess = probabilities.argmax(1)
     right = guess == labels
     return {
@@ -235,5 +237,7 @@ def score_row(
         "weighted_f1": mean_weighted_f1(labels, guess, languages),
         "ci95": bootstrap_f1(labels, guess, languages, draws, seed),
         "accuracy": _by_language(languages, lambda at: 100 * float(right[at].mean())),
-        "weighted_f1_unseen": mean_weighted_f1(labels[fresh], guess[fresh], languages[fresh]),
+        "weighted_f1_unseen": None
+        if None in seen
+        else mean_weighted_f1(labels[fresh], guess[fresh], languages[fresh]),
     }

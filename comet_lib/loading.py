@@ -28,6 +28,8 @@ from comet_lib.profiles import LABELS, user_path
 #: Where each kind of tokenizer keeps its pieces.
 TOKENIZER_FILES = ["tokenizer.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model"]
 TOKENIZER_FILES += ["vocab.txt", "vocab.json"]
+#: Short names of labels that hub models use.
+SHORT = {"neg": "negative", "neu": "neutral", "pos": "positive"}
 #: A long text in several scripts, decomposed and with symbols: it reaches what short ones do not.
 PROBE = "Habari ẹ̀kọ́ \u1e62\u0323e\u0301 ሰላም سلام ﬁ ① 𝒳 100 % 👍🏾 " * 8
 
@@ -60,23 +62,26 @@ def model_origin(name: str | Path) -> str:
 
 
 def load_pair(
-    name: str | Path, head: str = "sentiment"
+    name: str | Path, head: str = "sentiment", labels: Sequence[str] | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model and its tokenizer, checked together: what comes out answers with numbers.
 
-    Errors as in :func:`load_model`, :func:`load_tokenizer`, and :func:`check_pair`.
+    ``labels`` as in :func:`name_labels`. Errors as in :func:`load_model`, :func:`load_tokenizer`,
+    and :func:`check_pair`.
     """
-    model, tokenizer = load_model(name, head), load_tokenizer(name)
+    model, tokenizer = load_model(name, head, labels), load_tokenizer(name)
     check_pair(model, tokenizer)
     return model, tokenizer
 
 
-def load_model(name: str | Path, head: str = "sentiment") -> PreTrainedModel:
+def load_model(
+    name: str | Path, head: str = "sentiment", labels: Sequence[str] | None = None
+) -> PreTrainedModel:
     """A model by folder or hub id (``owner/name``, or ``owner/name@commit`` to pin it).
 
     In eval mode, as fp32; safetensors only, no remote code. Raises :class:`CometError` if nothing
     can be loaded, the head has no weights (an untrained head teaches noise), or a sentiment head
-    lacks our labels.
+    lacks our labels, which ``labels`` can name (:func:`name_labels`).
     """
     auto = pick("head", head, HEADS)
     if folder := _find(name)[0]:
@@ -91,7 +96,7 @@ def load_model(name: str | Path, head: str = "sentiment") -> PreTrainedModel:
             f"{missing[0]}): an untrained head teaches noise; give a checkpoint trained with it"
         )
     if head == "sentiment":
-        label_order(model)
+        name_labels(model, labels)
     return model.eval()
 
 
@@ -135,18 +140,55 @@ def _read(what: str, auto: Any, name: str | Path, **more: Any) -> Any:
         return auto.from_pretrained(source, revision=revision, trust_remote_code=False, **more)
 
 
+def label_name(name: Any) -> str:
+    """A label as LABELS spell it: ``NEG`` is ``negative``. Other names only lose their case."""
+    folded = str(name).strip().casefold()
+    return SHORT.get(folded, folded)
+
+
+def _order(model: Any) -> list[int] | None:
+    names = {label_name(v): int(k) for k, v in (model.config.id2label or {}).items()}
+    if set(names) != set(LABELS) or sorted(names.values()) != list(range(len(LABELS))):
+        return None
+    return [names[label] for label in LABELS]
+
+
 def label_order(model: Any) -> list[int]:
     """Columns of the model's logits in LABELS order, by its own ``id2label`` names.
 
-    Raises :class:`CometError` if these are not negative, neutral, and positive, from 0 to 2.
+    Raises :class:`CometError` if these are not negative, neutral, and positive, from 0 to 2, or
+    the short forms of these words.
     """
-    names = {str(v).strip().lower(): int(k) for k, v in (model.config.id2label or {}).items()}
-    if set(names) != set(LABELS) or sorted(names.values()) != list(range(len(LABELS))):
+    if (order := _order(model)) is None:
+        names, ours = model.config.id2label or {}, ",".join(LABELS)
+        fix = f"give a sentiment model with the labels {ours}"
+        if len(names) == len(LABELS):
+            fix = (
+                f"say what its columns mean, in their order, as in --labels {ours} (in Python "
+                "labels=), or set id2label in its config.json to the names it was trained with"
+            )
         raise CometError(
-            f"the model's labels are {str(names)[:200]}, not {', '.join(LABELS)} from 0 to 2: "
-            "set id2label in its config.json to the names its head was trained with"
+            f"the model's labels are {str(names)[:200]}, not {', '.join(LABELS)} from 0 to 2: {fix}"
         )
-    return [names[label] for label in LABELS]
+    return order
+
+
+def name_labels(model: Any, labels: Sequence[str] | None) -> None:
+    """Name the columns of a sentiment head: ``labels`` are LABELS in the order of its columns.
+
+    None keeps the model's own names. Raises :class:`CometError` as :func:`label_order` does, or if
+    the model's own names say another order.
+    """
+    if labels is not None and len(model.config.id2label or {}) == len(labels):
+        own = _order(model)
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: column for column, label in enumerate(labels)}
+        if own not in (None, _order(model)):
+            raise CometError(
+                f"{_called(model)} names its own labels, in another order than "
+                f"{','.join(labels)}; leave out --labels"
+            )
+    label_order(model)
 
 
 def longest_text(model: Any) -> int | None:

@@ -150,6 +150,7 @@ class Profile:
     first_look: float = 1.0  # share of the training in notebook 00
     cached: bool = False  # stage 1 queries the teacher once, then reads its answers from disk
     text: str | None = None  # stage 1 reads this file or folder, or fineweb-2
+    labels: tuple[str, ...] | None = None  # the sentiment teacher's columns, if it has other names
 
     def with_(self, **changes: Any) -> Profile:
         """A copy with some fields changed; ``stage1`` or ``stage2`` is a whole :class:`Stage`."""

@@ -21,7 +21,16 @@ import comet_lib
 from comet_lib import evaluation, plots
 from comet_lib.attention import layer_map
 from comet_lib.batches import tokenise
-from comet_lib.data import Source, both_forms, find_source, leakage, load_sentiment, unseen
+from comet_lib.data import (
+    Source,
+    both_forms,
+    conflicting_labels,
+    find_source,
+    leakage,
+    load_sentiment,
+    seen_percent,
+    unseen,
+)
 from comet_lib.errors import CometError
 from comet_lib.files import claim, locked, read_json, whole_folder, write_json, write_text
 from comet_lib.lens import AttentionLens
@@ -167,11 +176,10 @@ def read_data(run: Run) -> tuple[DatasetDict, Dataset, dict[str, list[str]]]:
         with processes().main_process_first():
             texts = load_text(profile, source=run.source)
         transfer = load_transfer(profile, source=run.source)
-        leaks = [row for row in leakage(data).itertuples() if row.split == "dev"]
     train = data["train"]
     run.say(
         f"data: {len(train):,} tweets to train on; rows of dev seen in train: "
-        + ", ".join(f"{row.language} {row.percent} %" for row in leaks)
+        + ", ".join(f"{code} {percent} %" for code, percent in seen_percent(data["dev"]).items())
     )
     if len(texts) < 2:
         raise CometError(
@@ -209,7 +217,7 @@ def read_teachers(profile: Profile) -> Teachers:
     """
     stage_one_weights(profile.stage1), stage_two_weights(profile.stage2)
     teacher, tokenizer = load_pair(profile.teacher, "masked-lm")
-    sentiment = load_pair(profile.sentiment_teacher, "sentiment")
+    sentiment = load_pair(profile.sentiment_teacher, "sentiment", profile.labels)
     if tokenizer.mask_token_id is None:
         raise CometError(
             f"{profile.teacher}: its tokenizer has no mask piece, which stage 1 needs; set "
@@ -435,6 +443,7 @@ def write_report(
         }
         floor = evaluation.mean_weighted_f1(labels, evaluation.most_common(data, split), languages)
         untrained = [name for name, row in rows.items() if row["ci95"]["mean"][0] <= floor["mean"]]
+    conflicts = conflicting_labels(data["train"]).groupby("language")["text"].nunique()
     benchmark = run.source.kind != "sample"
     as_published = benchmark and split == "test" and profile.languages == PAPER_LANGUAGES
     report = {
@@ -459,6 +468,7 @@ def write_report(
         "untrained": untrained,
         "attention": looks,
         "leakage": leakage(data).to_dict("records"),
+        "conflicting_labels": {code: int(conflicts.get(code, 0)) for code in profile.languages},
         "paper": PAPER_ROWS if as_published else [],
         "versions": versions(),
     }
@@ -498,6 +508,6 @@ def where_they_look(
 
 def sample_sentence(languages: Sequence[str]) -> str:
     """A positive sentence of the bundled sample, in the first of the languages that it has."""
-    sample = load_sentiment(TINY)["test"].to_pandas()
+    sample = load_sentiment(TINY, splits=["test"])["test"].to_pandas()
     here = sample[sample["language"].isin(list(languages)) & (sample["label"] == 2)]
     return (here if len(here) else sample)["text"].iloc[-1]

@@ -72,6 +72,8 @@ repeats word for word.
 The student keeps {report["retention"]:.1f} % of the teacher's score. Always guessing a language's \
 most common label scores {report["floor"]:.1f}. Seconds: {times}; {sum(seconds.values()):.0f} in \
 total.
+
+{_leakage(report)}
 {_looks(report)}"""
 
 
@@ -100,6 +102,23 @@ looks at tweets in general.
 
 {markdown_table(("student", *columns), rows)}
 """
+
+
+def _leakage(report: Mapping[str, Any]) -> str:
+    """Copies of training tweets in dev and test, and training tweets with conflicting labels."""
+    shares = [
+        f"{split} "
+        + ", ".join(
+            f"{row['language']} {row['percent']} ({row['loose_percent']})"
+            for row in report["leakage"]
+            if row["split"] == split
+        )
+        for split in ("dev", "test")
+    ]
+    counts = ", ".join(f"{code} {n}" for code, n in report["conflicting_labels"].items())
+    return f"""Percent of tweets that train repeats word for word (in brackets: also without case, \
+signs, spaces, mentions and links): {"; ".join(shares)}. Training tweets with conflicting \
+labels: {counts}."""
 
 
 def model_card(report: Mapping[str, Any]) -> str:

@@ -188,7 +188,7 @@ def load_text(
         ) from cause
     if profile.text is not None:
         raise CometError(f"{profile.text}: holds no line of text; stage 1 needs two at least")
-    train = load_sentiment(profile, languages, source)["train"]
+    train = load_sentiment(profile, languages, source, ["train"])["train"]
     return train.select_columns(["text", "language"])
 
 

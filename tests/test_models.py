@@ -19,6 +19,7 @@ from comet_lib.loading import (
     load_tokenizer,
     longest_text,
     model_origin,
+    name_labels,
 )
 from comet_lib.models import (
     build_student,
@@ -147,8 +148,18 @@ def test_labels_are_read_by_name():
     model.config.id2label = {0: "positive", 1: "neutral", 2: "Negative"}
     assert label_order(model) == [2, 1, 0]
     model.config.id2label = {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
-    with pytest.raises(CometError, match="id2label"):
+    with pytest.raises(CometError, match="--labels negative,neutral,positive"):
+        label_order(model)  # an order is never guessed
+    model.config.id2label = {0: "POS", 1: "Neu", 2: "neg"}
+    assert label_order(model) == [2, 1, 0]
+    with pytest.raises(CometError, match="names its own labels, in another order"):
+        name_labels(model, LABELS)
+    model.config.id2label = {0: "neg", 1: "negative", 2: "pos"}
+    with pytest.raises(CometError, match="--labels"):
         label_order(model)
+    model.config.id2label = dict(enumerate("12345"))
+    with pytest.raises(CometError, match="give a sentiment model with the labels"):
+        name_labels(model, LABELS)
 
 
 @pytest.mark.parametrize("head", ["encoder", "masked-lm", "sentiment"])

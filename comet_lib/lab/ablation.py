@@ -62,7 +62,7 @@ class Laboratory:
         train = data["train"].to_pandas()
         self.texts, self.languages = train["text"].to_numpy(object), train["language"].to_numpy()
         self.labels = train["label"].to_numpy()
-        self.teacher, self.tokenizer = load_pair(profile.sentiment_teacher)
+        self.teacher, self.tokenizer = load_pair(profile.sentiment_teacher, labels=profile.labels)
         self.config = student_config(profile, self.teacher)
         self.teacher_answers = cache(lambda: self.answers(self.teacher, self.texts.tolist()))
         self.targets = cache(self._targets)

@@ -170,7 +170,7 @@ def build(profile: Profile, output: str | Path, say: Callable[[str], None] = pri
     """
     output = Path(output)
     claim(output / "work" / "settings.json", profile.as_dict(), write=False)
-    data, transfer = load_sentiment(profile), load_transfer(profile)
+    data, transfer = load_sentiment(profile, splits=["train", "dev"]), load_transfer(profile)
     if not transfer:
         raise CometError(f"{profile.data}: has no transfer/ folder; docs/command-line.md says more")
     claim(output / "work" / "settings.json", profile.as_dict())

@@ -34,6 +34,7 @@ from comet_lib.loading import (
     label_order,
     load_pair,
     load_tokenizer,
+    name_labels,
     save_tokenizer,
 )
 from comet_lib.models import count_parameters, model_size, quiet
@@ -166,15 +167,20 @@ def load_exported(folder: str | Path) -> Any:
     return Exported(folder)
 
 
-def load_classifier(name: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_classifier(
+    name: str | Path, labels: Sequence[str] | None = None
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """A sentiment model by folder or hub id, or an exported one by folder, with its tokenizer.
+
+    ``labels`` as in :func:`comet_lib.loading.name_labels`.
 
     Raises:
         CometError: see :func:`comet_lib.loading.load_pair`.
     """
     if not is_exported(name):
-        return load_pair(name)
+        return load_pair(name, labels=labels)
     pair = load_exported(name), load_tokenizer(name)
+    name_labels(pair[0], labels)
     check_pair(*pair)
     return pair
 
