@@ -35,6 +35,7 @@ from comet_lib.models import only_positions
 from comet_lib.profiles import Stage
 from comet_lib.teacher import (
     Answers,
+    Glances,
     LiveTeacher,
     Questions,
     StoredCollator,
@@ -173,6 +174,21 @@ class Objective:
         """Stage 1 under a masked-LM model that answers each batch as it comes."""
         asked = LiveTeacher(teacher, questions_for(weights, matches))
         return cls(asked, weights, matches, temperature, teacher.config.hidden_size)
+
+    @classmethod
+    def glancing(
+        cls,
+        teacher: PreTrainedModel,
+        weights: Mapping[str, float],
+        matches: Mapping[int, int],
+        temperature: float = 1.0,
+        every: int = 1,
+    ) -> Objective:
+        """Stage 2: soft targets come with the batch, and for one batch in ``every`` a live teacher
+        shows its inside."""
+        asked = LiveTeacher(teacher, questions_for(weights, matches, masked_lm=False))
+        width = teacher.config.hidden_size
+        return cls(Glances(asked, every), weights, matches, temperature, width)
 
     @classmethod
     def stored(

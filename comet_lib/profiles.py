@@ -115,6 +115,7 @@ class Stage:
     max_steps: int = -1
     gradient_accumulation: int = 1
     terms: dict[str, float] = field(default_factory=dict)  # of comet_lib.objectives, by name
+    glance: int = 1  # in stage 2, terms of the teacher's inside count in one batch of so many
 
 
 @dataclass(frozen=True)

@@ -371,9 +371,9 @@ def fine_tune(
     The student is trained in place; the epoch with the best mean weighted F1 on ``dev`` (pass it
     without the rows seen in train) is kept. If the profile's stage 2 has terms of :data:`TERMS`,
     the sentiment ``teacher``, which must read the student's tokens, is asked once about every row
-    and its answers are kept in ``cache`` (default: in
-    ``output``); ``matches`` (student layer -> teacher layer) are evenly spread by default. Returns
-    the log.
+    and its answers are kept in ``cache`` (default: in ``output``); or, with the stage's ``glance``
+    above 1, about one batch in so many, as it comes. ``matches`` (student layer -> teacher layer)
+    are evenly spread by default. Returns the log.
 
     Raises:
         CometError: terms without a teacher, or a cache that is another's.
@@ -385,11 +385,14 @@ def fine_tune(
         columns["teacher_probs"] = train["teacher_probs"][:]
     table = tokenise(train["text"][:], tokenizer, profile.max_length, **columns)
     dev_table = tokenise(dev["text"][:], tokenizer, profile.max_length, labels=dev["label"][:])
+    collator: Any = SentimentCollator(tokenizer)
     if not (inside := [name for name in weights if name in TERMS]):
         objective = Objective(stored_answers, weights, {}, stage.temperature)
-        collator: Any = SentimentCollator(tokenizer)
     elif teacher is None:
         raise CometError(f"{', '.join(inside)} in stage 2 need a teacher: give one")
+    elif stage.glance > 1:
+        pairs = matches or uniform_matches(student, teacher)
+        objective = Objective.glancing(teacher, weights, pairs, stage.temperature, stage.glance)
     else:
         objective, table, collator = Objective.stored(
             cache or output / "cache",

@@ -235,10 +235,10 @@ def run_stage_one_cached(tokenizer, folder, **more):
     return run_stage_one(tokenizer, folder, cache=folder.parent / "cache", **more)
 
 
-def run_stage_two(tokenizer, folder, terms=None, **more):
+def run_stage_two(tokenizer, folder, terms=None, glance=1, **more):
     set_seed(0)
     model, table = build_student(xlmr_config(SMALL, len(tokenizer), 64)), sentiment_table()
-    profile = profile_for(epochs=3, terms=terms or {})
+    profile = profile_for(epochs=3, terms=terms or {}, glance=glance)
     fine_tune(model, tokenizer, table, table, profile, folder, **more)
     return model
 
@@ -254,7 +254,12 @@ def run_with_terms(tokenizer, folder, **more):
     return model
 
 
-RUNS = [run_stage_one, run_stage_one_cached, run_stage_two, run_with_terms]
+def run_with_glances(tokenizer, folder, **more):
+    """The same, under a live teacher that is asked about every second batch."""
+    return run_with_terms(tokenizer, folder, glance=2, **more)
+
+
+RUNS = [run_stage_one, run_stage_one_cached, run_stage_two, run_with_terms, run_with_glances]
 
 
 @pytest.mark.parametrize("run", RUNS)
