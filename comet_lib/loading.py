@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from comet_lib.errors import CometError, pick
 from comet_lib.files import read_json
-from comet_lib.models import HEADS, quiet
+from comet_lib.models import HEADS, first_position, quiet
 from comet_lib.profiles import LABELS, user_path
 
 #: Where each kind of tokenizer keeps its pieces.
@@ -150,14 +150,9 @@ def label_order(model: Any) -> list[int]:
 
 
 def longest_text(model: Any) -> int | None:
-    """How many tokens a model takes by its config; None if that sets no limit.
-
-    XLM-R counts positions from the padding's number; for others this is a token or so short.
-    """
+    """How many tokens a model takes by its config; None if that sets no limit."""
     positions = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(positions, int):
-        return None
-    return positions - (getattr(model.config, "pad_token_id", None) or 0) - 1
+    return positions - first_position(model.config) if isinstance(positions, int) else None
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, model: Any, folder: Path) -> None:
