@@ -84,10 +84,8 @@ def student_config(
 
     ``pad_token_id`` is the tokenizer's, for a teacher whose config names none, or another.
     """
-    own = {
-        name: getattr(teacher.config, name, None)
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id")
-    }
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    own = {name: getattr(teacher.config, name, None) for name in names}
     if pad_token_id is not None:
         own["pad_token_id"] = pad_token_id
     length = max(profile.max_length, 128)
@@ -120,8 +118,10 @@ def only_positions(model: nn.Module, positions: Tensor) -> Iterator[None]:
     """
     core = getattr(model, "module", model)
     head = getattr(core, "lm_head", None) or getattr(core, "cls", None)
+    if head is None and isinstance(core, PreTrainedModel):  # DistilBERT: its last layer does
+        head = core.get_output_embeddings()
     if not isinstance(head, nn.Module):
-        raise CometError(f"{type(core).__name__} has no masked-LM head under lm_head or cls")
+        raise CometError(f"{type(core).__name__} has no masked-LM head; give a masked-LM model")
     with head.register_forward_pre_hook(lambda _, args: (args[0][positions], *args[1:])):
         yield
 
