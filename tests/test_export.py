@@ -297,7 +297,9 @@ def test_a_card_that_is_no_utf8_is_kept_as_far_as_it_goes(fp32, monkeypatch, tmp
     shutil.copytree(ASSETS / "teacher", tmp_path / "model")
     (tmp_path / "model" / "README.md").write_bytes("Modèle de Zoé\n".encode("latin-1"))
     seen = {}
-    monkeypatch.setattr(ship, "export", lambda *a, **more: seen.update(more) or {"argmax_equal": 100})
+    monkeypatch.setattr(
+        ship, "export", lambda *a, **more: seen.update(more) or {"argmax_equal": 100}
+    )
     assert run(monkeypatch, "export", tmp_path / "model", "--output", tmp_path / "new") == 0
     assert seen["card"].startswith("Mod") and "de Zo" in seen["card"]
 

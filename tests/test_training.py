@@ -209,9 +209,10 @@ def test_the_config_of_xlmrs_student_is_as_ever(config):
     teacher = build_student(config)
     student = student_config(profile_for(), teacher)
     assert student.to_json_string() == student_config(profile_for(), teacher, 1).to_json_string()
-    assert student.to_json_string() == xlmr_config(
-        profile_for().student, config.vocab_size, 128
-    ).to_json_string()
+    assert (
+        student.to_json_string()
+        == xlmr_config(profile_for().student, config.vocab_size, 128).to_json_string()
+    )
     assert (student.pad_token_id, student.max_position_embeddings) == (1, 130)
 
 

@@ -2,8 +2,8 @@
 
 The folder that :func:`export` writes holds ``model.onnx``, ``config.json``, the tokenizer and
 ``export.json`` (what was checked, with figures). One file of this format takes up to 2 GiB, so
-larger models have their weights in ``model.onnx.data`` beside it. ``onnxruntime`` runs it without torch;
-:func:`load_exported` returns an object that can replace the model.
+larger models have their weights in ``model.onnx.data`` beside it. ``onnxruntime`` runs it without
+torch; :func:`load_exported` returns an object that can replace the model.
 
 int8 is dynamic quantisation: weights, embeddings too, are stored as 8-bit integers with a scale,
 and activations are quantised on the fly (no calibration text is needed).

@@ -144,9 +144,9 @@ def trim_tokenizer(
 
 
 def trim_model(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
-    """A copy of ``model`` with the rows ``kept`` (rising) of its word embeddings and masked-LM head.
+    """A copy of ``model`` with the rows ``kept`` of its word embeddings and masked-LM head.
 
-    Where positions are counted from the padding piece's number, they move with it.
+    ``kept`` rises. Where positions are counted from the padding piece, they move with it.
     """
     old = model.config.vocab_size
     if max(kept) >= old:
