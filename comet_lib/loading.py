@@ -260,8 +260,8 @@ def check_folder(folder: Path) -> None:
         return  # a pickle, or nothing: refused where it is read
     parts = {} if weights.is_file() or not index.is_file() else read_json(index, "weight_map")
     named = parts.get("weight_map")
-    lost = {str(part) for part in named.values()} if isinstance(named, dict) else set()
-    if lost := sorted(lost - {path.name for path in files}):
+    wanted = {str(part) for part in named.values()} if isinstance(named, dict) else set()
+    if lost := sorted(wanted - {path.name for path in files}):
         raise CometError(f"{folder}: lacks {lost[0][:80]}, which {index.name} names; copy it there")
     shapes: list[list[int]] = []
     for path in sorted(files):
