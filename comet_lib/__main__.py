@@ -23,7 +23,7 @@ app.add_typer(commands.app, name="lab")
 TERMS_HELP = """terms of both stages' losses and their weights, such as hidden_mse=1,relations=1
 (default: soft targets; attention in stage 1, labels in stage 2)"""
 TEXT_HELP = """text for stage 1: a folder or file of .txt (one sentence per line), .jsonl or
-.parquet (column text), or fineweb-2 (default: --data's text/)"""
+.parquet (column text), or fineweb-2 (default: --data's transfer/ or text/)"""
 TEXTS_HELP = """texts, each in quotes; or - for one text per line on standard input; or a FILE.tsv
 with a column tweet or text"""
 ModelArgument = Annotated[str, Argument(help="a sentiment model: folder, hub id or export")]

@@ -21,7 +21,7 @@ ProfileOption = Annotated[
 ]
 DataOption = Annotated[
     Path | None,
-    Option("--data", help="folder with afrisenti/ and text/ (default: COMET_DATA, hub, sample)"),
+    Option("--data", help="folder with afrisenti/, transfer/ (default: COMET_DATA, hub, sample)"),
 ]
 LanguagesOption = Annotated[
     str | None, Option("--languages", help="comma-separated codes, such as kin,swa")

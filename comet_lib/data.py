@@ -1,7 +1,8 @@
 """AfriSenti and unlabelled text, from a folder, the hub, or the bundled sample.
 
-A folder holds ``afrisenti/{lang}/{train,dev,test}.tsv`` (columns ``tweet`` and ``label``) and
-``text/{lang}.txt`` (one sentence per line). Everything comes out as ``datasets`` tables in Unicode
+A folder holds ``afrisenti/{lang}/{train,dev,test}.tsv`` (columns ``tweet`` and ``label``) and, one
+text per line, ``transfer/{lang}.txt`` (unlabelled posts like those of AfriSenti) or
+``text/{lang}.txt`` (other text). Everything comes out as ``datasets`` tables in Unicode
 NFC, so Yoruba's and Igbo's tone marks stay as written.
 """
 
@@ -257,6 +258,14 @@ def load_sentiment(
             for split, table in rows.groupby("split", sort=False)
         }
     )
+
+
+def both_forms(table: Dataset) -> Dataset:
+    """The rows, then a copy of each row whose text differs when it is :func:`cleaned`."""
+    rows = table.to_pandas()
+    copies = rows.assign(text=rows["text"].map(cleaned))
+    doubled = pd.concat([rows, copies[copies["text"] != rows["text"]]])
+    return Dataset.from_pandas(doubled, table.features, preserve_index=False)
 
 
 def unseen(table: Dataset) -> Dataset:

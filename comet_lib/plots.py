@@ -25,8 +25,10 @@ from comet_lib.files import whole_file
 Maps: TypeAlias = Sequence[np.ndarray]
 Names: TypeAlias = Sequence[str]
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#767676"
+SKY = "#56B4E9"
 #: One colour per model, the same in every figure of the course.
 COLOURS = dict(teacher=BLUE, student=ORANGE, student_no_distillation=PINK, tfidf=GREEN, paper=GREY)
+COLOURS |= dict(tfidf_both_forms="#66C5AB", soft_targets=SKY)
 #: What the Trainer logs beside loss terms, and its evaluations.
 NO_TERMS = {"step", "epoch", "loss", "grad_norm", "learning_rate", "total_flos"}
 MAP_COLOURS = "magma_r"  # attention: light is little

@@ -122,7 +122,7 @@ class Profile:
     """Sizes of one run. Frozen: create a variant with :meth:`with_`.
 
     ``teacher`` and ``sentiment_teacher`` are folders or hub ids; ``data`` is a folder that holds
-    ``afrisenti/{lang}/{split}.tsv`` and ``text/{lang}.txt``, or None for the hub or the sample.
+    ``afrisenti/{lang}/{split}.tsv`` and ``transfer/{lang}.txt``, or None for the hub or the sample.
     """
 
     name: str

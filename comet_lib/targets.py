@@ -2,39 +2,84 @@
 
 A teacher asked about its own training tweets is too sure: it has seen the labels. So the TF-IDF
 teacher answers out of fold (a model that never saw the tweet labels it), and new tweets are
-spliced from pieces of two tweets of one fold and labelled by that fold's model.
+spliced from pieces of two tweets of one fold and labelled by that fold's model. Text without labels
+is labelled by the models of all folds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import regex
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.ensemble import VotingClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
-from sklearn.pipeline import Pipeline, make_pipeline, make_union
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline, make_union
 
+from comet_lib.data import cleaned
 from comet_lib.errors import CometError
 from comet_lib.processes import give_back_memory
 from comet_lib.profiles import LABELS
 
+#: Two letters or more, with their combining marks: Yoruba's gbọ́n is one word.
+WORDS = regex.compile(r"[\w\p{M}]{2,}").findall
+
+
+def tfidf_features() -> FeatureUnion:
+    """Character n-grams (char_wb 2-5, min_df 2) and words (1-2), both in sublinear TF-IDF."""
+    common: dict[str, Any] = {"sublinear_tf": True, "dtype": np.float32}
+    return make_union(
+        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, **common),
+        TfidfVectorizer(ngram_range=(1, 2), tokenizer=WORDS, token_pattern=None, **common),
+    )
+
+
+def logistic(c: float = 8.0) -> LogisticRegression:
+    """SAGA, stopped at a tolerance of 0.01: the scores of a longer fit in a tenth of its time."""
+    return LogisticRegression(C=c, solver="saga", tol=1e-2, random_state=0)
+
 
 def tfidf_classifier(c: float = 8.0) -> Pipeline:
-    """Character n-grams and words, TF-IDF weighted, into logistic regression.
+    """The course's baseline: :func:`tfidf_features` into logistic regression, C = 8. Fit one for
+    each language."""
+    return make_pipeline(tfidf_features(), logistic(c))
 
-    The course's baseline: char_wb 2-5 with min_df 2, words 1-2, sublinear TF, C = 8. Fit one for
-    each language.
+
+class LogCountRatios(TransformerMixin, BaseEstimator):
+    """Weights sparse features (N, F) by how much likelier each is with a label than without it.
+
+        r_f = log (n_f^+ + 1) / sum_g (n_g^+ + 1)  -  log (n_f^- + 1) / sum_g (n_g^- + 1)
+
+    n_f^+ counts the texts of the label that have feature f. Wang and Manning, ACL 2012.
     """
-    features = make_union(
-        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, sublinear_tf=True),
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
-    )
-    return make_pipeline(features, LogisticRegression(C=c, max_iter=1000))
+
+    def fit(self, features: Any, labels: np.ndarray) -> LogCountRatios:
+        own, rest = ((features[labels == y] > 0).sum(0).A1 + 1.0 for y in (1, 0))
+        ratios = np.log(own / own.sum()) - np.log(rest / rest.sum())
+        self.ratios_ = ratios.astype(np.float32)
+        return self
+
+    def transform(self, features: Any) -> Any:
+        return features.multiply(self.ratios_).tocsr()
+
+
+def fit_ngram_teacher(texts: Sequence[str], labels: Sequence[int]) -> Pipeline:
+    """The mean of the baseline and of one on :class:`LogCountRatios`, both fitted on each text as
+    it is and :func:`~comet_lib.data.cleaned`: 0.25 points above the baseline on dev."""
+    ratios = LogisticRegression(C=4.0, solver="liblinear", tol=1e-2, random_state=0)
+    each = OneVsRestClassifier(make_pipeline(LogCountRatios(), ratios))
+    vote = VotingClassifier([("tfidf", logistic()), ("ratios", each)], voting="soft")
+    every = [*texts, *map(cleaned, texts)]
+    return make_pipeline(tfidf_features(), vote).fit(every, np.tile(labels, 2))
 
 
 def class_probabilities(classifier: Pipeline, texts: Sequence[str]) -> np.ndarray:
@@ -56,12 +101,18 @@ class Fold:
 
     @cached_property
     def classifier(self) -> Pipeline:
-        return tfidf_classifier().fit(self.others["text"].tolist(), self.others["label"].to_numpy())
+        return fit_ngram_teacher(self.others["text"], self.others["label"])
+
+    def answers(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, 3): the classifier's mean answer to both forms of each text."""
+        forms = (texts, [cleaned(text) for text in texts])
+        return np.mean([class_probabilities(self.classifier, form) for form in forms], axis=0)
 
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """(N, 3) out-of-fold probabilities; spliced texts, their (M, 3) probabilities, languages."""
+    """(N, 3) out-of-fold probabilities; new texts (spliced ones first), their (M, 3)
+    probabilities and languages."""
 
     probabilities: np.ndarray
     texts: list[str]
@@ -116,25 +167,34 @@ def cross_fit(
     folds: int = 5,
     seed: int = 0,
     splices: float = 0.0,
+    unlabelled: Mapping[str, Sequence[str]] | None = None,
 ) -> SoftTargets:
     """Out-of-fold TF-IDF soft targets: every row is labelled by a classifier that never saw it.
 
     With ``splices``, about as many spliced tweets for each real one, labelled by the classifier
-    of the fold that their pieces come from.
+    of the fold that their pieces come from. ``unlabelled`` texts of a language get the mean answer
+    of its folds' classifiers.
 
     Raises:
         CometError: too few training tweets of a language.
     """
     probabilities = np.zeros((len(texts), len(LABELS)))
     spliced = [splice([], splices, np.random.default_rng(seed))]  # none, if there is no fold
+    others = {code: list(lines) for code, lines in (unlabelled or {}).items()}
+    answers: dict[str, list[np.ndarray]] = {code: [] for code in others}
     for k, fold in enumerate(fit_folds(texts, labels, languages, folds, seed)):
-        probabilities[fold.rows] = class_probabilities(fold.classifier, fold.texts)
+        probabilities[fold.rows] = fold.answers(fold.texts)
         spliced.append(splice([fold], splices, np.random.default_rng((seed, k))))
+        if lines := others.get(fold.language):
+            answers[fold.language].append(fold.answers(lines))
         del fold
         give_back_memory(collect=False)
-    new_texts, answers, codes = zip(*spliced, strict=True)
+    for code, each in answers.items():
+        if each:  # else a language without training tweets
+            spliced.append((others[code], np.mean(each, axis=0), [code] * len(others[code])))
+    new_texts, new_answers, codes = zip(*spliced, strict=True)
     return SoftTargets(
-        probabilities, list(chain(*new_texts)), np.concatenate(answers), list(chain(*codes))
+        probabilities, list(chain(*new_texts)), np.concatenate(new_answers), list(chain(*codes))
     )
 
 
@@ -164,5 +224,5 @@ def splice(
             new.append(" ".join((piece(first) + piece(second))[:max_words]) or first)
         texts += new
         languages += [fold.language] * len(new)
-        parts.append(class_probabilities(fold.classifier, new))
+        parts.append(fold.answers(new))
     return texts, np.concatenate(parts), languages

@@ -37,7 +37,7 @@ from comet_lib.objectives import TERMS
 from comet_lib.processes import give_back_memory, versions
 from comet_lib.profiles import Profile
 from comet_lib.recipe import Run, Teachers, soft_targets, stage_one, teacher_probabilities
-from comet_lib.targets import class_probabilities, cross_fit, tfidf_classifier
+from comet_lib.targets import class_probabilities, cross_fit, fit_ngram_teacher
 from comet_lib.teacher import Questions, fingerprint
 from comet_lib.text import load_text
 from comet_lib.training import fine_tune
@@ -116,7 +116,7 @@ class Laboratory:
         ngrams[known] = cross_fit(texts, labels, codes, self.profile.folds).probabilities
         for language in self.profile.languages if not known.all() else ():
             own, others = ((self.languages == language) & x for x in (known, ~known))
-            model = tfidf_classifier().fit(self.texts[own].tolist(), self.labels[own])
+            model = fit_ngram_teacher(self.texts[own], self.labels[own])
             ngrams[others] = class_probabilities(model, self.texts[others].tolist())
         teacher = self.teacher_answers()
         both = (1 - weight) * ngrams + weight * teacher
