@@ -176,6 +176,9 @@ def export(
     model: Annotated[str, Argument(help="folder or hub id of a sentiment model")],
     output: Annotated[Path, Option(help="folder to write to; an export there is replaced")],
     int8: Annotated[bool, Option("--int8", help="8-bit weights and embeddings")] = False,
+    force: Annotated[
+        bool, Option("--force", help="write the 8-bit copy even if many labels differ")
+    ] = False,
     profile: ProfileOption = None,
     data: DataOption = None,
     languages: LanguagesOption = None,
@@ -200,10 +203,13 @@ def export(
         output,
         *(dev[name][:] for name in ("text", "label", "language")),
         int8=int8,
+        force=force,
         max_length=chosen.max_length,
         card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
     )
     echo(json.dumps({"source": str(source), **report}, indent=2))
+    if report["argmax_equal"] < onnx.LEAST_EQUAL:
+        say(f"warning: only {report['argmax_equal']:.1f} % of the texts keep their label")
     say(f"wrote {output}")
 
 
@@ -226,7 +232,7 @@ def _sentence(error: Exception) -> tuple[str, int]:
     """What to tell the user, and the exit code."""
     text = " ".join(str(error).split())
     if isinstance(error, CometError):
-        return text, 2
+        return text, error.exit_code
     if isinstance(error, MemoryError) or re.search("(not enough|out of) memory", text):
         return "out of memory; use a smaller profile, batch or model", 2
     # safetensors and torch raise errors of their own when the disk is full

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from comet_lib.errors import CometError, pick
 from comet_lib.files import read_json
-from comet_lib.models import HEADS, quiet
+from comet_lib.models import HEADS, first_position, quiet
 from comet_lib.profiles import LABELS, user_path
 
 #: Where each kind of tokenizer keeps its pieces.
@@ -30,6 +32,23 @@ TOKENIZER_FILES = ["tokenizer.json", "sentencepiece.bpe.model", "spiece.model", 
 TOKENIZER_FILES += ["vocab.txt", "vocab.json"]
 #: Short names of labels that hub models use.
 SHORT = {"neg": "negative", "neu": "neutral", "pos": "positive"}
+#: What an error of transformers means, by words in it: the cause, and the fix.
+CAUSES = {
+    "gated repo": "its owner grants access to each user; ask for it on its page on the hub, "
+    "then sign in with hf auth login",
+    "not a valid git identifier": "it has no such revision; give a commit or branch after the @",
+    "not a valid model identifier": "the hub has no such model, or it is private; check the name, "
+    "or sign in with hf auth login",
+    "couldn't connect|connection error": "the hub cannot be reached, and its cache here lacks the "
+    "files; connect to the network (HF_HUB_OFFLINE unset), or give a folder",
+    "custom code": "it needs code from the hub, which is not run; give a model of a kind that "
+    "transformers has",
+    "not recognize this architecture": "this version of transformers has no such kind of model; "
+    "give another model, or install a newer version",
+    r"named (pytorch_model\.bin|model\.safetensors)": "it has no model.safetensors, and weights in "
+    "other files, such as pytorch_model.bin, may hold code and are not read; give one that "
+    "save_pretrained wrote",
+}
 #: A long text in several scripts, decomposed and with symbols: it reaches what short ones do not.
 PROBE = "Habari ẹ̀kọ́ \u1e62\u0323e\u0301 ሰላም سلام ﬁ ① 𝒳 100 % 👍🏾 " * 8
 
@@ -87,8 +106,7 @@ def load_model(
     if folder := _find(name)[0]:
         check_folder(folder)
     more = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
-    with quiet():
-        model, report = _read("model", auto, name, config=checked_config(name), **more)
+    model, report = _read("model", auto, name, config=checked_config(name), **more)
     missing = [key for key in report["missing_keys"] if "pooler" not in key]
     if missing:
         raise CometError(
@@ -106,8 +124,7 @@ def checked_config(name: str | Path) -> Any:
     Raises :class:`CometError` if there is none to read, or if it asks for attention code from the
     hub, which transformers would run.
     """
-    with quiet():
-        config = _read("model", AutoConfig, name)
+    config = _read("model", AutoConfig, name)
     kind = getattr(config, "_attn_implementation", None)
     if kind not in (None, "eager", "sdpa"):
         raise CometError(
@@ -128,7 +145,27 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         raise CometError(
             f"{folder}: has no {TOKENIZER_FILES[0]} or other pieces; save its tokenizer there"
         )
-    return _read("tokenizer", AutoTokenizer, name)
+    try:
+        return _read("tokenizer", AutoTokenizer, name)
+    except CometError as error:
+        there = [file for file in TOKENIZER_FILES if _holds(name, file)]
+        if not there or not there[0].endswith(".model"):
+            raise
+        backends = {"sentencepiece": is_sentencepiece_available, "protobuf": is_protobuf_available}
+        missing = " ".join(package for package, here in backends.items() if not here())
+        fix = f"to read it, pip install {missing}" if missing else "copy it again"
+        raise CometError(
+            f"{name}: its pieces are only in {there[0]}, a sentencepiece file; {fix}, or give a "
+            "tokenizer saved with tokenizer.json"
+        ) from error.__cause__
+
+
+def _holds(name: str | Path, file: str) -> bool:
+    """Whether a model's folder, or the hub's cache of it, has ``file``."""
+    folder, source, revision = _find(name)
+    if folder:
+        return (folder / file).is_file()
+    return isinstance(try_to_load_from_cache(source, file, revision=revision), str)
 
 
 def _read(what: str, auto: Any, name: str | Path, **more: Any) -> Any:
@@ -136,7 +173,8 @@ def _read(what: str, auto: Any, name: str | Path, **more: Any) -> Any:
     _, source, revision = _find(name)
     files = "tokenizer.json" if what == "tokenizer" else "config.json and model.safetensors"
     begin = f"no {what} could be loaded from {str(name)!r}"
-    with _blame(begin, f"give a folder with {files}, or a hub id and a network"):
+    fix = f"give a folder with {files}, or a hub id and a network"
+    with quiet(), _blame(begin, fix):
         return auto.from_pretrained(source, revision=revision, trust_remote_code=False, **more)
 
 
@@ -192,14 +230,9 @@ def name_labels(model: Any, labels: Sequence[str] | None) -> None:
 
 
 def longest_text(model: Any) -> int | None:
-    """How many tokens a model takes by its config; None if that sets no limit.
-
-    XLM-R counts positions from the padding's number; for others this is a token or so short.
-    """
+    """How many tokens a model takes by its config; None if that sets no limit."""
     positions = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(positions, int):
-        return None
-    return positions - (getattr(model.config, "pad_token_id", None) or 0) - 1
+    return positions - first_position(model.config) if isinstance(positions, int) else None
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, model: Any, folder: Path) -> None:
@@ -264,8 +297,14 @@ def check_folder(folder: Path) -> None:
         raise CometError(f"{folder}: has no config.json; give a folder that save_pretrained wrote")
     files = [weights] if weights.is_file() else [*folder.glob("*.safetensors")]  # or shards
     files = [path for path in files if path.is_file()]
-    if not files and not (folder / "model.safetensors.index.json").is_file():
-        return  # a pickle, or nothing: transformers refuses it in its own words
+    index = folder / "model.safetensors.index.json"
+    if not files and not index.is_file():
+        return  # a pickle, or nothing: refused where it is read
+    parts = {} if weights.is_file() or not index.is_file() else read_json(index, "weight_map")
+    named = parts.get("weight_map")
+    wanted = {str(part) for part in named.values()} if isinstance(named, dict) else set()
+    if lost := sorted(wanted - {path.name for path in files}):
+        raise CometError(f"{folder}: lacks {lost[0][:80]}, which {index.name} names; copy it there")
     shapes: list[list[int]] = []
     for path in sorted(files):
         whole = _blame(f"{path}: not a whole safetensors file", "copy it again")
@@ -306,7 +345,8 @@ def answering(model: Any) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _blame(begin: str, fix: str, memory: bool = True) -> Iterator[None]:
-    """Inside, any error becomes one sentence: ``begin`` (the error); ``fix``.
+    """Inside, any error becomes one sentence: ``begin`` (the error); ``fix``. An error of
+    :data:`CAUSES` becomes its cause and fix.
 
     ``memory`` says whether running out of it counts. A panic in Rust code is no ``Exception``,
     but an error all the same.
@@ -319,6 +359,9 @@ def _blame(begin: str, fix: str, memory: bool = True) -> Iterator[None]:
         no_memory = isinstance(error, MemoryError) or "memory" in str(error)
         if isinstance(error, CometError) or not fault or (no_memory and not memory):
             raise
+        for words, cause in CAUSES.items():
+            if re.search(words, str(error)):
+                raise CometError(f"{begin}: {cause}") from error
         line = (str(error).strip().split("\n")[0] or kind)[:200]
         raise CometError(f"{begin} ({kind}: {line}); {fix}") from error
 

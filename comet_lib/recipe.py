@@ -236,7 +236,8 @@ def read_teachers(profile: Profile) -> Teachers:
             "the terms out, or give teachers with one tokenizer"
         )
     layer_map(profile.student["num_hidden_layers"], teacher.config.num_hidden_layers)
-    return Teachers(teacher, tokenizer, *sentiment, student_config(profile, teacher))
+    student = student_config(profile, teacher, tokenizer.pad_token_id)
+    return Teachers(teacher, tokenizer, *sentiment, student)
 
 
 def teacher_probabilities(

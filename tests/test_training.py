@@ -9,15 +9,29 @@ import pytest
 import torch
 from datasets import Dataset
 from fixed_tokenizer import fixed_tokenizer
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoConfig,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaSelfAttention
 
 from comet_lib.attention import capture_maps
 from comet_lib.data import FEATURES
 from comet_lib.errors import CometError
 from comet_lib.evaluation import mean_weighted_f1, predict_probabilities
+from comet_lib.loading import answer, longest_text
 from comet_lib.losses import attention_kl, soft_target_loss
-from comet_lib.models import build_student, only_positions, xlmr_config
+from comet_lib.models import (
+    build_student,
+    initialise_embeddings,
+    only_positions,
+    student_config,
+    xlmr_config,
+)
 from comet_lib.objectives import TERMS, Objective
 from comet_lib.profiles import Stage, get_profile
 from comet_lib.teacher import stored_answers
@@ -142,6 +156,64 @@ def test_stage_one_brings_the_student_to_the_teacher(tokenizer, tmp_path):
     assert losses[-1] < 0.8 * losses[0]
     train_rows = [row for row in log if "soft_targets" in row]
     assert train_rows and all("attention_kl" in row for row in train_rows)
+
+
+@pytest.fixture(scope="module")
+def bert_tokenizer():
+    """Numbered as BERT's: the number of XLM-R's padding is the unknown piece's."""
+    words = sorted({word for text in TEXTS for word in text.split()} - {"z"})
+    pieces = {piece: n for n, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
+    pieces["[MASK]"] = len(pieces)
+    backend = Tokenizer(models.WordLevel(pieces, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert"])
+def test_a_student_has_its_teachers_numbers_of_special_pieces(kind, bert_tokenizer, tmp_path):
+    set_seed(0)
+    sizes = dict(SMALL, vocab_size=len(bert_tokenizer), pad_token_id=0)
+    if kind == "distilbert":
+        sizes |= {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+    if kind == "modernbert":
+        sizes |= dict(bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3)
+    teacher = build_student(AutoConfig.for_model(kind, **sizes), "masked-lm")
+    profile = profile_for(epochs=1).with_(student=SMALL)
+    config = student_config(profile, teacher)
+    assert (config.pad_token_id, config.bos_token_id) == (0, teacher.config.bos_token_id)
+    student = build_student(config, "masked-lm")
+    initialise_embeddings(student, teacher)
+    table = student.get_input_embeddings()
+    zero = (table.weight == 0).all(1).nonzero().flatten().tolist()
+    assert zero == [table.padding_idx] == [bert_tokenizer.pad_token_id] == [0]
+    distil_task_agnostic(
+        student, teacher, bert_tokenizer, TEXTS * 2, profile, tmp_path, disable_tqdm=True
+    )
+    assert longest_text(student) == 128
+    assert longest_text(teacher) == teacher.config.max_position_embeddings
+    student.eval()  # each token has a position of its own, [UNK] too, and padding changes nothing.
+    long, batch = "a z " * 63, bert_tokenizer(["a z z", "b"], padding=True, return_tensors="pt")
+    assert (bert_tokenizer(long, return_tensors="pt")["input_ids"] == 1).sum() == 63
+    with torch.no_grad():
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        maps = capture_maps(student, inputs)
+        assert (maps[0][0] > 0).all() and (maps[0][1, :, 3:] == 0).all()
+        one = answer(student, bert_tokenizer, ["b"], 128)
+        two = answer(student, bert_tokenizer, ["b", long], 128)
+    torch.testing.assert_close(one[0], two[0, :3])
+
+
+def test_the_config_of_xlmrs_student_is_as_ever(config):
+    teacher = build_student(config)
+    student = student_config(profile_for(), teacher)
+    assert student.to_json_string() == student_config(profile_for(), teacher, 1).to_json_string()
+    assert (
+        student.to_json_string()
+        == xlmr_config(profile_for().student, config.vocab_size, 128).to_json_string()
+    )
+    assert (student.pad_token_id, student.max_position_embeddings) == (1, 130)
 
 
 def test_with_a_cache_the_teacher_is_asked_before_the_training_alone(tokenizer, tmp_path):

@@ -63,7 +63,7 @@ class Laboratory:
         self.texts, self.languages = train["text"].to_numpy(object), train["language"].to_numpy()
         self.labels = train["label"].to_numpy()
         self.teacher, self.tokenizer = load_pair(profile.sentiment_teacher, labels=profile.labels)
-        self.config = student_config(profile, self.teacher)
+        self.config = student_config(profile, self.teacher, self.tokenizer.pad_token_id)
         self.teacher_answers = cache(lambda: self.answers(self.teacher, self.texts.tolist()))
         self.targets = cache(self._targets)
         pair = self.teacher, self.tokenizer
