@@ -14,7 +14,15 @@ import typer
 from typer import Argument, Option, echo
 
 from comet_lib import console
-from comet_lib.console import DataOption, LanguagesOption, ProfileOption, chosen_profile, say
+from comet_lib.console import (
+    DataOption,
+    LabelsOption,
+    LanguagesOption,
+    ProfileOption,
+    chosen_profile,
+    label_names,
+    say,
+)
 from comet_lib.errors import CometError
 from comet_lib.lab import commands
 
@@ -23,7 +31,7 @@ app.add_typer(commands.app, name="lab")
 TERMS_HELP = """terms of both stages' losses and their weights, such as hidden_mse=1,relations=1
 (default: soft targets; attention in stage 1, labels in stage 2)"""
 TEXT_HELP = """text for stage 1: a folder or file of .txt (one sentence per line), .jsonl or
-.parquet (column text), or fineweb-2 (default: --data's text/)"""
+.parquet (column text), or fineweb-2 (default: --data's transfer/ or text/)"""
 TEXTS_HELP = """texts, each in quotes; or - for one text per line on standard input; or a FILE.tsv
 with a column tweet or text"""
 ModelArgument = Annotated[str, Argument(help="a sentiment model: folder, hub id or export")]
@@ -45,6 +53,7 @@ def distill(
         str | None,
         Option(help="folder or hub id (owner/name@commit); its sentiment head must be trained"),
     ] = None,
+    labels: LabelsOption = None,
     student: Annotated[
         str | None, Option(help="sizes to change, such as hidden_size=128,num_hidden_layers=4")
     ] = None,
@@ -64,7 +73,10 @@ def distill(
     from comet_lib.report import report_text
 
     given = {"seed": seed, "teacher": teacher, "sentiment_teacher": teacher, "text": text}
-    chosen = chosen_profile(profile, data, languages, student, terms, **given, cached=cache or None)
+    named = label_names(labels)
+    chosen = chosen_profile(
+        profile, data, languages, student, terms, **given, labels=named, cached=cache or None
+    )
     if report := distil(chosen, output, say=say):  # empty in all processes but the main one
         say(report_text(report), err=False)
         say(f"wrote {output}/student, {output}/report.md, {output}/figures, {output}/lens.html")
@@ -77,34 +89,46 @@ def evaluate(
     data: DataOption = None,
     languages: LanguagesOption = None,
     split: Annotated[str, Option(help="train, dev or test")] = "test",
+    labels: LabelsOption = None,
     as_json: Annotated[bool, Option("--json", help="print JSON")] = False,
 ) -> None:
     """Score any sentiment model: weighted F1 by language, with intervals."""
     from comet_lib import evaluation
-    from comet_lib.data import SPLITS, find_source, load_sentiment
+    from comet_lib.data import SPLITS, find_source, load_sentiment, seen_percent
     from comet_lib.ship.onnx import classifier_size, load_classifier
 
     if split not in SPLITS:
         raise CometError(f"--split {split!r}: choose one of {', '.join(SPLITS)}")
     chosen = chosen_profile(profile, data, languages)
-    pair, source = load_classifier(model), find_source(chosen)
-    table = load_sentiment(chosen, source=source)[split]
+    pair, source = load_classifier(model, label_names(labels)), find_source(chosen)
+    table = load_sentiment(chosen, source=source, splits=[split])[split]
     answers = evaluation.predict_probabilities(*pair, table["text"][:], chosen.max_length)
     count, megabytes = classifier_size(pair[0])
     row = evaluation.score_row(
         Path(model).name, table, answers, parameters=count, size_mb=round(megabytes, 2)
     )
+    leaks = {
+        code: "unknown" if percent is None else percent
+        for code, percent in seen_percent(table).items()
+    }
     if as_json:
-        echo(json.dumps({"split": split, "source": str(source), **row}))
+        echo(json.dumps({"split": split, "source": str(source), **row, "leakage": leaks}))
         return
     say(f"{row['name']} on {source}, split {split}: weighted F1, percent (95 % interval)", False)
     for code, score in row["weighted_f1"].items():
         low, high = row["ci95"][code]
         echo(f"{code:>5}  {score:5.1f}  ({low:.1f} to {high:.1f})")
+    shares = ", ".join(f"{code} {percent}" for code, percent in leaks.items())
+    why = " (unknown: no train split)" if "unknown" in leaks.values() else ""
+    say(f"percent of tweets that train repeats word for word: {shares}{why}", False)
 
 
 @app.command()
-def predict(model: ModelArgument, texts: Annotated[list[str], Argument(help=TEXTS_HELP)]) -> None:
+def predict(
+    model: ModelArgument,
+    texts: Annotated[list[str], Argument(help=TEXTS_HELP)],
+    labels: LabelsOption = None,
+) -> None:
     """Label texts. Prints a line for each: label, probability and text, separated by tabs."""
     from tqdm.auto import trange
 
@@ -113,7 +137,7 @@ def predict(model: ModelArgument, texts: Annotated[list[str], Argument(help=TEXT
     from comet_lib.ship.onnx import load_classifier
 
     clean = _texts(texts)
-    pair = load_classifier(model)
+    pair = load_classifier(model, label_names(labels))
     # A bar for each 1,024 texts, only on a terminal
     for start in trange(0, len(clean), 1024, unit="batch", disable=None):
         part = clean[start : start + 1024]
@@ -152,9 +176,13 @@ def export(
     model: Annotated[str, Argument(help="folder or hub id of a sentiment model")],
     output: Annotated[Path, Option(help="folder to write to; an export there is replaced")],
     int8: Annotated[bool, Option("--int8", help="8-bit weights and embeddings")] = False,
+    force: Annotated[
+        bool, Option("--force", help="write the 8-bit copy even if many labels differ")
+    ] = False,
     profile: ProfileOption = None,
     data: DataOption = None,
     languages: LanguagesOption = None,
+    labels: LabelsOption = None,
 ) -> None:
     """Export a model to ONNX and check the export against it on the dev split."""
     from comet_lib.data import find_source, load_sentiment
@@ -167,17 +195,21 @@ def export(
     ours = onnx.is_exported(output) and (output / "export.json").is_file()
     if output.exists() and not ours and (output.is_file() or any(output.iterdir())):
         raise CometError(f"--output {output} exists and holds no export: name another folder")
-    pair, source, card = load_pair(model), find_source(chosen), Path(model) / "README.md"
-    dev = load_sentiment(chosen, source=source)["dev"]
+    pair, source = load_pair(model, labels=label_names(labels)), find_source(chosen)
+    card = Path(model) / "README.md"
+    dev = load_sentiment(chosen, source=source, splits=["dev"])["dev"]
     report = onnx.export(
         *pair,
         output,
         *(dev[name][:] for name in ("text", "label", "language")),
         int8=int8,
+        force=force,
         max_length=chosen.max_length,
         card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
     )
     echo(json.dumps({"source": str(source), **report}, indent=2))
+    if report["argmax_equal"] < onnx.LEAST_EQUAL:
+        say(f"warning: only {report['argmax_equal']:.1f} % of the texts keep their label")
     say(f"wrote {output}")
 
 
@@ -200,7 +232,7 @@ def _sentence(error: Exception) -> tuple[str, int]:
     """What to tell the user, and the exit code."""
     text = " ".join(str(error).split())
     if isinstance(error, CometError):
-        return text, 2
+        return text, error.exit_code
     if isinstance(error, MemoryError) or re.search("(not enough|out of) memory", text):
         return "out of memory; use a smaller profile, batch or model", 2
     # safetensors and torch raise errors of their own when the disk is full

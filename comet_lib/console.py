@@ -21,11 +21,36 @@ ProfileOption = Annotated[
 ]
 DataOption = Annotated[
     Path | None,
-    Option("--data", help="folder with afrisenti/ and text/ (default: COMET_DATA, hub, sample)"),
+    Option("--data", help="folder with afrisenti/, transfer/ (default: COMET_DATA, hub, sample)"),
 ]
 LanguagesOption = Annotated[
     str | None, Option("--languages", help="comma-separated codes, such as kin,swa")
 ]
+
+LabelsOption = Annotated[
+    str | None,
+    Option(
+        "--labels",
+        help="the sentiment model's labels in the order of its columns, if it has other names for "
+        "them, such as negative,neutral,positive",
+    ),
+]
+
+
+def label_names(text: str | None) -> tuple[str, ...] | None:
+    """``--labels``: each of LABELS once. Raises CometError otherwise."""
+    from comet_lib.loading import label_name
+    from comet_lib.profiles import LABELS
+
+    if text is None:
+        return None
+    names = tuple(map(label_name, text.split(",")))
+    if sorted(names) != sorted(LABELS):
+        raise CometError(
+            f"--labels {text!r}: name {', '.join(LABELS)} once each, in the order of the model's "
+            "columns"
+        )
+    return names
 
 
 def chosen_profile(

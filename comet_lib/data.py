@@ -1,7 +1,8 @@
 """AfriSenti and unlabelled text, from a folder, the hub, or the bundled sample.
 
-A folder holds ``afrisenti/{lang}/{train,dev,test}.tsv`` (columns ``tweet`` and ``label``) and
-``text/{lang}.txt`` (one sentence per line). Everything comes out as ``datasets`` tables in Unicode
+A folder holds ``afrisenti/{lang}/{train,dev,test}.tsv`` (columns ``tweet`` and ``label``) and, one
+text per line, ``transfer/{lang}.txt`` (unlabelled posts like those of AfriSenti) or
+``text/{lang}.txt`` (other text). Everything comes out as ``datasets`` tables in Unicode
 NFC, so Yoruba's and Igbo's tone marks stay as written.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 import pandas as pd
 import regex
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+from datasets.data_files import resolve_pattern
 from huggingface_hub import HfApi
 
 from comet_lib.errors import CometError
@@ -45,6 +47,10 @@ class Source:
 
     def __str__(self) -> str:
         return self.name + self.why
+
+
+#: A quoted cell of a table; line breaks included, so that they can be refused.
+QUOTED = re.compile(r'(?m)(?:^|(?<=\t))"((?:[^"]|"")*+)"(?=\t|$)')
 
 
 def normalise(text: str) -> str:
@@ -93,14 +99,49 @@ def checked(place: str, text: Any) -> str:
     return text
 
 
+def _quoted(lines: Sequence[str]) -> list[re.Match[str]]:
+    """The quoted cells of a table that a CSV writer wrote; none if its quotes are plain characters.
+
+    Tweets are full of quotes, so every one must be accounted for: around a whole cell or doubled
+    inside. And one cell must need its quotes: it holds a quote, a tab or a line break, or it is in
+    the header. (A tweet that opens with a quote and a later one that ends with one look like a
+    cell with both tab and line break.)
+    """
+    table = "\n".join(lines)
+    found = list(QUOTED.finditer(table))
+    if sum(cell[0].count('"') for cell in found) < table.count('"'):
+        return []
+    for cell in found:
+        signs = {sign for sign in '"\t\n' if sign in cell[1]}
+        if cell.start() < len(lines[0]) or (signs and not signs >= {"\t", "\n"}):
+            return found
+    return []
+
+
+def _csv_cells(line: str) -> list[str]:
+    cells = re.findall(r'(?:^|\t)("(?:[^"]|"")*"|[^\t]*)', line)
+    return [cell[1:-1].replace('""', '"') if cell.startswith('"') else cell for cell in cells]
+
+
 def _rows(path: Path) -> list[tuple[str, list[str]]]:
     """The place (file and row, for messages) and the cells of the header and each filled row.
 
-    The header is row 1, as in an editor. Quotes are plain characters (tweets are full of them).
+    The header is row 1, as in an editor. Quotes are plain characters unless a CSV writer wrote the
+    whole file (:func:`_quoted`).
     """
+    lines = [checked(f"{path}, row {n}", line) for n, line in raw_lines(path)]
+    quoted = _quoted(lines)
+    for cell in quoted:
+        if "\n" in cell[1]:
+            row = 1 + cell.string.count("\n", 0, cell.start())
+            raise CometError(
+                f"{path}, row {row}: the text in quotes goes on in the next row; put a space "
+                "instead of the line break"
+            )
+    split = _csv_cells if quoted else lambda line: line.split("\t")
     rows = [
-        (f"{path}, row {n}", checked(f"{path}, row {n}", line).split("\t"))
-        for n, line in raw_lines(path)
+        (f"{path}, row {n}", split(line))
+        for n, line in enumerate(lines, start=1)
         if n == 1 or line.strip()
     ]
     if len(rows) < 2:
@@ -151,7 +192,7 @@ def read_tsv(path: str | Path) -> pd.DataFrame:
         if len(cells) != len(header):
             raise CometError(
                 f"{place}: has {len(cells)} columns where the header has {len(header)}; put one "
-                "tab between tweet and label, and none inside the tweet"
+                "tab between tweet and label, and neither tab nor line break inside the tweet"
             )
         if _header(cells) == header:
             raise CometError(f"{place}: repeats the header; remove this row")
@@ -182,11 +223,15 @@ def read_hub(language: str, split: str, root: str = HUB_ROOT) -> pd.DataFrame:
     """
     files = f"{root}/{language}/{'validation' if split == 'dev' else split}/*.parquet"
     try:
+        resolve_pattern(files, "")  # FileNotFoundError if there is none; below, a plain ValueError
         table = load_dataset("parquet", data_files={"x": files}, split="x")
-    except Exception as error:  # of many kinds, which all mean the same to a reader
+    except Exception as error:  # of many kinds, which mean one of two things to a reader
+        fault, fix = f"could not be read ({type(error).__name__})", "connect to the network"
+        if isinstance(error, FileNotFoundError):
+            fault, fix = "is not there", "choose other languages or another split"
         raise CometError(
-            f"AfriSenti {language}/{split} could not be read from the hub "
-            f"({type(error).__name__}); connect to the network, or set COMET_DATA to a local folder"
+            f"AfriSenti {language}/{split} on the hub {fault}; {fix}, or set COMET_DATA to a local "
+            "folder"
         ) from error
     tweets = table[_column(files, table.column_names, "tweet", "text")][:]
     labels = table[_column(files, table.column_names, "label")][:]
@@ -231,32 +276,56 @@ def _read_split(source: Source, language: str, split: str) -> pd.DataFrame:
 
 
 def load_sentiment(
-    profile: Profile, languages: Sequence[str] | None = None, source: Source | None = None
+    profile: Profile,
+    languages: Sequence[str] | None = None,
+    source: Source | None = None,
+    splits: Sequence[str] = SPLITS,
 ) -> DatasetDict:
-    """Train, dev, and test of AfriSenti as one table each, one language after another.
+    """The ``splits`` of AfriSenti as one table each, one language after another.
 
     Columns: ``text``, ``label`` (ClassLabel in LABELS order), ``language``, and ``seen_in_train``:
-    whether the same text is also in the training split of its language. AfriSenti's dev repeats
-    11 % of Yoruba's training tweets, so choose models on :func:`unseen` dev.
+    whether the training split of any of the languages holds the same text; None (unknown) if the
+    row's own language has no training split. AfriSenti's dev repeats 11 % of Yoruba's training
+    tweets, so choose models on :func:`unseen` dev.
+
+    Raises:
+        CometError: a language or split that is not there, or a file that cannot be read.
     """
-    source, frames = source or find_source(profile), []
-    for language in languages or profile.languages:
-        check_language(language)
-        splits = {split: _read_split(source, language, split) for split in SPLITS}
-        if profile.train_limit is not None and len(splits["train"]) > profile.train_limit:
-            # A sample, not the first rows: the file may be sorted.
-            splits["train"] = splits["train"].sample(profile.train_limit, random_state=0)
-        for split, frame in splits.items():
-            seen = frame["text"].isin(splits["train"]["text"]) & (split != "train")
-            frames.append(frame.assign(language=language, seen_in_train=seen, split=split))
-    rows = pd.concat(frames, ignore_index=True)
-    rows["label"] = rows["label"].map(LABELS.index)
-    return DatasetDict(
-        {
-            split: Dataset.from_pandas(table[list(FEATURES)], FEATURES, preserve_index=False)
-            for split, table in rows.groupby("split", sort=False)
-        }
-    )
+    source, limit = source or find_source(profile), profile.train_limit
+    codes = [check_language(code) for code in languages or profile.languages]
+    trains = {}
+    for code in codes:
+        try:
+            train = _read_split(source, code, "train")
+        except CometError as error:
+            # Oromo and Tigrinya have no training split.
+            if "train" in splits or not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            continue
+        # A sample, not the first rows: the file may be sorted.
+        sampled = limit is not None and len(train) > limit
+        trains[code] = train.sample(limit, random_state=0) if sampled else train
+    known = {text for train in trains.values() for text in train["text"]}
+    tables = DatasetDict()
+    for split in splits:
+        frames = []
+        for code in codes:
+            frame = trains[code] if split == "train" else _read_split(source, code, split)
+            seen = [split != "train" and text in known for text in frame["text"]]
+            marks = {"language": code, "seen_in_train": seen if code in trains else None}
+            frames.append(frame.assign(**marks))
+        rows = pd.concat(frames, ignore_index=True)
+        rows["label"] = rows["label"].map(LABELS.index)
+        tables[split] = Dataset.from_pandas(rows[list(FEATURES)], FEATURES, preserve_index=False)
+    return tables
+
+
+def both_forms(table: Dataset) -> Dataset:
+    """The rows, then a copy of each row whose text differs when it is :func:`cleaned`."""
+    rows = table.to_pandas()
+    copies = rows.assign(text=rows["text"].map(cleaned))
+    doubled = pd.concat([rows, copies[copies["text"] != rows["text"]]])
+    return Dataset.from_pandas(doubled, table.features, preserve_index=False)
 
 
 def unseen(table: Dataset) -> Dataset:
@@ -264,11 +333,52 @@ def unseen(table: Dataset) -> Dataset:
     return table.select([i for i, seen in enumerate(table["seen_in_train"][:]) if not seen])
 
 
+def seen_percent(table: Dataset) -> dict[str, float | None]:
+    """Percent of each language's rows whose text is in train; None if that is unknown."""
+    seen = table.to_pandas().groupby("language", sort=False)["seen_in_train"]
+    return {
+        code: None if marks.isna().any() else round(100 * float(marks.mean()), 1)
+        for code, marks in seen
+    }
+
+
+def _letters(text: str) -> str:
+    """What loose copies of a text share: its :func:`cleaned` form without spaces."""
+    return cleaned(text).replace(" ", "")
+
+
 def leakage(data: DatasetDict) -> pd.DataFrame:
-    """Rows of dev and test that are word for word in train: count and percent by language."""
+    """How many rows of dev and test are copies: one row for each language and split.
+
+    Columns: ``language``, ``split``, ``rows``; ``in_train`` and ``percent``, the rows that stand
+    word for word in the training split of any language; ``loose`` and ``loose_percent``, those
+    and the rows that differ from a training text only in case, signs, spaces, emoji, mentions or
+    links; ``in_dev``, the rows of test that stand word for word in the dev split of any language
+    (0 for dev itself).
+    """
+    letters, dev = set(map(_letters, data["train"]["text"][:])), set(data["dev"]["text"][:])
     frame = pd.concat([data[split].to_pandas().assign(split=split) for split in ("dev", "test")])
-    seen = frame.groupby(["language", "split"], sort=False)["seen_in_train"]
-    table = seen.agg(rows="size", in_train="sum").reset_index()
-    # Series.map hands out Python floats, which round() rounds as everywhere else.
-    percent = (100 * table["in_train"] / table["rows"]).map(lambda share: round(share, 1))
-    return table.assign(percent=percent)
+    frame["loose"] = frame["text"].map(_letters).map(letters.__contains__)
+    frame["in_dev"] = frame["text"].map(dev.__contains__) & (frame["split"] == "test")
+    table = frame.groupby(["language", "split"], sort=False).agg(
+        rows=("text", "size"),
+        in_train=("seen_in_train", "sum"),
+        loose=("loose", "sum"),
+        in_dev=("in_dev", "sum"),
+    )
+    for name, percent in (("in_train", "percent"), ("loose", "loose_percent")):
+        # Series.map hands out Python floats, which round() rounds as everywhere else.
+        table[percent] = (100 * table[name] / table["rows"]).map(lambda share: round(share, 1))
+    order = ["rows", "in_train", "percent", "loose", "loose_percent", "in_dev"]
+    return table[order].reset_index()
+
+
+def conflicting_labels(train: Dataset) -> pd.DataFrame:
+    """The rows of train whose text stands in train with another label too, in any language.
+
+    Columns ``language``, ``text``, and ``label`` (a name); rows of one text follow each other.
+    """
+    rows = train.to_pandas()[["language", "text", "label"]]
+    found = rows[rows.groupby("text")["label"].transform("nunique") > 1]
+    found = found.sort_values("text", kind="stable", ignore_index=True)
+    return found.assign(label=[LABELS[label] for label in found["label"]])

@@ -9,6 +9,8 @@ T = TypeVar("T")
 class CometError(ValueError):
     """A mistake that the user can fix: the message names the argument or file, and the fix."""
 
+    exit_code = 2  # of the command line
+
 
 def pick(what: str, name: str, table: Mapping[str, T]) -> T:
     """``table[name]``; raises :class:`CometError` with the choices if there is none."""

@@ -6,7 +6,8 @@ bootstrap intervals over tweets, drawn within each language.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,13 @@ from datasets import Dataset, DatasetDict
 from sklearn.metrics import f1_score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from comet_lib.attention import capture_maps
+from comet_lib.data import both_forms
 from comet_lib.errors import CometError
 from comet_lib.loading import answer, check_numbers, label_order
 from comet_lib.processes import give_back_memory
 from comet_lib.profiles import LABELS
+from comet_lib.similarity import js_divergence
 from comet_lib.targets import class_probabilities, tfidf_classifier
 
 
@@ -54,14 +58,49 @@ def predict_probabilities(
     return out
 
 
-def tfidf_baseline(data: DatasetDict, split: str = "test") -> tuple[np.ndarray, int]:
+def attention_distance(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    matches: Mapping[int, int],
+    shuffled: bool = False,
+) -> list[float]:
+    """How far apart the two look: for each matched student layer, mean JS in nats.
+
+    The mean is over all tokens of ``rows`` of token ids, between the head means of the student's
+    layer and of the teacher's layer that ``matches`` gives it. With ``shuffled``, the teacher reads
+    another text of the same length: what a student gets for knowing how its teacher looks at texts
+    in general. A text whose length no other has is left out of that.
+    """
+    total, tokens = np.zeros(len(matches)), 0
+    for _, same in groupby(sorted(rows, key=len), key=len):
+        ids = torch.tensor([list(row) for row in same], device=student.device)
+        if shuffled and len(ids) == 1:
+            continue
+        others = ids.roll(1, 0) if shuffled else ids
+        for ours, theirs in zip(ids.split(64), others.split(64), strict=True):
+            mask = torch.ones_like(ours)
+            mine = capture_maps(student, {"input_ids": ours, "attention_mask": mask})
+            its = capture_maps(teacher, {"input_ids": theirs, "attention_mask": mask})
+            for n, (layer, match) in enumerate(matches.items()):
+                total[n] += float(js_divergence(mine[layer], its[match], mask).sum())
+            tokens += mask.numel()
+    return (total / max(tokens, 1)).tolist()
+
+
+def tfidf_baseline(
+    data: DatasetDict, split: str = "test", cleaned_too: bool = False
+) -> tuple[np.ndarray, int]:
     """The TF-IDF baseline, fitted on train, one classifier per language.
+
+    With ``cleaned_too``, on :func:`~comet_lib.data.both_forms` of each tweet.
 
     Returns:
         (N, 3) probabilities for ``split``, and the number of weights over all languages.
     """
     out, weights = np.zeros((len(data[split]), len(LABELS))), 0
-    train, target = data["train"].to_pandas(), data[split].to_pandas()
+    train = both_forms(data["train"]) if cleaned_too else data["train"]
+    target, train = data[split].to_pandas(), train.to_pandas()
     for language, rows in target.groupby("language", sort=False).indices.items():
         here = train[train["language"] == language]
         classifier = tfidf_classifier().fit(here["text"].tolist(), here["label"].to_numpy())
@@ -182,12 +221,14 @@ def score_row(
 ) -> dict[str, Any]:
     """One row of the report: weighted F1, accuracy and intervals of one model on one split.
 
-    ``weighted_f1_unseen`` leaves out the rows that stand word for word in train.
+    ``weighted_f1_unseen`` leaves out the rows that stand word for word in train; it is None if
+    a language has no train split, so that nobody knows which these are.
     """
     if len(probabilities) != len(table):
         raise CometError(f"{name}: {len(probabilities)} predictions for {len(table)} rows")
     labels, languages = np.asarray(table["label"][:]), np.asarray(table["language"][:])
-    fresh = ~np.asarray(table["seen_in_train"][:], dtype=bool)
+    seen = table["seen_in_train"][:]
+    fresh = ~np.asarray(seen, dtype=bool)
     guess = probabilities.argmax(1)
     right = guess == labels
     return {
@@ -196,5 +237,7 @@ def score_row(
         "weighted_f1": mean_weighted_f1(labels, guess, languages),
         "ci95": bootstrap_f1(labels, guess, languages, draws, seed),
         "accuracy": _by_language(languages, lambda at: 100 * float(right[at].mean())),
-        "weighted_f1_unseen": mean_weighted_f1(labels[fresh], guess[fresh], languages[fresh]),
+        "weighted_f1_unseen": None
+        if None in seen
+        else mean_weighted_f1(labels[fresh], guess[fresh], languages[fresh]),
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,35 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from comet_lib.errors import CometError, pick
 from comet_lib.files import read_json
-from comet_lib.models import HEADS, quiet
+from comet_lib.models import HEADS, first_position, quiet
 from comet_lib.profiles import LABELS, user_path
 
 #: Where each kind of tokenizer keeps its pieces.
 TOKENIZER_FILES = ["tokenizer.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model"]
 TOKENIZER_FILES += ["vocab.txt", "vocab.json"]
+#: Short names of labels that hub models use.
+SHORT = {"neg": "negative", "neu": "neutral", "pos": "positive"}
+#: What an error of transformers means, by words in it: the cause, and the fix.
+CAUSES = {
+    "gated repo": "its owner grants access to each user; ask for it on its page on the hub, "
+    "then sign in with hf auth login",
+    "not a valid git identifier": "it has no such revision; give a commit or branch after the @",
+    "not a valid model identifier": "the hub has no such model, or it is private; check the name, "
+    "or sign in with hf auth login",
+    "couldn't connect|connection error": "the hub cannot be reached, and its cache here lacks the "
+    "files; connect to the network (HF_HUB_OFFLINE unset), or give a folder",
+    "custom code": "it needs code from the hub, which is not run; give a model of a kind that "
+    "transformers has",
+    "not recognize this architecture": "this version of transformers has no such kind of model; "
+    "give another model, or install a newer version",
+    r"named (pytorch_model\.bin|model\.safetensors)": "it has no model.safetensors, and weights in "
+    "other files, such as pytorch_model.bin, may hold code and are not read; give one that "
+    "save_pretrained wrote",
+}
 #: A long text in several scripts, decomposed and with symbols: it reaches what short ones do not.
 PROBE = "Habari ẹ̀kọ́ \u1e62\u0323e\u0301 ሰላም سلام ﬁ ① 𝒳 100 % 👍🏾 " * 8
 
@@ -60,30 +81,32 @@ def model_origin(name: str | Path) -> str:
 
 
 def load_pair(
-    name: str | Path, head: str = "sentiment"
+    name: str | Path, head: str = "sentiment", labels: Sequence[str] | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model and its tokenizer, checked together: what comes out answers with numbers.
 
-    Errors as in :func:`load_model`, :func:`load_tokenizer`, and :func:`check_pair`.
+    ``labels`` as in :func:`name_labels`. Errors as in :func:`load_model`, :func:`load_tokenizer`,
+    and :func:`check_pair`.
     """
-    model, tokenizer = load_model(name, head), load_tokenizer(name)
+    model, tokenizer = load_model(name, head, labels), load_tokenizer(name)
     check_pair(model, tokenizer)
     return model, tokenizer
 
 
-def load_model(name: str | Path, head: str = "sentiment") -> PreTrainedModel:
+def load_model(
+    name: str | Path, head: str = "sentiment", labels: Sequence[str] | None = None
+) -> PreTrainedModel:
     """A model by folder or hub id (``owner/name``, or ``owner/name@commit`` to pin it).
 
     In eval mode, as fp32; safetensors only, no remote code. Raises :class:`CometError` if nothing
     can be loaded, the head has no weights (an untrained head teaches noise), or a sentiment head
-    lacks our labels.
+    lacks our labels, which ``labels`` can name (:func:`name_labels`).
     """
     auto = pick("head", head, HEADS)
     if folder := _find(name)[0]:
         check_folder(folder)
     more = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
-    with quiet():
-        model, report = _read("model", auto, name, config=checked_config(name), **more)
+    model, report = _read("model", auto, name, config=checked_config(name), **more)
     missing = [key for key in report["missing_keys"] if "pooler" not in key]
     if missing:
         raise CometError(
@@ -91,7 +114,7 @@ def load_model(name: str | Path, head: str = "sentiment") -> PreTrainedModel:
             f"{missing[0]}): an untrained head teaches noise; give a checkpoint trained with it"
         )
     if head == "sentiment":
-        label_order(model)
+        name_labels(model, labels)
     return model.eval()
 
 
@@ -101,8 +124,7 @@ def checked_config(name: str | Path) -> Any:
     Raises :class:`CometError` if there is none to read, or if it asks for attention code from the
     hub, which transformers would run.
     """
-    with quiet():
-        config = _read("model", AutoConfig, name)
+    config = _read("model", AutoConfig, name)
     kind = getattr(config, "_attn_implementation", None)
     if kind not in (None, "eager", "sdpa"):
         raise CometError(
@@ -123,7 +145,27 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         raise CometError(
             f"{folder}: has no {TOKENIZER_FILES[0]} or other pieces; save its tokenizer there"
         )
-    return _read("tokenizer", AutoTokenizer, name)
+    try:
+        return _read("tokenizer", AutoTokenizer, name)
+    except CometError as error:
+        there = [file for file in TOKENIZER_FILES if _holds(name, file)]
+        if not there or not there[0].endswith(".model"):
+            raise
+        backends = {"sentencepiece": is_sentencepiece_available, "protobuf": is_protobuf_available}
+        missing = " ".join(package for package, here in backends.items() if not here())
+        fix = f"to read it, pip install {missing}" if missing else "copy it again"
+        raise CometError(
+            f"{name}: its pieces are only in {there[0]}, a sentencepiece file; {fix}, or give a "
+            "tokenizer saved with tokenizer.json"
+        ) from error.__cause__
+
+
+def _holds(name: str | Path, file: str) -> bool:
+    """Whether a model's folder, or the hub's cache of it, has ``file``."""
+    folder, source, revision = _find(name)
+    if folder:
+        return (folder / file).is_file()
+    return isinstance(try_to_load_from_cache(source, file, revision=revision), str)
 
 
 def _read(what: str, auto: Any, name: str | Path, **more: Any) -> Any:
@@ -131,33 +173,66 @@ def _read(what: str, auto: Any, name: str | Path, **more: Any) -> Any:
     _, source, revision = _find(name)
     files = "tokenizer.json" if what == "tokenizer" else "config.json and model.safetensors"
     begin = f"no {what} could be loaded from {str(name)!r}"
-    with _blame(begin, f"give a folder with {files}, or a hub id and a network"):
+    fix = f"give a folder with {files}, or a hub id and a network"
+    with quiet(), _blame(begin, fix):
         return auto.from_pretrained(source, revision=revision, trust_remote_code=False, **more)
+
+
+def label_name(name: Any) -> str:
+    """A label as LABELS spell it: ``NEG`` is ``negative``. Other names only lose their case."""
+    folded = str(name).strip().casefold()
+    return SHORT.get(folded, folded)
+
+
+def _order(model: Any) -> list[int] | None:
+    names = {label_name(v): int(k) for k, v in (model.config.id2label or {}).items()}
+    if set(names) != set(LABELS) or sorted(names.values()) != list(range(len(LABELS))):
+        return None
+    return [names[label] for label in LABELS]
 
 
 def label_order(model: Any) -> list[int]:
     """Columns of the model's logits in LABELS order, by its own ``id2label`` names.
 
-    Raises :class:`CometError` if these are not negative, neutral, and positive, from 0 to 2.
+    Raises :class:`CometError` if these are not negative, neutral, and positive, from 0 to 2, or
+    the short forms of these words.
     """
-    names = {str(v).strip().lower(): int(k) for k, v in (model.config.id2label or {}).items()}
-    if set(names) != set(LABELS) or sorted(names.values()) != list(range(len(LABELS))):
+    if (order := _order(model)) is None:
+        names, ours = model.config.id2label or {}, ",".join(LABELS)
+        fix = f"give a sentiment model with the labels {ours}"
+        if len(names) == len(LABELS):
+            fix = (
+                f"say what its columns mean, in their order, as in --labels {ours} (in Python "
+                "labels=), or set id2label in its config.json to the names it was trained with"
+            )
         raise CometError(
-            f"the model's labels are {str(names)[:200]}, not {', '.join(LABELS)} from 0 to 2: "
-            "set id2label in its config.json to the names its head was trained with"
+            f"the model's labels are {str(names)[:200]}, not {', '.join(LABELS)} from 0 to 2: {fix}"
         )
-    return [names[label] for label in LABELS]
+    return order
+
+
+def name_labels(model: Any, labels: Sequence[str] | None) -> None:
+    """Name the columns of a sentiment head: ``labels`` are LABELS in the order of its columns.
+
+    None keeps the model's own names. Raises :class:`CometError` as :func:`label_order` does, or if
+    the model's own names say another order.
+    """
+    if labels is not None and len(model.config.id2label or {}) == len(labels):
+        own = _order(model)
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: column for column, label in enumerate(labels)}
+        if own not in (None, _order(model)):
+            raise CometError(
+                f"{_called(model)} names its own labels, in another order than "
+                f"{','.join(labels)}; leave out --labels"
+            )
+    label_order(model)
 
 
 def longest_text(model: Any) -> int | None:
-    """How many tokens a model takes by its config; None if that sets no limit.
-
-    XLM-R counts positions from the padding's number; for others this is a token or so short.
-    """
+    """How many tokens a model takes by its config; None if that sets no limit."""
     positions = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(positions, int):
-        return None
-    return positions - (getattr(model.config, "pad_token_id", None) or 0) - 1
+    return positions - first_position(model.config) if isinstance(positions, int) else None
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, model: Any, folder: Path) -> None:
@@ -222,8 +297,14 @@ def check_folder(folder: Path) -> None:
         raise CometError(f"{folder}: has no config.json; give a folder that save_pretrained wrote")
     files = [weights] if weights.is_file() else [*folder.glob("*.safetensors")]  # or shards
     files = [path for path in files if path.is_file()]
-    if not files and not (folder / "model.safetensors.index.json").is_file():
-        return  # a pickle, or nothing: transformers refuses it in its own words
+    index = folder / "model.safetensors.index.json"
+    if not files and not index.is_file():
+        return  # a pickle, or nothing: refused where it is read
+    parts = {} if weights.is_file() or not index.is_file() else read_json(index, "weight_map")
+    named = parts.get("weight_map")
+    wanted = {str(part) for part in named.values()} if isinstance(named, dict) else set()
+    if lost := sorted(wanted - {path.name for path in files}):
+        raise CometError(f"{folder}: lacks {lost[0][:80]}, which {index.name} names; copy it there")
     shapes: list[list[int]] = []
     for path in sorted(files):
         whole = _blame(f"{path}: not a whole safetensors file", "copy it again")
@@ -264,7 +345,8 @@ def answering(model: Any) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _blame(begin: str, fix: str, memory: bool = True) -> Iterator[None]:
-    """Inside, any error becomes one sentence: ``begin`` (the error); ``fix``.
+    """Inside, any error becomes one sentence: ``begin`` (the error); ``fix``. An error of
+    :data:`CAUSES` becomes its cause and fix.
 
     ``memory`` says whether running out of it counts. A panic in Rust code is no ``Exception``,
     but an error all the same.
@@ -277,6 +359,9 @@ def _blame(begin: str, fix: str, memory: bool = True) -> Iterator[None]:
         no_memory = isinstance(error, MemoryError) or "memory" in str(error)
         if isinstance(error, CometError) or not fault or (no_memory and not memory):
             raise
+        for words, cause in CAUSES.items():
+            if re.search(words, str(error)):
+                raise CometError(f"{begin}: {cause}") from error
         line = (str(error).strip().split("\n")[0] or kind)[:200]
         raise CometError(f"{begin} ({kind}: {line}); {fix}") from error
 

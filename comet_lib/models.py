@@ -27,6 +27,9 @@ HEADS: dict[str, Any] = {
     "masked-lm": transformers.AutoModelForMaskedLM,
     "sentiment": transformers.AutoModelForSequenceClassification,
 }
+#: Kinds of model that number a text's positions from ``pad_token_id + 1``, and not from 0.
+FROM_PADDING = {"camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet"}
+FROM_PADDING |= {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # per number
 
 
@@ -45,20 +48,27 @@ def quiet() -> Iterator[None]:
         yield
 
 
+def first_position(config: Any) -> int:
+    """The number of a text's first position; a model takes that many tokens less than it has
+    positions."""
+    return (config.pad_token_id or 0) + 1 if config.model_type in FROM_PADDING else 0
+
+
 def xlmr_config(
     sizes: Mapping[str, Any], vocab_size: int, max_length: int = 512, **more: Any
 ) -> XLMRobertaConfig:
     """An XLM-R config with our three labels. ``sizes`` as in ``profiles.PAPER_STUDENT``.
 
-    XLM-R numbers positions from ``pad_token_id + 1``, hence two more positions than tokens. Raises
-    :class:`CometError` if the number of heads does not divide the width.
+    ``more`` sets other fields, such as ``pad_token_id`` (1 by default): XLM-R numbers positions
+    from ``pad_token_id + 1``, hence two more positions than tokens, or more under another number.
+    Raises :class:`CometError` if the number of heads does not divide the width.
     """
     width, heads = sizes["hidden_size"], sizes["num_attention_heads"]
     if width % heads:
         raise CometError(f"hidden_size {width} is not a multiple of num_attention_heads {heads}")
     return XLMRobertaConfig(
         vocab_size=vocab_size,
-        max_position_embeddings=max_length + 2,
+        max_position_embeddings=max_length + more.get("pad_token_id", 1) + 1,
         type_vocab_size=1,
         layer_norm_eps=1e-5,
         id2label=dict(enumerate(LABELS)),
@@ -67,9 +77,19 @@ def xlmr_config(
     )
 
 
-def student_config(profile: Profile, teacher: PreTrainedModel) -> XLMRobertaConfig:
-    """The profile's student over the teacher's vocabulary."""
-    return xlmr_config(profile.student, teacher.config.vocab_size, max(profile.max_length, 128))
+def student_config(
+    profile: Profile, teacher: PreTrainedModel, pad_token_id: int | None = None
+) -> XLMRobertaConfig:
+    """The profile's student over the teacher's vocabulary, with its numbers of special pieces.
+
+    ``pad_token_id`` is the tokenizer's, for a teacher whose config names none, or another.
+    """
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    own = {name: getattr(teacher.config, name, None) for name in names}
+    if pad_token_id is not None:
+        own["pad_token_id"] = pad_token_id
+    length = max(profile.max_length, 128)
+    return xlmr_config(profile.student, teacher.config.vocab_size, length, **own)
 
 
 def build_student(config: XLMRobertaConfig, head: str = "sentiment") -> PreTrainedModel:
@@ -98,8 +118,10 @@ def only_positions(model: nn.Module, positions: Tensor) -> Iterator[None]:
     """
     core = getattr(model, "module", model)
     head = getattr(core, "lm_head", None) or getattr(core, "cls", None)
+    if head is None and isinstance(core, PreTrainedModel):  # DistilBERT: its last layer does
+        head = core.get_output_embeddings()
     if not isinstance(head, nn.Module):
-        raise CometError(f"{type(core).__name__} has no masked-LM head under lm_head or cls")
+        raise CometError(f"{type(core).__name__} has no masked-LM head; give a masked-LM model")
     with head.register_forward_pre_hook(lambda _, args: (args[0][positions], *args[1:])):
         yield
 

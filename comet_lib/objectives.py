@@ -32,10 +32,10 @@ from comet_lib.batches import TOKENS
 from comet_lib.errors import CometError
 from comet_lib.losses import HeadMix
 from comet_lib.models import only_positions
-from comet_lib.processes import share_of_batch
 from comet_lib.profiles import Stage
 from comet_lib.teacher import (
     Answers,
+    Glances,
     LiveTeacher,
     Questions,
     StoredCollator,
@@ -60,12 +60,14 @@ class Term:
         loss: ``loss(student, teacher, mask, beside)`` of one matched layer -> scalar.
         beside: ``beside(student config, teacher width)`` -> what the loss needs besides: a module
             is trained with the student, one for each matched layer.
+        count: ``count(mask)`` -> how many items the loss is the mean of; by default, valid tokens.
     """
 
     looks_at: str
     capture: Callable[..., Any]
     loss: Callable[[Any, Any, Tensor, Any], Tensor]
     beside: Callable[[Any, int], Any] = lambda config, width: None
+    count: Callable[[Tensor], Tensor] = torch.sum
 
 
 def _linear(config: Any, width: int) -> nn.Module:
@@ -74,7 +76,12 @@ def _linear(config: Any, width: int) -> nn.Module:
 
 #: Equation numbers are those of the losses.
 TERMS: dict[str, Term] = {
-    "attention_mse": Term("maps", capture, lambda s, t, mask, _: losses.attention_mse(s, t, mask)),
+    "attention_mse": Term(
+        "maps",
+        capture,
+        lambda s, t, mask, _: losses.attention_mse(s, t, mask),
+        count=lambda mask: losses.valid_pairs(mask).sum(),
+    ),
     "attention_kl": Term("maps", capture, lambda s, t, mask, _: losses.attention_kl(s, t, mask)),
     "attention_kl_mix": Term(  # the student's heads, mixed by eq. (5), against the head mean
         "maps",
@@ -136,7 +143,8 @@ class Objective:
 
     A batch has ``input_ids``, ``attention_mask`` and ``labels``, -100 where there is none:
     labels (B, L) are masked pieces (stage 1), labels (B,) classes (stage 2). A batch without soft
-    targets (dev, plain fine-tuning) counts its labels in full.
+    targets (dev, plain fine-tuning) counts its labels in full. ``shares``, if there, holds a factor
+    for each term (:func:`~comet_lib.processes.shares_of_step`).
 
     Attributes:
         teacher: gives the answers to a batch: a :class:`~comet_lib.teacher.LiveTeacher`, or
@@ -166,6 +174,21 @@ class Objective:
         """Stage 1 under a masked-LM model that answers each batch as it comes."""
         asked = LiveTeacher(teacher, questions_for(weights, matches))
         return cls(asked, weights, matches, temperature, teacher.config.hidden_size)
+
+    @classmethod
+    def glancing(
+        cls,
+        teacher: PreTrainedModel,
+        weights: Mapping[str, float],
+        matches: Mapping[int, int],
+        temperature: float = 1.0,
+        every: int = 1,
+    ) -> Objective:
+        """Stage 2: soft targets come with the batch, and for one batch in ``every`` a live teacher
+        shows its inside."""
+        asked = LiveTeacher(teacher, questions_for(weights, matches, masked_lm=False))
+        width = teacher.config.hidden_size
+        return cls(Glances(asked, every), weights, matches, temperature, width)
 
     @classmethod
     def stored(
@@ -222,6 +245,18 @@ class Objective:
     def _layers(self, name: str) -> list[int]:
         return [max(self.matches)] if TERMS[name].looks_at == "qkv" else list(self.matches)
 
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """How many items each term of a batch is the mean of."""
+        known = batch["labels"] != -100
+        items = {
+            "soft_targets": known.sum() if known.ndim == 2 else torch.ones_like(known).sum(),
+            "hard_labels": known.sum(),
+        }
+        mask = batch["attention_mask"]
+        return {
+            name: items[name] if name in items else TERMS[name].count(mask) for name in self.weights
+        }
+
     def _terms_of(
         self,
         seen: Mapping[str, Mapping[int, Any]],
@@ -235,27 +270,22 @@ class Objective:
         with only_positions(student, known) if pieces else ExitStack():
             logits = student(input_ids=batch["input_ids"], attention_mask=mask).logits
         values: dict[str, Tensor] = {}
-        counts: dict[str, Tensor] = {}  # what a term is the mean of: processes share it by that
         for name in self.weights:
             if name == "soft_targets":
                 if not pieces and answers.probs is None:
                     continue
                 values[name] = soft_targets(logits, answers, self.temperature)
-                counts[name] = known.sum() if pieces else torch.tensor(len(known)).to(known.device)
             elif name == "hard_labels":
                 values[name] = hard_labels(logits, batch["labels"], known)
-                counts[name] = known.sum()
             elif getattr(answers, TERMS[name].looks_at):
                 each = self._matched(name, seen[name], beside[name], answers, mask)
-                values[name], counts[name] = torch.stack(each).mean(), mask.sum()
+                values[name] = torch.stack(each).mean()
         weights = dict(self.weights)
         if "soft_targets" in weights and "soft_targets" not in values:
             weights["hard_labels"] = 1.0
-        training = getattr(student, "training", True)
-        loss = sum(
-            weights[name] * (value * share_of_batch(counts[name]) if training else value)
-            for name, value in values.items()
-        )
+        shares = batch.get("shares", {})
+        values = {name: value * shares.get(name, 1.0) for name, value in values.items()}
+        loss = sum(weights[name] * value for name, value in values.items())
         terms: Terms = {"loss": loss, **{name: x.detach() for name, x in values.items()}}
         return terms if pieces else {**terms, "logits": logits.float()}
 

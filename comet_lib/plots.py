@@ -9,6 +9,7 @@ each (24 maps: 40 seconds instead of 3); and the bars that a slider redraws.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.ticker import LogLocator
 
 from comet_lib.files import whole_file
@@ -25,12 +27,15 @@ from comet_lib.files import whole_file
 Maps: TypeAlias = Sequence[np.ndarray]
 Names: TypeAlias = Sequence[str]
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#767676"
+SKY = "#56B4E9"
 #: One colour per model, the same in every figure of the course.
 COLOURS = dict(teacher=BLUE, student=ORANGE, student_no_distillation=PINK, tfidf=GREEN, paper=GREY)
+COLOURS |= dict(tfidf_both_forms="#66C5AB", soft_targets=SKY)
 #: What the Trainer logs beside loss terms, and its evaluations.
 NO_TERMS = {"step", "epoch", "loss", "grad_norm", "learning_rate", "total_flos"}
 MAP_COLOURS = "magma_r"  # attention: light is little
 DIFFERENCE_COLOURS = "PuOr"  # student minus teacher: orange less, violet more
+NO_FONT = "#n is token n, counted from 0, whose letters no installed font has: install a Noto font"
 
 
 def save(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
@@ -42,9 +47,30 @@ def save(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
     return Path(path)
 
 
-def drawable(token: str) -> str:
-    """The token with a box for emoji and other signs that matplotlib's font lacks."""
-    return "".join("□" if ord(c) >= 0x2600 else c for c in token)
+@cache
+def _characters(font: str) -> frozenset[int]:
+    """The code points that a font file draws; one of bitmaps (emoji) draws none at our sizes."""
+    opened = get_font(font)
+    return frozenset(opened.get_charmap() if opened.scalable else ())
+
+
+def drawable(tokens: Names) -> tuple[list[str], list[str], str]:
+    """What to write for tokens: their labels, the font families, and a note for the caption.
+
+    Letters that the usual font lacks come from the installed ones that have them. A token with
+    letters that none has is shown by its number, as the note, otherwise empty, says.
+    """
+    families = list(plt.rcParams["font.family"])
+    lacking = set(map(ord, "".join(tokens)))
+    for name in families:
+        lacking -= _characters(findfont(FontProperties(family=[name])))
+    for font in sorted(fontManager.ttflist, key=lambda font: font.name) if lacking else ():
+        usable = font.style == "normal" and not font.name.startswith("Last Resort")  # has boxes
+        if usable and (found := lacking & _characters(font.fname)):
+            families.append(font.name)
+            lacking -= found
+    labels = [f"#{i}" if lacking & set(map(ord, x)) else x for i, x in enumerate(tokens)]
+    return labels, families, NO_FONT if labels != list(tokens) else ""
 
 
 def result_bars(report: Mapping[str, Any]) -> Figure:
@@ -111,8 +137,8 @@ def attention_maps(
     shape = (size * columns + 1, size * rows + 0.4)
     figure, panels = plt.subplots(rows, columns, figsize=shape, layout="constrained", squeeze=False)
     shared = list(maps[:-1] if difference else maps)
-    names: dict[str, Any] = {"fontsize": 8, "parse_math": False}
-    labels = [drawable(token) for token in tokens]
+    labels, families, note = drawable(tokens)
+    names: dict[str, Any] = {"fontsize": 8, "parse_math": False, "fontfamily": families}
     for number, (axes, one, name) in enumerate(zip(panels.flat, maps, titles, strict=False)):
         across = [] if number + columns < len(maps) else labels  # no other panel stands below
         down = [] if number % columns else labels
@@ -129,7 +155,7 @@ def attention_maps(
         empty.axis("off")
     where = panels.flat[: len(shared)].tolist() if difference else panels
     figure.colorbar(scale, ax=where, shrink=0.7, label="attention (each row sums to 1)")
-    figure.supxlabel("looked at", fontsize=10)
+    figure.supxlabel(f"looked at\n{note}".strip(), fontsize=10, wrap=True)
     figure.supylabel("looking", fontsize=10)
     figure.suptitle(title, fontsize=11)
     return figure

@@ -24,21 +24,22 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-def share_of_batch(count: Tensor) -> Tensor:
-    """The factor that turns a mean over this process's ``count`` items into one over everyone's.
+def shares_of_step(counts: Tensor) -> Tensor:
+    """The factors that turn means over N batches' items into one mean over an optimiser step.
 
-        factor = P * count / sum over the P processes of count
+        factor_i = P * N * count_i / sum over the P processes of their N counts
 
-    DistributedDataParallel averages gradients over processes as if each had the same number of
-    items; with this factor on each loss, the average is the mean over the whole batch. With one
-    process, 1.
+    The Trainer averages the gradients of N accumulated batches, and DistributedDataParallel those
+    of P processes, as if each batch had the same number of items. With this factor on each loss,
+    the average is the mean over all items. ``counts`` (N,) are this process's, and so are the
+    factors (N,); for one batch in one process, 1.
     """
-    own = count.detach().float()
-    if not (dist.is_available() and dist.is_initialized()):
-        return torch.ones_like(own)
-    total = own.clone()
-    dist.all_reduce(total)
-    return own * dist.get_world_size() / total.clamp_min(1)
+    own = counts.detach().float()
+    total, parts = own.sum(), len(own)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+        parts *= dist.get_world_size()
+    return own * parts / total.clamp_min(1)
 
 
 def give_back_memory(collect: bool = True) -> None:

@@ -115,6 +115,7 @@ class Stage:
     max_steps: int = -1
     gradient_accumulation: int = 1
     terms: dict[str, float] = field(default_factory=dict)  # of comet_lib.objectives, by name
+    glance: int = 1  # in stage 2, terms of the teacher's inside count in one batch of so many
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Profile:
     """Sizes of one run. Frozen: create a variant with :meth:`with_`.
 
     ``teacher`` and ``sentiment_teacher`` are folders or hub ids; ``data`` is a folder that holds
-    ``afrisenti/{lang}/{split}.tsv`` and ``text/{lang}.txt``, or None for the hub or the sample.
+    ``afrisenti/{lang}/{split}.tsv`` and ``transfer/{lang}.txt``, or None for the hub or the sample.
     """
 
     name: str
@@ -150,6 +151,7 @@ class Profile:
     first_look: float = 1.0  # share of the training in notebook 00
     cached: bool = False  # stage 1 queries the teacher once, then reads its answers from disk
     text: str | None = None  # stage 1 reads this file or folder, or fineweb-2
+    labels: tuple[str, ...] | None = None  # the sentiment teacher's columns, if it has other names
 
     def with_(self, **changes: Any) -> Profile:
         """A copy with some fields changed; ``stage1`` or ``stage2`` is a whole :class:`Stage`."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 import comet_lib
 from comet_lib import evaluation, plots
 from comet_lib.attention import layer_map
-from comet_lib.data import Source, find_source, leakage, load_sentiment, unseen
+from comet_lib.batches import tokenise
+from comet_lib.data import (
+    Source,
+    both_forms,
+    conflicting_labels,
+    find_source,
+    leakage,
+    load_sentiment,
+    seen_percent,
+    unseen,
+)
 from comet_lib.errors import CometError
 from comet_lib.files import claim, locked, read_json, whole_folder, write_json, write_text
 from comet_lib.lens import AttentionLens
@@ -33,8 +43,8 @@ from comet_lib.loading import (
 )
 from comet_lib.models import (
     build_student,
+    count_parameters,
     initialise_embeddings,
-    model_size,
     quiet,
     same_body,
     student_config,
@@ -44,8 +54,8 @@ from comet_lib.processes import give_back_memory, processes, versions
 from comet_lib.profiles import PAPER_LANGUAGES, PAPER_ROWS, TINY, Profile
 from comet_lib.report import model_card, report_text
 from comet_lib.targets import check_enough, cross_fit
-from comet_lib.text import load_text
-from comet_lib.training import distil_task_agnostic, fine_tune
+from comet_lib.text import load_text, load_transfer
+from comet_lib.training import distil_task_agnostic, fine_tune, uniform_matches
 
 Say = Callable[[str], None]
 
@@ -63,7 +73,7 @@ def distil(
     run = Run(profile, Path(output), find_source(profile), say if main else lambda line: None)
     run.claim(write=False)
     run.say(f"{profile.budget}; data from {run.source}")
-    data, texts = read_data(run)
+    data, texts, transfer = read_data(run)
     run.say("teacher: reading")
     teachers = read_teachers(profile)
     # Nothing is written before this line: bad data or a bad teacher leaves no trace.
@@ -72,14 +82,14 @@ def distil(
             run.claim()
         try:
             agnostic = stage_one(run, teachers, texts)
-            student = stage_two(run, teachers, data, agnostic)
+            student = stage_two(run, teachers, data, transfer, agnostic)
             baseline = without_distillation(run, teachers, data)
         finally:
             if main:
                 write_json(run.work / "seconds.json", run.seconds)
         if not main:
             return {}
-        return write_report(run, teachers, data, split, student, baseline)
+        return write_report(run, teachers, data, split, agnostic, student, baseline)
 
 
 # --------------------------------------------------------------------------- a run
@@ -152,8 +162,8 @@ class Run:
 # --------------------------------------------------------------------------- data and teachers
 
 
-def read_data(run: Run) -> tuple[DatasetDict, Dataset]:
-    """AfriSenti, and the text of stage 1.
+def read_data(run: Run) -> tuple[DatasetDict, Dataset, dict[str, list[str]]]:
+    """AfriSenti, the text of stage 1, and unlabelled posts by language for stage 2.
 
     Raises:
         CometError: too little data for a stage, hours before that stage would say so: fewer than
@@ -165,16 +175,16 @@ def read_data(run: Run) -> tuple[DatasetDict, Dataset]:
         data = load_sentiment(profile, source=run.source)
         with processes().main_process_first():
             texts = load_text(profile, source=run.source)
-        leaks = [row for row in leakage(data).itertuples() if row.split == "dev"]
+        transfer = load_transfer(profile, source=run.source)
     train = data["train"]
     run.say(
         f"data: {len(train):,} tweets to train on; rows of dev seen in train: "
-        + ", ".join(f"{row.language} {row.percent} %" for row in leaks)
+        + ", ".join(f"{code} {percent} %" for code, percent in seen_percent(data["dev"]).items())
     )
     if len(texts) < 2:
         raise CometError(
             f"stage 1 has {len(texts)} line of text; give two at least, in "
-            f"{profile.text or '--data: its text/ or train'}"
+            f"{profile.text or '--data: its transfer/, text/ or train'}"
         )
     if not len(unseen(data["dev"])):
         raise CometError(
@@ -182,7 +192,7 @@ def read_data(run: Run) -> tuple[DatasetDict, Dataset]:
             "other tweets"
         )
     check_enough(train["text"][:], train["label"][:], train["language"][:], profile.folds)
-    return data, texts
+    return data, texts, transfer
 
 
 @dataclass(frozen=True)
@@ -207,7 +217,7 @@ def read_teachers(profile: Profile) -> Teachers:
     """
     stage_one_weights(profile.stage1), stage_two_weights(profile.stage2)
     teacher, tokenizer = load_pair(profile.teacher, "masked-lm")
-    sentiment = load_pair(profile.sentiment_teacher, "sentiment")
+    sentiment = load_pair(profile.sentiment_teacher, "sentiment", profile.labels)
     if tokenizer.mask_token_id is None:
         raise CometError(
             f"{profile.teacher}: its tokenizer has no mask piece, which stage 1 needs; set "
@@ -226,7 +236,8 @@ def read_teachers(profile: Profile) -> Teachers:
             "the terms out, or give teachers with one tokenizer"
         )
     layer_map(profile.student["num_hidden_layers"], teacher.config.num_hidden_layers)
-    return Teachers(teacher, tokenizer, *sentiment, student_config(profile, teacher))
+    student = student_config(profile, teacher, tokenizer.pad_token_id)
+    return Teachers(teacher, tokenizer, *sentiment, student)
 
 
 def teacher_probabilities(
@@ -246,15 +257,23 @@ def soft_targets(
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     profile: Profile,
+    transfer: Mapping[str, Sequence[str]] | None = None,
 ) -> Dataset:
-    """The stage-2 training set: every tweet, and spliced tweets, with soft targets.
+    """The stage-2 training set: tweets, spliced tweets and transfer text, with soft targets.
 
     A target is the mean of two teachers: the sentiment teacher, and the cross-fitted TF-IDF
-    classifier of the fold (which never saw the tweet). Spliced tweets have no label (-100).
+    classifier of the fold (which never saw the tweet). Only tweets have a label; that of the
+    others is -100.
     """
     texts, languages = train["text"][:], train["language"][:]
     ngrams = cross_fit(
-        texts, train["label"][:], languages, profile.folds, profile.seed, profile.splices
+        texts,
+        train["label"][:],
+        languages,
+        profile.folds,
+        profile.seed,
+        profile.splices,
+        transfer,
     )
     every = [*texts, *ngrams.texts]
     probabilities = np.concatenate([ngrams.probabilities, ngrams.text_probabilities])
@@ -262,14 +281,13 @@ def soft_targets(
     if weight > 0:
         theirs = teacher_probabilities(teacher, tokenizer, every, profile)
         probabilities = (1 - weight) * probabilities + weight * theirs
-    return Dataset.from_dict(
-        {
-            "text": every,
-            "label": [*train["label"][:], *[-100] * len(ngrams.texts)],
-            "language": [*languages, *ngrams.languages],
-            "teacher_probs": probabilities.astype(np.float32),
-        }
-    )
+    rows = {
+        "text": every,
+        "label": [*train["label"][:], *[-100] * len(ngrams.texts)],
+        "language": [*languages, *ngrams.languages],
+        "teacher_probs": list(probabilities.astype(np.float32)),
+    }
+    return Dataset.from_dict(rows)
 
 
 # --------------------------------------------------------------------------- the stages
@@ -280,10 +298,7 @@ def stage_one(run: Run, teachers: Teachers, texts: Dataset) -> PreTrainedModel:
     profile, folder = run.profile, run.work / "agnostic"
     if (student := run.finished("stage1", folder, "masked-lm")) is not None:
         return student
-    set_seed(profile.seed)
-    student = build_student(teachers.student, "masked-lm")
-    if teachers.student.hidden_size <= teachers.masked_lm.config.hidden_size:
-        initialise_embeddings(student, teachers.masked_lm)
+    student = first_student(run, teachers)
     run.say(f"stage 1: {len(texts):,} sentences without labels, the teacher's masked-LM targets")
     with run.step("stage1"):
         run.logs["stage1"] = distil_task_agnostic(
@@ -299,28 +314,45 @@ def stage_one(run: Run, teachers: Teachers, texts: Dataset) -> PreTrainedModel:
     return run.keep("stage1", folder, student, teachers.tokenizer)
 
 
+def first_student(run: Run, teachers: Teachers) -> PreTrainedModel:
+    """The student before stage 1: random weights, its teacher's embeddings at its own width."""
+    set_seed(run.profile.seed)
+    student = build_student(teachers.student, "masked-lm")
+    if teachers.student.hidden_size <= teachers.masked_lm.config.hidden_size:
+        initialise_embeddings(student, teachers.masked_lm)
+    return student
+
+
 def stage_two(
-    run: Run, teachers: Teachers, data: DatasetDict, agnostic: PreTrainedModel
+    run: Run,
+    teachers: Teachers,
+    data: DatasetDict,
+    transfer: Mapping[str, Sequence[str]],
+    agnostic: PreTrainedModel,
 ) -> PreTrainedModel:
-    """Task-specific: from labels and soft targets, on real and spliced tweets."""
+    """Task-specific: from labels and soft targets, on tweets and transfer text in both forms."""
     profile, folder = run.profile, run.output / "student"
     if (student := run.finished("stage2", folder)) is not None:
         return student
     set_seed(profile.seed)
     student = build_student(teachers.student)
     same_body(student, agnostic)
-    run.say("soft targets: the teacher's, and TF-IDF's out of fold, on real and spliced tweets")
+    run.say("soft targets: the teacher's, and TF-IDF's out of fold")
     with run.step("targets"):
-        train = soft_targets(
-            data["train"], teachers.sentiment, teachers.sentiment_tokenizer, profile
+        # A cleaned copy has its original's targets: the teachers saw the emoji that it lost.
+        train = both_forms(
+            soft_targets(
+                data["train"], teachers.sentiment, teachers.sentiment_tokenizer, profile, transfer
+            )
         )
-    run.say(f"stage 2: {len(train):,} tweets, {len(data['train']):,} of them with a label")
+    labelled = sum(label != -100 for label in train["label"][:])
+    run.say(f"stage 2: {len(train):,} texts in both forms, {labelled:,} with a label")
     with run.step("stage2"):
         run.logs["stage2"] = fine_tune(
             student,
             teachers.tokenizer,
             train,
-            unseen(data["dev"]),
+            both_forms(unseen(data["dev"])),
             profile,
             run.work / "stage2",
             teacher=teachers.sentiment,
@@ -330,21 +362,22 @@ def stage_two(
 
 
 def without_distillation(run: Run, teachers: Teachers, data: DatasetDict) -> PreTrainedModel:
-    """The same shape trained on labels only, with as many steps as stage 2."""
+    """The same shape from random weights, trained on labels only, in both forms, with as many
+    steps as stage 2."""
     profile, folder = run.profile, run.work / "baseline"
     if (student := run.finished("no_distillation", folder)) is not None:
         return student
     set_seed(profile.seed)
     student = build_student(teachers.student)
     run.say("for comparison: the same student from labels only, with as many steps")
-    epochs = profile.stage2.epochs * (1 + profile.splices)
+    steps = run.logs["stage2"][-1]["step"]
     with run.step("no_distillation"):
         run.logs["no_distillation"] = fine_tune(
             student,
             teachers.tokenizer,
-            data["train"],
-            unseen(data["dev"]),
-            profile.with_(stage2=replace(profile.stage2, epochs=epochs, terms={})),
+            both_forms(data["train"]),
+            both_forms(unseen(data["dev"])),
+            profile.with_(stage2=replace(profile.stage2, max_steps=int(steps), terms={})),
             run.work / "labels",
             resume=True,
         )
@@ -359,6 +392,7 @@ def write_report(
     teachers: Teachers,
     data: DatasetDict,
     split: str,
+    agnostic: PreTrainedModel,
     student: PreTrainedModel,
     baseline: PreTrainedModel,
 ) -> dict[str, Any]:
@@ -369,12 +403,25 @@ def write_report(
         "student_no_distillation": (baseline, teachers.tokenizer),
         "student": (student, teachers.tokenizer),
     }
+    stages = {
+        "untrained": first_student(run, teachers),
+        "after stage 1": agnostic,
+        "after stage 2": student,
+        "without distillation": baseline,
+    }
     with run.step("evaluation"):
-        tfidf, weights = evaluation.tfidf_baseline(data, split)
-        answers, sizes = {"tfidf": tfidf}, {"tfidf": (weights, weights * 4 / 1e6)}
+        looks = where_they_look(run, teachers, data, stages)
+        answers, sizes = dict[str, np.ndarray](), dict[str, int]()
+        for name, forms in (("tfidf", False), ("tfidf_both_forms", True)):
+            answers[name], sizes[name] = evaluation.tfidf_baseline(data, split, forms)
         for name, (model, tokenizer) in models.items():
             answers[name] = teacher_probabilities(model, tokenizer, table["text"][:], profile)
-            sizes[name] = model_size(model)
+            sizes[name] = count_parameters(model)
+            if name == "teacher":  # and what the student imitates, its ceiling
+                weight, ngrams = profile.teacher_weight, "tfidf_both_forms"
+                mixed = (1 - weight) * answers[ngrams] + weight * answers[name]
+                answers["soft_targets"] = mixed
+                sizes["soft_targets"] = sizes[ngrams] + sizes[name]
         rows = {
             name: evaluation.score_row(
                 name,
@@ -383,9 +430,9 @@ def write_report(
                 profile.bootstrap,
                 profile.seed,
                 parameters=count,
-                size_mb=round(megabytes, 2),
+                size_mb=round(count * 4 / 1e6, 2),
             )
-            for name, (count, megabytes) in sizes.items()
+            for name, count in sizes.items()
         }
         labels, languages = np.asarray(table["label"][:]), np.asarray(table["language"][:])
         guesses = {name: values.argmax(1) for name, values in answers.items()}
@@ -393,9 +440,11 @@ def write_report(
             f"student - {name}": evaluation.paired_bootstrap(
                 labels, guesses["student"], guesses[name], languages, seed=profile.seed
             )
-            for name in ("student_no_distillation", "teacher", "tfidf")
+            for name in ("student_no_distillation", "teacher", "tfidf", "tfidf_both_forms")
         }
         floor = evaluation.mean_weighted_f1(labels, evaluation.most_common(data, split), languages)
+        untrained = [name for name, row in rows.items() if row["ci95"]["mean"][0] <= floor["mean"]]
+    conflicts = conflicting_labels(data["train"]).groupby("language")["text"].nunique()
     benchmark = run.source.kind != "sample"
     as_published = benchmark and split == "test" and profile.languages == PAPER_LANGUAGES
     report = {
@@ -417,7 +466,10 @@ def write_report(
             rows["student"]["weighted_f1"]["mean"], rows["teacher"]["weighted_f1"]["mean"]
         ),
         "floor": floor["mean"],
+        "untrained": untrained,
+        "attention": looks,
         "leakage": leakage(data).to_dict("records"),
+        "conflicting_labels": {code: int(conflicts.get(code, 0)) for code in profile.languages},
         "paper": PAPER_ROWS if as_published else [],
         "versions": versions(),
     }
@@ -435,8 +487,28 @@ def write_report(
     return report
 
 
+def where_they_look(
+    run: Run, teachers: Teachers, data: DatasetDict, stages: Mapping[str, PreTrainedModel]
+) -> dict[str, Any]:
+    """Mean JS in nats of each matched pair of layers, on 200 dev tweets, at each of ``stages``; and
+    what the final student would have if its teacher read another tweet."""
+    profile, dev = run.profile, unseen(data["dev"]).shuffle(seed=0)
+    texts = dev["text"][: min(200, len(dev))]
+    table = tokenise(texts, teachers.tokenizer, profile.max_length)["input_ids"][:]
+    teacher, last = teachers.masked_lm, stages["after stage 2"]
+    matches = uniform_matches(last, teacher)
+    rows = {
+        name: evaluation.attention_distance(model, teacher, table, matches)
+        for name, model in stages.items()
+    }
+    rows["after stage 2, teacher reads another tweet"] = evaluation.attention_distance(
+        last, teacher, table, matches, shuffled=True
+    )
+    return {"matches": [list(pair) for pair in matches.items()], "rows": rows}
+
+
 def sample_sentence(languages: Sequence[str]) -> str:
     """A positive sentence of the bundled sample, in the first of the languages that it has."""
-    sample = load_sentiment(TINY)["test"].to_pandas()
+    sample = load_sentiment(TINY, splits=["test"])["test"].to_pandas()
     here = sample[sample["language"].isin(list(languages)) & (sample["label"] == 2)]
     return (here if len(here) else sample)["text"].iloc[-1]

@@ -64,7 +64,7 @@ Weighted F1 in percent. Profile {report["profile"]}, seed {report["seed"]}, data
 repeats word for word.
 
 {result_table(report)}
-
+{_untrained(report)}
 ## Is the difference real? (paired bootstrap, points of mean weighted F1)
 
 {markdown_table(("difference", "points", "95 % interval", "p"), differences)}
@@ -72,7 +72,53 @@ repeats word for word.
 The student keeps {report["retention"]:.1f} % of the teacher's score. Always guessing a language's \
 most common label scores {report["floor"]:.1f}. Seconds: {times}; {sum(seconds.values()):.0f} in \
 total.
+
+{_leakage(report)}
+{_looks(report)}"""
+
+
+def _untrained(report: Mapping[str, Any]) -> str:
+    """A warning, before any verdict, about models that do no better than the floor."""
+    if not (names := report["untrained"]):
+        return ""
+    return f"""
+**Not trained: {", ".join(names)}.** The interval reaches down to the score of always guessing a
+language's most common label ({report["floor"]:.1f}). Train longer, or on more data, before you
+compare.
 """
+
+
+def _looks(report: Mapping[str, Any]) -> str:
+    """How far the student's attention is from its teacher's, stage by stage."""
+    looks = report["attention"]
+    columns = [f"layer {mine} to teacher's {its}" for mine, its in looks["matches"]]
+    rows = [(name, *(f"{js:.3f}" for js in values)) for name, values in looks["rows"].items()]
+    return f"""
+## Does it look where its teacher looks?
+
+Jensen-Shannon divergence of the head means on 200 dev tweets, in nats: 0 for equal maps, 0.69 for
+maps with no token in common. The last row is what the student gets for knowing how its teacher
+looks at tweets in general.
+
+{markdown_table(("student", *columns), rows)}
+"""
+
+
+def _leakage(report: Mapping[str, Any]) -> str:
+    """Copies of training tweets in dev and test, and training tweets with conflicting labels."""
+    shares = [
+        f"{split} "
+        + ", ".join(
+            f"{row['language']} {row['percent']} ({row['loose_percent']})"
+            for row in report["leakage"]
+            if row["split"] == split
+        )
+        for split in ("dev", "test")
+    ]
+    counts = ", ".join(f"{code} {n}" for code, n in report["conflicting_labels"].items())
+    return f"""Percent of tweets that train repeats word for word (in brackets: also without case, \
+signs, spaces, mentions and links): {"; ".join(shares)}. Training tweets with conflicting \
+labels: {counts}."""
 
 
 def model_card(report: Mapping[str, Any]) -> str:

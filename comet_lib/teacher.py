@@ -25,7 +25,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,21 @@ def stored_answers(batch: Batch) -> Answers:
         top=[batch[name] for name in TOP if name in batch],
         probs=batch.get("teacher_probs"),
     )
+
+
+@dataclass(frozen=True)
+class Glances:
+    """Soft targets that came with the batch and, for one batch in ``every``, what a live teacher
+    has inside. Which one follows from the batch's tokens, so a resumed run asks about the same."""
+
+    teacher: LiveTeacher
+    every: int
+
+    def __call__(self, batch: Batch) -> Answers:
+        answers = stored_answers(batch)
+        if answers.probs is None or int(batch["input_ids"].sum()) % self.every:
+            return answers  # dev, or not this time
+        return replace(self.teacher(batch), probs=answers.probs)
 
 
 # --------------------------------------------------------------------------- numbers

@@ -144,8 +144,12 @@ def _parts(profile: Profile, languages: Sequence[str], source: Source) -> list[P
         if profile.text == HUB and not known:
             raise CometError(f"{HUB} has {', '.join(FINEWEB)}: choose some of these --languages")
         return [(HUB, code, limits[code]) for code in known]
-    files = {code: Path(source.root) / "text" / f"{code}.txt" for code in languages}  # hub: none
-    return [_file(path, code, limits[code]) for code, path in files.items() if path.is_file()]
+    root = Path(source.root)  # of the hub, none is a folder
+    for folder in (root / "transfer", root / "text"):
+        files = {code: folder / f"{code}.txt" for code in languages}
+        if parts := [_file(p, code, limits[code]) for code, p in files.items() if p.is_file()]:
+            return parts
+    return []
 
 
 def load_text(
@@ -154,9 +158,9 @@ def load_text(
     """Unlabelled text for stage 1: columns ``text`` and ``language``, memory-mapped.
 
     In this order: what ``profile.text`` names (a file, a folder or fineweb-2); the source's
-    ``text/{language}.txt``; on the hub, FineWeb-2 if the profile limits it (gpu); else the
-    training tweets without their labels. The profile's limits count lines of each language. The
-    table is written once, and found again while files and limits stay the same.
+    ``transfer/{language}.txt``, or its ``text/``; on the hub, FineWeb-2 if the profile limits it
+    (gpu); else the training tweets without their labels. The profile's limits count lines of each
+    language. The table is written once, and found again while files and limits stay the same.
 
     Raises:
         CometError: a bad line, no such text, or a hub that cannot be read.
@@ -184,5 +188,18 @@ def load_text(
         ) from cause
     if profile.text is not None:
         raise CometError(f"{profile.text}: holds no line of text; stage 1 needs two at least")
-    train = load_sentiment(profile, languages, source)["train"]
+    train = load_sentiment(profile, languages, source, ["train"])["train"]
     return train.select_columns(["text", "language"])
+
+
+def load_transfer(
+    profile: Profile, languages: Sequence[str] | None = None, source: Source | None = None
+) -> dict[str, list[str]]:
+    """Unlabelled posts for stage 2, all of the source's ``transfer/{language}.txt``, by language.
+
+    Raises:
+        CometError: a bad line.
+    """
+    root = Path((source or find_source(profile)).root) / "transfer"
+    files = {code: root / f"{code}.txt" for code in languages or profile.languages}
+    return {code: list(read_lines(path)) for code, path in files.items() if path.is_file()}

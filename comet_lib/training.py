@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from comet_lib.objectives import (
     stage_one_weights,
     stage_two_weights,
 )
+from comet_lib.processes import shares_of_step
 from comet_lib.profiles import Profile, Stage
 from comet_lib.teacher import stored_answers
 
@@ -60,17 +61,39 @@ class Progress(ProgressCallback):
 
 class DistillationTrainer(Trainer):
     """A ``transformers.Trainer`` whose loss is what ``terms_of(model, batch)`` returns under
-    ``"loss"``; it logs the mean of every term."""
+    ``"loss"``; it logs the mean of every term.
 
-    def __init__(self, *args: Any, terms_of: TermsOf, **kwargs: Any) -> None:
+    ``counts_of(batch)`` says how many items each term is the mean of. The trainer gives each batch
+    of an optimiser step its ``shares`` of them, a factor for each term.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        terms_of: TermsOf,
+        counts_of: Callable[[Mapping[str, Any]], Mapping[str, Tensor]] = lambda batch: {},
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.terms_of = terms_of
+        self.terms_of, self.counts_of = terms_of, counts_of
         self.model_accepts_loss_kwargs = False
         for shown in (PrinterCallback, NotebookProgressCallback, ProgressCallback):
             self.remove_callback(shown)
         if not self.args.disable_tqdm:
             self.add_callback(Progress)
         self._terms: dict[str, list[Tensor]] = {}
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any):
+        """This process's batches of one optimiser step, with their shares of it."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        counts = [self.counts_of(batch) for batch in batches]
+        shares = {
+            name: shares_of_step(torch.stack([count[name] for count in counts]))
+            for name in (counts[0] if counts else ())
+        }
+        for i, batch in enumerate(batches):
+            batch["shares"] = {name: share[i] for name, share in shares.items()}
+        return batches, items
 
     def compute_loss(
         self, model, inputs, return_outputs=False, num_items_in_batch=None, **kwargs: Any
@@ -222,7 +245,9 @@ def fit(
     leaves its forward inside autocast.
     """
     with objective.on(student) as terms_of:
-        trainer = DistillationTrainer(model=student, terms_of=terms_of, **arguments)
+        trainer = DistillationTrainer(
+            model=student, terms_of=terms_of, counts_of=objective.counts, **arguments
+        )
         last = last_checkpoint(Path(str(trainer.args.output_dir))) if resume else None
         if last is not None:
             state = read_json(Path(last) / "trainer_state.json", "global_step")
@@ -346,9 +371,9 @@ def fine_tune(
     The student is trained in place; the epoch with the best mean weighted F1 on ``dev`` (pass it
     without the rows seen in train) is kept. If the profile's stage 2 has terms of :data:`TERMS`,
     the sentiment ``teacher``, which must read the student's tokens, is asked once about every row
-    and its answers are kept in ``cache`` (default: in
-    ``output``); ``matches`` (student layer -> teacher layer) are evenly spread by default. Returns
-    the log.
+    and its answers are kept in ``cache`` (default: in ``output``); or, with the stage's ``glance``
+    above 1, about one batch in so many, as it comes. ``matches`` (student layer -> teacher layer)
+    are evenly spread by default. Returns the log.
 
     Raises:
         CometError: terms without a teacher, or a cache that is another's.
@@ -360,11 +385,14 @@ def fine_tune(
         columns["teacher_probs"] = train["teacher_probs"][:]
     table = tokenise(train["text"][:], tokenizer, profile.max_length, **columns)
     dev_table = tokenise(dev["text"][:], tokenizer, profile.max_length, labels=dev["label"][:])
+    collator: Any = SentimentCollator(tokenizer)
     if not (inside := [name for name in weights if name in TERMS]):
         objective = Objective(stored_answers, weights, {}, stage.temperature)
-        collator: Any = SentimentCollator(tokenizer)
     elif teacher is None:
         raise CometError(f"{', '.join(inside)} in stage 2 need a teacher: give one")
+    elif stage.glance > 1:
+        pairs = matches or uniform_matches(student, teacher)
+        objective = Objective.glancing(teacher, weights, pairs, stage.temperature, stage.glance)
     else:
         objective, table, collator = Objective.stored(
             cache or output / "cache",

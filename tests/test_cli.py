@@ -1,6 +1,7 @@
 """The command line from the outside: the whole game on tiny, and every refusal in one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from typer.testing import CliRunner
 
 from comet_lib import __main__ as cli
 from comet_lib.console import chosen_profile
-from comet_lib.loading import load_model
-from comet_lib.profiles import PROFILES, get_profile
+from comet_lib.loading import label_order, load_model
+from comet_lib.profiles import ASSETS, PROFILES, get_profile
+from comet_lib.recipe import read_teachers
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,9 @@ def test_distill_writes_an_honest_report(run):
     report = json.loads((output / "report.json").read_text())
     assert [row["name"] for row in report["rows"]] == [
         "tfidf",
+        "tfidf_both_forms",
         "teacher",
+        "soft_targets",
         "student_no_distillation",
         "student",
     ]
@@ -59,6 +63,9 @@ def test_distill_writes_an_honest_report(run):
         assert row["parameters"] > 0 and row["size_mb"] > 0
     assert not report["benchmark"] and "NOT a benchmark" in done.stdout
     assert report["teachers"] == {"masked-lm": "teacher", "sentiment": "teacher"}
+    assert report["leakage"][-1].keys() >= {"in_train", "percent", "loose", "loose_percent"}
+    assert report["conflicting_labels"] == dict.fromkeys(report["languages"], 0)
+    assert "Training tweets with conflicting labels: kin 0" in done.stdout
     assert report["paper"] == [] and report["split"] == "test"  # no AfriSenti: nothing to compare
     assert "(paper)" not in done.stdout and "not verified" not in done.stdout
     assert set(report["seconds"]) >= {"stage1", "stage2", "evaluation"}
@@ -87,10 +94,56 @@ def test_evaluate_and_predict(run, call):
     student = str(run[0] / "student")
     row = json.loads(call("evaluate", student, "--profile", "tiny", "--json")[1].out)
     report = json.loads((run[0] / "report.json").read_text())
-    assert row["weighted_f1"] == pytest.approx(report["rows"][3]["weighted_f1"])
+    assert row["weighted_f1"] == pytest.approx(report["rows"][-1]["weighted_f1"])
     lines = call("predict", student, "habari njema", "\x1b[31mred")[1].out.splitlines()
     assert len(lines) == 2 and "\x1b" not in lines[1]
     assert lines[0].split("\t")[0] in ("negative", "neutral", "positive")
+
+
+def test_a_command_reads_only_the_splits_that_it_uses(call, tmp_path):
+    """AfriSenti has no train split of Oromo and Tigrinya."""
+    rows = "tweet\tlabel\nakkam\tpositive\nhin jaalanne\tnegative\n"
+    for code, split in (("orm", "test"), ("orm", "dev"), ("swa", "train"), ("swa", "test")):
+        folder = tmp_path / "afrisenti" / code
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.joinpath(f"{split}.tsv").write_text(rows, encoding="utf-8")
+    model, data = str(ASSETS / "teacher"), ["--data", str(tmp_path), "--languages"]
+    code, shown = call("evaluate", model, *data, "orm,swa")
+    assert code == 0, shown.err
+    assert "orm unknown, swa 100.0 (unknown: no train split)" in shown.out
+    row = json.loads(call("evaluate", model, *data, "orm,swa", "--json")[1].out)
+    assert row["leakage"] == {"orm": "unknown", "swa": 100.0}
+    assert row["weighted_f1_unseen"] is None and row["weighted_f1"]["orm"] >= 0
+    code, shown = call("evaluate", model, *data, "orm", "--split", "train")
+    assert code == 2 and "train.tsv: cannot be read" in shown.err
+
+
+def test_labels_without_a_name_are_given_on_the_command_line(call, tmp_path, monkeypatch):
+    """Every command whose error advises --labels takes it."""
+    folder = shutil.copytree(ASSETS / "teacher", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": {str(n): f"LABEL_{n}" for n in range(3)}, "label2id": {}}
+    (folder / "config.json").write_text(json.dumps(config))
+    model, given = str(folder), ["--labels", "NEG,neutral, pos"]
+    code, shown = call("predict", model, "habari njema")
+    assert code == 2 and "--labels negative,neutral,positive" in shown.err
+    own = call("predict", str(ASSETS / "teacher"), "habari njema")[1].out
+    assert call("predict", model, "habari njema", *given)[1].out == own
+    assert call("evaluate", model, "--profile", "tiny", *given)[0] == 0
+    code, shown = call("predict", model, "x", "--labels", "negative,neutral")
+    assert code == 2 and "--labels 'negative,neutral': name negative, neutral, pos" in shown.err
+
+    def checked(model, *_, **__):
+        return {"order": label_order(model)}
+
+    monkeypatch.setattr("comet_lib.ship.onnx.export", checked)
+    output = ["--output", str(tmp_path / "out")]
+    assert call("export", model, "--profile", "tiny", *output, *given)[0] == 0
+    seen = []
+    monkeypatch.setattr("comet_lib.recipe.distil", lambda profile, *_, **__: seen.append(profile))
+    assert call("distill", "--profile", "tiny", "--teacher", model, *output, *given)[0] == 0
+    teachers = read_teachers(seen[0])
+    assert label_order(teachers.sentiment) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Every entry point for text: good files load unchanged, bad ones raise an error naming the row."""
 
+import csv
 import unicodedata
 from pathlib import Path
 
@@ -51,6 +52,54 @@ def test_harmless_forms_read_alike(tmp_path, content):
 def test_quotes_are_plain_characters(tmp_path):
     frame = read(tmp_path, 'tweet\tlabel\n"open quote\tneutral\nsay "yes"\tpositive\n')
     assert frame["text"].tolist() == ['"open quote', 'say "yes"']
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_a_table_of_a_csv_writer_loses_its_quotes(tmp_path, quoting):
+    texts = ['a "quoted" word', "plain", '"all of it"', '"', ", ", "''"]
+    path = tmp_path / "x.tsv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", quoting=quoting)
+        writer.writerows([("tweet", "label"), *((text, "neutral") for text in texts)])
+    expected = list(map(data.normalise, texts))
+    assert data.read_tsv(path)["text"].tolist() == data.read_texts(path) == expected
+
+
+def test_a_tab_inside_quotes_is_part_of_the_text(tmp_path):
+    frame = read(tmp_path, 'tweet\tlabel\n"a\tb"\tneutral\n')
+    assert frame["text"].tolist() == ["a b"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'tweet\tlabel\n"opens here\tneutral\nends there"\tpositive\n',
+        'tweet\tlabel\n"whole"\tneutral\n',  # no writer would need these quotes
+        'tweet\tlabel\n"a ""b"""\tneutral\nsay "yes"\tpositive\n',
+        'tweet\tlabel\n"a ""b"""\tneutral\n"open\tpositive\n',
+        'tweet\tlabel\n""a"" b\tneutral\n',
+    ],
+)
+def test_quotes_that_no_csv_writer_wrote_stay(tmp_path, content):
+    texts = [line.split("\t")[0] for line in content.splitlines()[1:]]
+    assert read(tmp_path, content)["text"].tolist() == texts
+
+
+@pytest.mark.parametrize(
+    ("content", "row"),
+    [
+        ('tweet\tlabel\nx\tneutral\n"first\nsecond"\tneutral\n', 3),
+        ('tweet\tlabel\n"a ""b"""\tneutral\n"first\n\nthird"\tneutral\n', 3),
+        ('label\ttweet\nneutral\t"first\nsecond ""x"""\n', 2),
+        ('tweet\n"first\nsecond"\n', 2),
+    ],
+)
+def test_a_quoted_line_break_is_named(tmp_path, content, row):
+    path = tmp_path / "x.tsv"
+    path.write_text(content, encoding="utf-8")
+    for reader in (data.read_tsv, data.read_texts)["label" not in content :]:
+        with pytest.raises(CometError, match=f"row {row}: the text in quotes .* line break"):
+            reader(path)
 
 
 def test_tone_marks_survive_as_nfc(tmp_path):
@@ -128,6 +177,75 @@ def test_leakage_is_found_reported_and_can_be_left_out(tmp_path):
     assert report.loc["dev", "in_train"] == 1 and report.loc["dev", "percent"] == 50.0
     assert report.loc["test", "in_train"] == 0
     assert not any(loaded["train"]["seen_in_train"][:])
+
+
+def two_languages(root: Path) -> data.DatasetDict:
+    """Yoruba's dev and test hold copies of Igbo's train and of Yoruba's dev."""
+    rows = {
+        "dev": "Ṅdewo nnọọ, enyi!\tneutral\nàlàáfíà ni\tneutral\nṅdewo nnọọ enyi\tneutral\n",
+        "test": "àlàáfíà ni\tneutral\n@user ṅdewonnọọ ENYI 😀 http://x.y\tpositive\n",
+    }
+    splits = {split: f"tweet\tlabel\n{text}" for split, text in rows.items()}
+    write_folder(root, "yor", **splits)
+    train = "Ṅdewo nnọọ, enyi!\tpositive\nọ dị mma\tpositive\n"
+    folder = write_folder(root, "ibo", train="tweet\tlabel\n" + train)
+    return data.load_sentiment(get_profile("laptop", folder), ["yor", "ibo"])
+
+
+def test_copies_of_any_language_count_exact_and_loose(tmp_path):
+    loaded = two_languages(tmp_path)
+    assert loaded["dev"]["seen_in_train"][:3] == [True, False, False]
+    rows = data.leakage(loaded).set_index(["language", "split"]).to_dict("index")
+    assert rows["yor", "dev"] == {
+        "rows": 3,
+        "in_train": 1,
+        "percent": 33.3,
+        "loose": 2,
+        "loose_percent": 66.7,
+        "in_dev": 0,
+    }
+    test = rows["yor", "test"]
+    assert (test["in_train"], test["loose"], test["in_dev"]) == (0, 1, 1)
+    assert rows["ibo", "test"]["in_dev"] == 2  # GOOD is its dev too
+
+
+def test_a_language_without_train_on_the_hub_is_read_and_its_leakage_unknown(tmp_path):
+    for code, split in (("tir", "test"), ("swa", "train"), ("swa", "test")):
+        folder = tmp_path / code / split
+        folder.mkdir(parents=True)
+        table = datasets.Dataset.from_dict({"tweet": ["ok", f"{code}!"], "label": [0, 2]})
+        table.to_parquet(str(folder / "0000.parquet"))
+    source, profile = data.Source("hub", str(tmp_path), ""), get_profile("tiny")
+    table = data.load_sentiment(profile, ["tir", "swa"], source, ["test"])["test"]
+    assert table["seen_in_train"][:] == [None, None, True, True]
+    assert data.seen_percent(table) == {"tir": None, "swa": 100.0}
+    with pytest.raises(CometError, match="tir/train on the hub is not there"):
+        data.load_sentiment(profile, ["tir", "swa"], source, ["train"])
+
+
+def test_training_texts_with_conflicting_labels_are_found(tmp_path):
+    train = GOOD + "ko dára\tneutral\nnímo dára\tpositive\n"
+    write_folder(tmp_path, "yor", train=train)
+    folder = write_folder(tmp_path, "ibo", train=GOOD.replace("positive", "negative"))
+    loaded = data.load_sentiment(get_profile("laptop", folder), ["yor", "ibo"])
+    found = data.conflicting_labels(loaded["train"])
+    assert found.groupby("text")["label"].agg(set).to_dict() == {
+        "ko dára": {"negative", "neutral"},
+        "nímo dára": {"positive", "negative"},  # one label in each language
+    }
+    assert found.groupby("language")["text"].nunique().to_dict() == {"ibo": 2, "yor": 2}
+
+
+def test_afrisenti_leaks_as_counted(data_folder):
+    loaded = data.load_sentiment(get_profile("laptop", data_folder))
+    rows = data.leakage(loaded).set_index(["split", "language"])
+    dev = {"kin": 3.9, "swa": 0.7, "hau": 8.0, "ibo": 2.1, "yor": 11.3}
+    assert rows.loc["dev", "percent"].to_dict() == dev
+    # 28 in Kinyarwanda: a CSV writer wrote its test split, and one copy stands in quotes there.
+    assert rows.loc["test", "in_train"].to_dict() == dict(kin=28, swa=1, hau=0, ibo=0, yor=0)
+    assert rows.loc["test", "loose"].to_dict() == dict(kin=29, swa=2, hau=388, ibo=86, yor=113)
+    found = data.conflicting_labels(loaded["train"])
+    assert found.groupby("language")["text"].nunique().to_dict() == {"kin": 9, "swa": 3}
 
 
 def test_labels_follow_our_order_not_the_files(tmp_path):

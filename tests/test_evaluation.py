@@ -2,16 +2,21 @@
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
+from transformers import set_seed
 
 from comet_lib import evaluation
+from comet_lib.attention import capture_maps
 from comet_lib.data import FEATURES
 from comet_lib.errors import CometError
-from comet_lib.profiles import PAPER_ROWS
+from comet_lib.models import build_student, xlmr_config
+from comet_lib.profiles import PAPER_ROWS, shape
 from comet_lib.report import markdown_table, result_table
+from comet_lib.similarity import js_divergence
 
 
 def answers(seed: int = 0, n: int = 300, right: float = 0.6):
@@ -133,3 +138,19 @@ def test_the_floor_is_the_most_common_training_label_of_each_language():
     test = table(np.array([1, 1, 1, 0]), np.array(["yor", "kin", "kin", "yor"]))  # not looked at
     floor = evaluation.most_common(DatasetDict(train=train, test=test))
     assert floor.tolist() == [2, 0, 0, 2]
+
+
+def test_attention_distance_is_zero_for_the_teacher_itself_and_not_if_it_reads_another_text():
+    set_seed(0)
+    teacher = build_student(xlmr_config(shape(16, 2, 2, 32) | {"initializer_range": 1.0}, 40, 32))
+    rows = [[0, 7, 9, 2], [0, 5, 2], [0, 8, 6, 2], [0, 30, 31, 32, 2]]
+    same = evaluation.attention_distance(teacher, teacher, rows, {0: 0, 1: 1})
+    assert same == pytest.approx([0, 0], abs=1e-6)
+    shuffled = evaluation.attention_distance(teacher, teacher, rows, {0: 0, 1: 1}, shuffled=True)
+    assert all(value > 0.001 for value in shuffled)
+    by_hand = []
+    batch = {"input_ids": torch.tensor([rows[0], rows[2]]), "attention_mask": torch.ones(2, 4)}
+    for layer in (0, 1):  # the two rows of equal length change places
+        maps = capture_maps(teacher, batch)[layer]
+        by_hand.append(float(js_divergence(maps, maps.flip(0), batch["attention_mask"]).mean()))
+    assert shuffled == pytest.approx(by_hand, rel=1e-4)

@@ -1,8 +1,10 @@
 """An exported form answers like its model: in fp32 up to rounding, in int8 nearly always."""
 
 import builtins
+import copy
 import io
 import json
+import re
 import shutil
 import sys
 
@@ -178,6 +180,53 @@ def test_a_graph_that_strays_is_not_written(fp32, model, tokenizer, rows, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("form", ["fp32", "int8"])
+def test_a_graph_too_large_for_one_file_has_its_weights_beside_it(
+    form, fp32, model, tokenizer, rows, monkeypatch, tmp_path
+):
+    """Protobuf takes 2 GiB; a lower limit stands in for it."""
+    monkeypatch.setattr(ship, "LARGEST", 100_000)
+    report = ship.export(model, tokenizer, tmp_path / "x", *rows, int8=form == "int8", force=True)
+    shutil.move(tmp_path / "x", tmp_path / "moved")  # the graph names its weights, not their folder
+    folder = tmp_path / "moved"
+    files = {path.name: path.stat().st_size for path in folder.glob("*.onnx*")}
+    assert sorted(files) == ["model.onnx", "model.onnx.data"] and files["model.onnx"] < 100_000
+    exported = ship.load_exported(folder)
+    assert report["bytes"] == sum(files.values()) == round(exported.size[1] * 1e6)
+    answers = predict_probabilities(exported, tokenizer, rows[0])
+    whole = predict_probabilities(ship.load_exported(fp32[0]), tokenizer, rows[0])
+    np.testing.assert_allclose(answers, whole, atol=1e-6 if form == "fp32" else 0.2)
+    (folder / "model.onnx.data").unlink()
+    with pytest.raises(CometError, match=r"model\.onnx: onnxruntime cannot read it"):
+        ship.load_exported(folder)
+
+
+@pytest.fixture
+def outlier(model, tokenizer, tmp_path):
+    """A model with one outlier, in a row that no text reads: it sets the scale of all rows."""
+    own = copy.deepcopy(model)
+    with torch.no_grad():
+        own.get_input_embeddings().weight[-1, 0] = 1000.0
+    own.save_pretrained(tmp_path / "outlier")
+    save_tokenizer(tokenizer, own, tmp_path / "outlier")
+    return tmp_path / "outlier"
+
+
+def test_int8_that_changes_many_labels_is_refused_unless_forced(
+    outlier, monkeypatch, capsys, tmp_path
+):
+    command = ("export", outlier, "--output", tmp_path / "out", "--int8", "--profile", "tiny")
+    assert run(monkeypatch, *command) == 1
+    shown = capsys.readouterr()
+    assert re.search(r"not written, in int8 only \d\d\.\d % of the texts", shown.err)
+    assert "--force" in shown.err and not shown.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outlier"]
+    assert run(monkeypatch, *command, "--force") in (0, None)
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["argmax_equal"] < ship.LEAST_EQUAL
+    assert "warning: only" in shown.err and ship.is_exported(tmp_path / "out")
+
+
 def test_what_cannot_be_loaded_is_named(fp32, monkeypatch, tmp_path):
     with pytest.raises(CometError, match=r"no model\.onnx"):
         ship.load_exported(tmp_path)
@@ -248,7 +297,9 @@ def test_a_card_that_is_no_utf8_is_kept_as_far_as_it_goes(fp32, monkeypatch, tmp
     shutil.copytree(ASSETS / "teacher", tmp_path / "model")
     (tmp_path / "model" / "README.md").write_bytes("Modèle de Zoé\n".encode("latin-1"))
     seen = {}
-    monkeypatch.setattr(ship, "export", lambda *a, **more: seen.update(more) or {})
+    monkeypatch.setattr(
+        ship, "export", lambda *a, **more: seen.update(more) or {"argmax_equal": 100}
+    )
     assert run(monkeypatch, "export", tmp_path / "model", "--output", tmp_path / "new") == 0
     assert seen["card"].startswith("Mod") and "de Zo" in seen["card"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.patches import Rectangle
 from comet_lib.errors import CometError
 from comet_lib.lens.data import LensData, from_arrays
 from comet_lib.lens.static import chosen_pair, layer_tables, lens_figure
+from comet_lib.plots import attention_maps, drawable
 
 HOSTILE = ["<script>", "\"'&", "a\u202eb", "👩\u200d🌾", r"$\frac{$", "x" * 500, "ọ́"]
 
@@ -58,11 +60,32 @@ def test_hostile_tokens_are_drawn_as_they_are() -> None:
         figure = lens_figure(data())
         labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
         assert labels[0] == "<script>" and labels[2] == "a‹202E›b" and labels[4] == HOSTILE[4]
-        assert labels[3].startswith("□") and len(labels[5]) == 25 and labels[6] == "ọ́"
+        assert labels[3] in ("#3", HOSTILE[3]) and len(labels[5]) == 25 and labels[6] == "ọ́"
         out = io.BytesIO()
         figure.savefig(out, format=form)
         plt.close(figure)
         assert b"<script" not in out.getvalue()
+
+
+def test_letters_that_no_font_has_become_numbers_without_a_warning() -> None:
+    tokens = ["▁ሰላም", "سلام", "👍", "\U000e1000x", "a"]  # the fourth is no character in any font
+    one = from_arrays(tokens, maps(4, 5), maps(2, 5, seed=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for figure in (lens_figure(one), attention_maps([maps(5)], tokens, ["a"])):
+            figure.savefig(io.BytesIO())
+            labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+            assert labels[3:] == ["#3", "a"] and labels[0] in ("#0", tokens[0])
+            assert "no installed font" in figure.get_suptitle() + figure.get_supxlabel()
+            assert "\U000e1000" not in figure.get_suptitle()
+            plt.close(figure)
+
+
+def test_letters_come_from_another_installed_font() -> None:
+    with plt.rc_context({"font.family": "DejaVu Sans Mono"}):
+        assert drawable(["a"]) == (["a"], ["DejaVu Sans Mono"], "")
+        labels, (first, *others), note = drawable(["aߒ"])  # N'Ko, which DejaVu Sans has
+    assert labels == ["aߒ"] and first == "DejaVu Sans Mono" and others and not note
 
 
 def test_long_texts_name_some_tokens_and_stay_small() -> None:

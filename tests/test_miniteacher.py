@@ -1,6 +1,7 @@
 """The mini teacher's recipe at small sizes: one encoder, two heads, one file."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,11 +10,23 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from comet_lib.data import load_sentiment
 from comet_lib.errors import CometError
 from comet_lib.files import claim
-from comet_lib.lab.small_teacher import SPECIALS, BothTasks, TwoHeads, build, save, train_tokenizer
+from comet_lib.lab import small_teacher
+from comet_lib.lab.muon import Muon, orthogonal
+from comet_lib.lab.small_teacher import (
+    SPECIALS,
+    BothTasks,
+    TwoHeads,
+    below_counting,
+    build,
+    save,
+    train_tokenizer,
+)
 from comet_lib.loading import load_model, load_tokenizer
 from comet_lib.models import xlmr_config
 from comet_lib.profiles import Stage, get_profile
+from comet_lib.training import last_checkpoint
 
+WEIGHTS = "model.safetensors"
 TEXTS = ["Ẹ kú àárọ̀ o", "habari za asubuhi", "ina kwana 2026!", "ụtụtụ ọma nke oma"] * 5
 SIZES = {
     "hidden_size": 20,
@@ -74,10 +87,10 @@ def test_both_tasks_train_both_heads_and_mask_nothing_in_evaluation(model, token
     batch["labels"] = torch.tensor([0, -100, 2, 1])
     batch["teacher_probs"] = torch.full((4, 3), 1 / 3)
     stage = Stage(1, 1e-3, 4, temperature=1.0, alpha=0.5)
-    objective = BothTasks(tokenizer.mask_token_id, stage, mlm_weight=0.5)
+    objective = BothTasks(tokenizer.mask_token_id, stage, sentiment_weight=2.0)
     set_seed(1)
     terms = objective(model.train(), batch)
-    expected = 0.5 * terms["soft_targets"] + 0.5 * terms["hard_labels"] + 0.5 * terms["masked_lm"]
+    expected = terms["soft_targets"] + terms["hard_labels"] + terms["masked_lm"]
     torch.testing.assert_close(terms["loss"].detach(), expected)
     terms["loss"].backward()
     assert model.classifier.out_proj.weight.grad.abs().sum() > 0
@@ -98,3 +111,34 @@ def test_a_teacher_of_another_seed_is_not_taken_for_this_one(tmp_path):
     claim(tmp_path / "work" / "settings.json", get_profile("tiny").as_dict())
     with pytest.raises(CometError, match=r"differs in seed \(0 there, 1 now\)"):
         build(get_profile("tiny").with_(seed=1), tmp_path, say=lambda _: None)
+
+
+def test_a_killed_teacher_resumes_and_ends_with_the_same_weights(tmp_path, monkeypatch):
+    for name, value in (("SIZES", SIZES), ("VOCABULARY", 300), ("FOLDS", 2)):
+        monkeypatch.setattr(small_teacher, name, value)
+    monkeypatch.setattr(small_teacher, "STAGE", Stage(1, 1e-3, 16, 1.0, 0.5, max_steps=36))
+    profile, said = get_profile("tiny").with_(languages=("kin", "swa")), list[str]()
+    build(profile, tmp_path / "whole", say=said.append)
+    assert sum("masked-LM" in line for line in said) == 2
+    shutil.copytree(tmp_path / "whole" / "work", tmp_path / "killed" / "work")
+    shutil.rmtree(tmp_path / "killed" / "work" / "checkpoint-36")
+    assert last_checkpoint(tmp_path / "killed" / "work").endswith("checkpoint-35")
+    build(profile, tmp_path / "killed", say=lambda _: None)
+    whole, killed = ((tmp_path / n / "teacher" / WEIGHTS).read_bytes() for n in ("whole", "killed"))
+    assert whole == killed
+
+
+def test_counting_is_the_loss_of_the_piece_counts(model, tokenizer):
+    loss, counting = below_counting(model.eval(), tokenizer, TEXTS, TEXTS, 32)
+    assert 0 < counting < loss  # random weights know less than the counts
+
+
+def test_muon_moves_a_matrix_along_all_directions_alike(model):
+    values = torch.linalg.svdvals(orthogonal(torch.randn(2, 20, 40)))
+    assert ((values > 0.6) & (values < 1.3)).all()
+    optimizer, before = Muon(model, lr=0.1), model.roberta.encoder.layer[0].intermediate.dense
+    old = before.weight.detach().clone()
+    model(torch.tensor([[0, 5, 6, 2]]), labels=torch.tensor([[0, 5, 6, 2]])).loss.backward()
+    optimizer.step()
+    moved = torch.linalg.svdvals(old * (1 - 0.1 * 0.01) - before.weight.detach())
+    assert moved[0] < 2.5 * moved[3] and moved[4] < 1e-4  # four pieces, so four directions

@@ -1,12 +1,22 @@
 """Counts to the digit, labels by name, clear refusals, and a student from its teacher."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    FunnelConfig,
+    ModernBertConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    XLMRobertaConfig,
+    set_seed,
+)
 
 from comet_lib.data import LABELS
 from comet_lib.errors import CometError
@@ -19,6 +29,7 @@ from comet_lib.loading import (
     load_tokenizer,
     longest_text,
     model_origin,
+    name_labels,
 )
 from comet_lib.models import (
     build_student,
@@ -91,7 +102,7 @@ def test_untrained_head_is_refused(tmp_path):
 def test_bad_folders_are_refused(tmp_path):
     with pytest.raises(CometError, match=r"config\.json"):
         load_model(tmp_path)
-    with pytest.raises(CometError, match="hub id and a network"):
+    with pytest.raises(CometError, match="the hub cannot be reached"):
         load_model("no-such/model")
     with pytest.raises(CometError, match="no such folder"):
         load_model(tmp_path / "missing")
@@ -132,7 +143,7 @@ def test_a_hub_id_may_pin_a_commit(tmp_path, monkeypatch):
         assert model.classifier.out_proj.bias[0] == float(commit[0])
         assert commit[0] in load_tokenizer(name).get_vocab()
         assert model_origin(name) == f"owner/name@{commit}"
-    with pytest.raises(CometError, match="hub id and a network"):
+    with pytest.raises(CometError, match="the hub cannot be reached"):
         load_model("owner/name@" + "3" * 40)
     with pytest.raises(CometError, match="not a hub id"):
         load_model("name@" + commits[0])
@@ -147,8 +158,18 @@ def test_labels_are_read_by_name():
     model.config.id2label = {0: "positive", 1: "neutral", 2: "Negative"}
     assert label_order(model) == [2, 1, 0]
     model.config.id2label = {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
-    with pytest.raises(CometError, match="id2label"):
+    with pytest.raises(CometError, match="--labels negative,neutral,positive"):
+        label_order(model)  # an order is never guessed
+    model.config.id2label = {0: "POS", 1: "Neu", 2: "neg"}
+    assert label_order(model) == [2, 1, 0]
+    with pytest.raises(CometError, match="names its own labels, in another order"):
+        name_labels(model, LABELS)
+    model.config.id2label = {0: "neg", 1: "negative", 2: "pos"}
+    with pytest.raises(CometError, match="--labels"):
         label_order(model)
+    model.config.id2label = dict(enumerate("12345"))
+    with pytest.raises(CometError, match="give a sentiment model with the labels"):
+        name_labels(model, LABELS)
 
 
 @pytest.mark.parametrize("head", ["encoder", "masked-lm", "sentiment"])
@@ -213,6 +234,21 @@ def test_bundled_teacher_has_both_heads_and_keeps_tone_marks():
     with torch.no_grad():
         logits = masked(ids.masked_fill(torch.arange(ids.shape[1]) == 2, tokenizer.mask_token_id))
     assert logits.logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        (XLMRobertaConfig(max_position_embeddings=514), 512),
+        (BertConfig(), 512),
+        (BertConfig(pad_token_id=30_000), 512),
+        (ModernBertConfig(), 8192),  # its padding piece is number 50,283
+        (RobertaConfig(pad_token_id=9, max_position_embeddings=50), 40),
+        (FunnelConfig(), None),
+    ],
+)
+def test_how_long_a_text_may_be_depends_on_where_positions_begin(config, tokens):
+    assert longest_text(SimpleNamespace(config=config)) == tokens
 
 
 # --- A student from its teacher: the best embeddings of a width ---

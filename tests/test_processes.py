@@ -16,7 +16,7 @@ from transformers import set_seed
 import comet_lib
 from comet_lib.loading import load_tokenizer
 from comet_lib.models import build_student, xlmr_config
-from comet_lib.processes import processes, share_of_batch
+from comet_lib.processes import processes, shares_of_step
 from comet_lib.profiles import Stage, get_profile
 from comet_lib.text import load_text
 from comet_lib.training import distil_task_agnostic, fine_tune
@@ -133,9 +133,10 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     assert cached[0] == cached[1]
 
 
-def test_alone_the_share_is_one():
+def test_alone_the_shares_are_those_of_the_batches():
     assert processes().num_processes == 1 and processes().is_main_process
-    assert share_of_batch(torch.tensor(7)) == 1
+    for counts, shares in (([7], [1.0]), ([1, 2, 3], [0.5, 1.0, 1.5]), ([0, 0], [0.0, 0.0])):
+        assert shares_of_step(torch.tensor(counts)).tolist() == shares
 
 
 if __name__ == "__main__":

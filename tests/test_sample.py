@@ -26,7 +26,7 @@ def split_path(language: str, split: str) -> Path:
 
 
 def text_path(language: str) -> Path:
-    return SAMPLE / "text" / f"{language}.txt"
+    return SAMPLE / "transfer" / f"{language}.txt"
 
 
 def lines_of(path: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
 from comet_lib import targets
 from comet_lib.errors import CometError
@@ -19,13 +20,12 @@ def test_out_of_fold_never_sees_its_own_row(monkeypatch):
     texts[4] = texts[1]  # twins in one language
     fitted: list[set[str]] = []
 
-    class Spy:
-        def fit(self, inside, y):
-            fitted.append(set(inside))
-            return classifier().fit(inside, y)
+    def spy(ngrams, rows, own_labels):
+        fitted.append({ngrams.texts[row] for row in rows})
+        return fit(ngrams, rows, own_labels)
 
-    classifier = targets.tfidf_classifier
-    monkeypatch.setattr(targets, "tfidf_classifier", Spy)
+    fit = targets.Ngrams.fit
+    monkeypatch.setattr(targets.Ngrams, "fit", spy)
     folds = list(targets.fit_folds(texts, labels, languages, folds=3))
     assert len(folds) == 6 and not fitted  # each is fitted when it is asked for
     assert all(fold.classifier is fold.classifier for fold in folds)  # and once
@@ -68,7 +68,7 @@ def test_splices_are_made_of_pieces_and_labelled_by_their_own_fold():
         count = round(2.0 * len(fold.texts))
         part = made[start : start + count]
         assert all(word in own for text in part for word in text.split())
-        expected = targets.class_probabilities(fold.classifier, part)
+        expected = fold.answers(part)
         assert probabilities[start : start + count] == pytest.approx(expected)
         start += count
     assert all(text.strip() for text in made)
@@ -89,7 +89,7 @@ def test_cross_fit_is_its_folds_answers_and_their_splices():
     assert len(made.texts) == len(made.languages) == len(made.text_probabilities) == 90
     slow, new_texts, answers = np.zeros((60, 3)), [], []
     for k, fold in enumerate(targets.fit_folds(texts, labels, languages, folds=3)):
-        slow[fold.rows] = targets.class_probabilities(fold.classifier, fold.texts)
+        slow[fold.rows] = fold.answers(fold.texts)  # counted again, text by text
         new, answer, _ = targets.splice([fold], 1.5, np.random.default_rng((0, k)))
         new_texts += new
         answers.append(answer)
@@ -98,3 +98,26 @@ def test_cross_fit_is_its_folds_answers_and_their_splices():
     assert made.text_probabilities == pytest.approx(np.concatenate(answers))
     none = targets.cross_fit(texts, labels, languages, folds=3)
     assert none.texts == [] and none.text_probabilities.shape == (0, 3)
+
+
+def test_unlabelled_texts_get_the_mean_of_their_language_s_folds():
+    texts, labels, languages = tweets()
+    new = {"kin": ["good glad", "bad poor"], "xyz": ["no tweets to learn from"]}
+    made = targets.cross_fit(texts, labels, languages, folds=3, splices=0.5, unlabelled=new)
+    assert made.texts[-2:] == new["kin"] and made.languages[-2:] == ["kin", "kin"]
+    assert len(made.texts) == 30 + 2
+    folds = [f for f in targets.fit_folds(texts, labels, languages, folds=3) if f.language == "kin"]
+    mean = np.mean([fold.answers(new["kin"]) for fold in folds], axis=0)
+    assert made.text_probabilities[-2:] == pytest.approx(mean)
+    assert mean.argmax(1).tolist() == [2, 0]
+
+
+def test_words_keep_their_combining_marks():
+    assert targets.WORDS("gbọ́n a ẹ̀rín x1") == ["gbọ́n", "ẹ̀rín", "x1"]
+
+
+def test_log_count_ratios_weigh_a_feature_by_the_labels_that_have_it():
+    features = csr_matrix(np.array([[1.0, 0.5], [0.2, 0.0], [0.0, 0.7]]))
+    ratios = targets.LogCountRatios().fit(features, np.array([1, 1, 0]))
+    expected = np.log([3 / 5, 2 / 5]) - np.log([1 / 3, 2 / 3])  # counts 2, 1 and 0, 1; plus one
+    assert ratios.transform(features).toarray() == pytest.approx(features.toarray() * expected)

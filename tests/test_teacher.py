@@ -25,6 +25,8 @@ from comet_lib.errors import CometError
 from comet_lib.models import build_student, xlmr_config
 from comet_lib.objectives import Objective
 from comet_lib.teacher import (
+    Glances,
+    LiveTeacher,
     Questions,
     StoredCollator,
     ask_once,
@@ -343,3 +345,19 @@ def test_a_batch_with_nothing_masked_has_a_loss(tokenizer, tmp_path):
         terms = terms_of(student, batch)
     assert terms["soft_targets"] == 0 and terms["loss"].isfinite()
     terms["loss"].backward()
+
+
+def test_a_glance_is_chosen_by_the_batch_and_never_on_dev(tokenizer):
+    asked = LiveTeacher(a_teacher(tokenizer), Questions(maps=(0, 2), masked_lm=False))
+    glances, shown = Glances(asked, every=3), 0
+    for start in range(0, 60, 2):
+        ids = torch.tensor([[0, 5 + start % 7, 5 + start % 11, 2]])
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        assert not glances(batch).maps  # without soft targets: dev
+        probs = torch.tensor([[0.2, 0.3, 0.5]])
+        answers = glances({**batch, "teacher_probs": probs})
+        assert answers.probs is probs and bool(answers.maps) == (int(ids.sum()) % 3 == 0)
+        shown += bool(answers.maps)
+        if answers.maps:
+            torch.testing.assert_close(answers.maps[2], capture_maps(asked.model, batch)[2])
+    assert 0 < shown < 30

@@ -9,16 +9,30 @@ import pytest
 import torch
 from datasets import Dataset
 from fixed_tokenizer import fixed_tokenizer
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoConfig,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaSelfAttention
 
 from comet_lib.attention import capture_maps
 from comet_lib.data import FEATURES
 from comet_lib.errors import CometError
 from comet_lib.evaluation import mean_weighted_f1, predict_probabilities
+from comet_lib.loading import answer, longest_text
 from comet_lib.losses import attention_kl, soft_target_loss
-from comet_lib.models import build_student, only_positions, xlmr_config
-from comet_lib.objectives import Objective
+from comet_lib.models import (
+    build_student,
+    initialise_embeddings,
+    only_positions,
+    student_config,
+    xlmr_config,
+)
+from comet_lib.objectives import TERMS, Objective
 from comet_lib.profiles import Stage, get_profile
 from comet_lib.teacher import stored_answers
 from comet_lib.training import distil_task_agnostic, fine_tune, training_arguments
@@ -144,6 +158,64 @@ def test_stage_one_brings_the_student_to_the_teacher(tokenizer, tmp_path):
     assert train_rows and all("attention_kl" in row for row in train_rows)
 
 
+@pytest.fixture(scope="module")
+def bert_tokenizer():
+    """Numbered as BERT's: the number of XLM-R's padding is the unknown piece's."""
+    words = sorted({word for text in TEXTS for word in text.split()} - {"z"})
+    pieces = {piece: n for n, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
+    pieces["[MASK]"] = len(pieces)
+    backend = Tokenizer(models.WordLevel(pieces, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert"])
+def test_a_student_has_its_teachers_numbers_of_special_pieces(kind, bert_tokenizer, tmp_path):
+    set_seed(0)
+    sizes = dict(SMALL, vocab_size=len(bert_tokenizer), pad_token_id=0)
+    if kind == "distilbert":
+        sizes |= {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+    if kind == "modernbert":
+        sizes |= dict(bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3)
+    teacher = build_student(AutoConfig.for_model(kind, **sizes), "masked-lm")
+    profile = profile_for(epochs=1).with_(student=SMALL)
+    config = student_config(profile, teacher)
+    assert (config.pad_token_id, config.bos_token_id) == (0, teacher.config.bos_token_id)
+    student = build_student(config, "masked-lm")
+    initialise_embeddings(student, teacher)
+    table = student.get_input_embeddings()
+    zero = (table.weight == 0).all(1).nonzero().flatten().tolist()
+    assert zero == [table.padding_idx] == [bert_tokenizer.pad_token_id] == [0]
+    distil_task_agnostic(
+        student, teacher, bert_tokenizer, TEXTS * 2, profile, tmp_path, disable_tqdm=True
+    )
+    assert longest_text(student) == 128
+    assert longest_text(teacher) == teacher.config.max_position_embeddings
+    student.eval()  # each token has a position of its own, [UNK] too, and padding changes nothing.
+    long, batch = "a z " * 63, bert_tokenizer(["a z z", "b"], padding=True, return_tensors="pt")
+    assert (bert_tokenizer(long, return_tensors="pt")["input_ids"] == 1).sum() == 63
+    with torch.no_grad():
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        maps = capture_maps(student, inputs)
+        assert (maps[0][0] > 0).all() and (maps[0][1, :, 3:] == 0).all()
+        one = answer(student, bert_tokenizer, ["b"], 128)
+        two = answer(student, bert_tokenizer, ["b", long], 128)
+    torch.testing.assert_close(one[0], two[0, :3])
+
+
+def test_the_config_of_xlmrs_student_is_as_ever(config):
+    teacher = build_student(config)
+    student = student_config(profile_for(), teacher)
+    assert student.to_json_string() == student_config(profile_for(), teacher, 1).to_json_string()
+    assert (
+        student.to_json_string()
+        == xlmr_config(profile_for().student, config.vocab_size, 128).to_json_string()
+    )
+    assert (student.pad_token_id, student.max_position_embeddings) == (1, 130)
+
+
 def test_with_a_cache_the_teacher_is_asked_before_the_training_alone(tokenizer, tmp_path):
     set_seed(0)
     config = xlmr_config(SMALL, len(tokenizer), 64)
@@ -235,10 +307,10 @@ def run_stage_one_cached(tokenizer, folder, **more):
     return run_stage_one(tokenizer, folder, cache=folder.parent / "cache", **more)
 
 
-def run_stage_two(tokenizer, folder, terms=None, **more):
+def run_stage_two(tokenizer, folder, terms=None, glance=1, **more):
     set_seed(0)
     model, table = build_student(xlmr_config(SMALL, len(tokenizer), 64)), sentiment_table()
-    profile = profile_for(epochs=3, terms=terms or {})
+    profile = profile_for(epochs=3, terms=terms or {}, glance=glance)
     fine_tune(model, tokenizer, table, table, profile, folder, **more)
     return model
 
@@ -254,7 +326,12 @@ def run_with_terms(tokenizer, folder, **more):
     return model
 
 
-RUNS = [run_stage_one, run_stage_one_cached, run_stage_two, run_with_terms]
+def run_with_glances(tokenizer, folder, **more):
+    """The same, under a live teacher that is asked about every second batch."""
+    return run_with_terms(tokenizer, folder, glance=2, **more)
+
+
+RUNS = [run_stage_one, run_stage_one_cached, run_stage_two, run_with_terms, run_with_glances]
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -388,3 +465,55 @@ def test_arguments_say_what_the_stage_says(tmp_path):
     assert (arguments.num_train_epochs, arguments.learning_rate, arguments.seed) == (3, 1e-4, 4)
     assert arguments.gradient_accumulation_steps == 2
     assert not (arguments.bf16 and arguments.fp16)
+
+
+class Gradients(TrainerCallback):
+    """The gradient of each optimiser step, as one vector."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+
+
+@pytest.mark.parametrize("rows", [64, 40])  # 40 rows: three batches where four are accumulated
+@pytest.mark.parametrize("kind", ["live", "cached", "stage 2"])
+def test_accumulated_batches_have_the_gradient_of_one(kind, rows, tokenizer, tmp_path):
+    """Rows differ in length, in how much is masked, and in whether they have a label."""
+    sizes = {**SMALL, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = xlmr_config(sizes, len(tokenizer), 64, initializer_range=0.2)
+    texts = [" ".join([TEXTS[i % 36]] * (1 + i % 3)) for i in range(rows)]
+    terms = dict.fromkeys(TERMS, 1.0) | {"attention_mse": 300.0}  # whose numbers are small
+    if kind == "live":
+        terms["hard_labels"] = 1.0
+    found = []
+    for batch, accumulation in ((64, 1), (16, 4)):
+        stage = {"epochs": 1, "batch_size": batch, "gradient_accumulation": accumulation}
+        profile, output = profile_for(**stage, terms=terms), tmp_path / str(batch)
+        set_seed(0)
+        head = "sentiment" if kind == "stage 2" else "masked-lm"
+        teacher, student = (build_student(config, head) for _ in range(2))
+        gradients = Gradients()
+        more = {"callbacks": [gradients], "max_grad_norm": 0.0, "disable_tqdm": True}
+        if kind == "stage 2":
+            rising = [0.1 + 0.2 * (i % 4) for i in range(rows)]
+            columns = {
+                "text": texts,
+                "label": [-100 if i % 7 < 3 else i % 3 for i in range(rows)],
+                "language": ["kin"] * rows,
+                "teacher_probs": [[p, 0.2, 0.8 - p] for p in rising],
+            }
+            table = Dataset.from_dict(columns)
+            dev = table.filter(lambda row: row["label"] >= 0)
+            more["teacher"] = teacher
+            fine_tune(student, tokenizer, table, dev, profile, output, **more)
+        else:
+            more["cache"] = output / "cache" if kind == "cached" else None
+            rows_and_one_held_out = [*texts, "a mai z"]
+            distil_task_agnostic(
+                student, teacher, tokenizer, rows_and_one_held_out, profile, output, **more
+            )
+        found += gradients.steps
+    whole, accumulated = found
+    assert (accumulated - whole).norm() < 1e-5 * whole.norm()

@@ -37,7 +37,7 @@ from comet_lib.objectives import TERMS
 from comet_lib.processes import give_back_memory, versions
 from comet_lib.profiles import Profile
 from comet_lib.recipe import Run, Teachers, soft_targets, stage_one, teacher_probabilities
-from comet_lib.targets import class_probabilities, cross_fit, tfidf_classifier
+from comet_lib.targets import Ngrams, cross_fit, mean_answer
 from comet_lib.teacher import Questions, fingerprint
 from comet_lib.text import load_text
 from comet_lib.training import fine_tune
@@ -62,8 +62,8 @@ class Laboratory:
         train = data["train"].to_pandas()
         self.texts, self.languages = train["text"].to_numpy(object), train["language"].to_numpy()
         self.labels = train["label"].to_numpy()
-        self.teacher, self.tokenizer = load_pair(profile.sentiment_teacher)
-        self.config = student_config(profile, self.teacher)
+        self.teacher, self.tokenizer = load_pair(profile.sentiment_teacher, labels=profile.labels)
+        self.config = student_config(profile, self.teacher, self.tokenizer.pad_token_id)
         self.teacher_answers = cache(lambda: self.answers(self.teacher, self.texts.tolist()))
         self.targets = cache(self._targets)
         pair = self.teacher, self.tokenizer
@@ -116,8 +116,9 @@ class Laboratory:
         ngrams[known] = cross_fit(texts, labels, codes, self.profile.folds).probabilities
         for language in self.profile.languages if not known.all() else ():
             own, others = ((self.languages == language) & x for x in (known, ~known))
-            model = tfidf_classifier().fit(self.texts[own].tolist(), self.labels[own])
-            ngrams[others] = class_probabilities(model, self.texts[others].tolist())
+            table = Ngrams(self.texts[own].tolist())
+            model = table.fit(np.arange(own.sum()), self.labels[own])
+            ngrams[others] = mean_answer(model, table.forms_of(self.texts[others].tolist()))
         teacher = self.teacher_answers()
         both = (1 - weight) * ngrams + weight * teacher
         return {"tfidf": ngrams, "teacher": teacher, "both": both}

@@ -23,11 +23,11 @@ OutputOption = Annotated[
 
 @app.command()
 def teacher(
-    data: Annotated[Path, Option(help="folder with afrisenti/ (text/ is not read)")],
+    data: Annotated[Path, Option(help="folder with afrisenti/ and transfer/")],
     output: Annotated[Path, Option(help="folder for the teacher")] = Path("runs/teacher"),
     seed: Annotated[int, Option(min=0, max=2**32 - 1, help="for every random choice")] = 0,
 ) -> None:
-    """Rebuild the bundled small teacher from AfriSenti only (about an hour)."""
+    """Rebuild the bundled small teacher from AfriSenti and transfer text (about an hour)."""
     from comet_lib.lab.small_teacher import build
 
     build(chosen_profile("laptop", data, seed=seed, max_length=64), output, say=say)

@@ -1,17 +1,18 @@
 """The recipe of the bundled small teacher: one encoder with two heads.
 
 An XLM-R-shaped encoder with its own unigram vocabulary learns two things at once from the same
-batches of AfriSenti's training tweets: to fill in masked pieces, and to tell sentiment, from
-labels and from cross-fitted TF-IDF soft targets, on real and on spliced tweets. Both heads are
-stored in one file, so ``AutoModelForMaskedLM`` and ``AutoModelForSequenceClassification`` both
-load it. It uses no other text, which keeps the weights' licence (CC BY 4.0) clear.
+batches: to fill in masked pieces, and to tell sentiment, from labels and from cross-fitted n-gram
+soft targets. The texts are AfriSenti's training tweets, tweets spliced from them, and the transfer
+text, each as it is and in the cleaned form of AfriSenti's Hausa, Igbo and Yoruba test splits. Both
+heads are stored in one file, so ``AutoModelForMaskedLM`` and
+``AutoModelForSequenceClassification`` both load it. All of its text is CC BY 4.0.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,23 +27,35 @@ from transformers import PreTrainedTokenizerFast, XLMRobertaForMaskedLM, set_see
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaClassificationHead
 
 from comet_lib import evaluation
-from comet_lib.batches import SentimentCollator, tokenise
-from comet_lib.data import load_sentiment, unseen
+from comet_lib.batches import MaskingCollator, SentimentCollator, tokenise
+from comet_lib.data import both_forms, cleaned, load_sentiment, unseen
+from comet_lib.errors import CometError
 from comet_lib.files import claim, read_json, whole_folder, write_json
+from comet_lib.lab.muon import Muon
 from comet_lib.loading import save_tokenizer
 from comet_lib.losses import hybrid_loss, soft_target_loss_from_probs
 from comet_lib.models import count_parameters, xlmr_config
 from comet_lib.objectives import hard_labels
 from comet_lib.profiles import Profile, Stage, shape
 from comet_lib.recipe import soft_targets
+from comet_lib.text import load_transfer
 from comet_lib.training import DistillationTrainer, last_checkpoint, training_arguments
 
-VOCABULARY = 24_000
-SIZES = shape(160, 4, 5, 640)
-STAGE = Stage(epochs=4, learning_rate=1.5e-3, batch_size=64, temperature=1.0, alpha=0.75)
-SPLICES = 2.0  # spliced tweets for each real one
-MLM_WEIGHT = 0.1
-MASKED = 0.1  # share of pieces hidden
+VOCABULARY = 16_000
+SIZES = {
+    **shape(192, 4, 3, 768),
+    "initializer_range": 0.05,
+    "hidden_dropout_prob": 0.05,
+    "attention_probs_dropout_prob": 0.0,  # with it, a CPU leaves its fused attention
+}
+STAGE = Stage(1, learning_rate=2e-3, batch_size=64, temperature=1.0, alpha=0.75, max_steps=9000)
+DECAY = 0.3  # share of the steps over which the learning rate falls to 0
+SPLICES = 1.0  # spliced tweets for each real one
+FOLDS = 5
+SENTIMENT_WEIGHT = 3.0  # beside masked-LM
+MASKED = 0.15  # share of pieces hidden
+WHOLE = 0.25  # share of texts in which none is
+HELD_OUT = 20  # each 20th line of the transfer text is only measured on
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
@@ -105,84 +118,144 @@ class TwoHeads(XLMRobertaForMaskedLM):
 
 @dataclass
 class BothTasks:
-    """The training's terms over masked tweets: sentiment from <s>, masked-LM at masked positions.
+    """The training's terms over masked texts: sentiment from <s>, masked-LM at chosen positions,
+    of which 80 % become the mask, 10 % another piece, and 10 % stay.
 
     In evaluation nothing is masked, and there are only sentiment logits.
     """
 
     mask_id: int
     stage: Stage = STAGE
-    mlm_weight: float = MLM_WEIGHT
+    sentiment_weight: float = SENTIMENT_WEIGHT
 
     def __call__(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         ids, labels = batch["input_ids"], batch["labels"]
-        inputs, masked = ids, torch.zeros_like(ids, dtype=torch.bool)
+        inputs, chosen = ids, torch.zeros_like(ids, dtype=torch.bool)
         if model.training:
-            masked = (torch.rand(ids.shape, device=ids.device) < MASKED) & (ids >= len(SPECIALS))
-            inputs = ids.masked_fill(masked, self.mask_id)
+            chosen = (torch.rand(ids.shape) < MASKED) & (ids >= len(SPECIALS))
+            chosen &= torch.rand(len(ids), 1) >= WHOLE
+            fate = torch.rand(ids.shape)
+            inputs = ids.masked_fill(chosen & (fate < 0.8), self.mask_id)
+            other = torch.randint_like(ids, len(SPECIALS), model.config.vocab_size)
+            inputs = torch.where(chosen & (fate >= 0.9), other, inputs)
         hidden = model.roberta(inputs, attention_mask=batch["attention_mask"]).last_hidden_state
         logits = model.classifier(hidden).float()
         hard = hard_labels(logits, labels, labels != -100)
         if not model.training:
             return {"loss": hard, "logits": logits}
         soft = soft_target_loss_from_probs(logits, batch["teacher_probs"], self.stage.temperature)
-        mlm = F.cross_entropy(model.lm_head(hidden[masked]).float(), ids[masked])
+        mlm = F.cross_entropy(model.lm_head(hidden[chosen]).float(), ids[chosen])
         return {
-            "loss": hybrid_loss(soft, hard, self.stage.alpha) + self.mlm_weight * mlm,
+            "loss": mlm + self.sentiment_weight * hybrid_loss(soft, hard, self.stage.alpha),
             "soft_targets": soft.detach(),
             "hard_labels": hard.detach(),
             "masked_lm": mlm.detach(),
         }
 
 
-def build(profile: Profile, output: str | Path, say: Callable[[str], None] = print) -> None:
-    """Train the tokenizer and the teacher on ``profile``'s AfriSenti and save them to ``output``.
+def learning_rate(step: int, steps: int) -> float:
+    """The share of the peak: a short rise, a plateau, a straight line to 0."""
+    return min(1.0, (step + 1) / 100, (steps - step) / (DECAY * steps))
 
-    The last epoch is kept; dev (without the rows seen in train) is only reported. Weights are
-    stored in fp16. Called again, it resumes from the last checkpoint.
+
+def build(profile: Profile, output: str | Path, say: Callable[[str], None] = print) -> None:
+    """Train the tokenizer and the teacher on ``profile``'s AfriSenti and transfer text and save
+    them to ``output``.
+
+    The last step is kept; dev (without the rows seen in train) and the held-out transfer text are
+    only reported. Weights are stored in fp16. Called again, it resumes from the last checkpoint.
 
     Raises:
-        CometError: ``output`` holds a run of another seed or other data.
+        CometError: no transfer text, or ``output`` holds a run of another seed or other data.
     """
     output = Path(output)
     claim(output / "work" / "settings.json", profile.as_dict(), write=False)
-    data = load_sentiment(profile)
+    data, transfer = load_sentiment(profile, splits=["train", "dev"]), load_transfer(profile)
+    if not transfer:
+        raise CometError(f"{profile.data}: has no transfer/ folder; docs/command-line.md says more")
     claim(output / "work" / "settings.json", profile.as_dict())
-    train, dev = data["train"], unseen(data["dev"])
-    say(f"tokenizer: {VOCABULARY:,} pieces from {len(train):,} tweets")
-    tokenizer = train_tokenizer(train["text"][:])
+    held_out = [line for lines in transfer.values() for line in lines[::HELD_OUT]]
+    transfer = {
+        code: [line for n, line in enumerate(lines) if n % HELD_OUT]
+        for code, lines in transfer.items()
+    }
+    texts = [*data["train"]["text"][:], *(line for lines in transfer.values() for line in lines)]
+    say(f"tokenizer: {VOCABULARY:,} pieces from {len(texts):,} texts in both forms")
+    tokenizer = train_tokenizer([*texts, *map(cleaned, texts)])
     set_seed(profile.seed)
     model = TwoHeads(xlmr_config(SIZES, len(tokenizer), max_length=128))
-    say("soft targets: TF-IDF, out of fold")
+    say("soft targets: n-grams, out of fold")
     # At weight 0 the model, which knows nothing yet, is not asked.
-    soft = profile.with_(splices=SPLICES, teacher_weight=0.0)
-    train = soft_targets(train, model, tokenizer, soft)
+    soft = profile.with_(splices=SPLICES, folds=FOLDS, teacher_weight=0.0)
+    train = both_forms(soft_targets(data["train"], model, tokenizer, soft, transfer))
     columns = {"labels": train["label"][:], "teacher_probs": train["teacher_probs"][:]}
     table = tokenise(train["text"][:], tokenizer, profile.max_length, **columns)
+    dev = both_forms(unseen(data["dev"]))
     dev_table = tokenise(dev["text"][:], tokenizer, profile.max_length, labels=dev["label"][:])
-    say(f"training on {len(table):,} tweets")
+    steps = STAGE.max_steps
+    say(f"{count_parameters(model):,} parameters, {len(table):,} texts, {steps:,} steps")
     languages = np.asarray(dev["language"][:])
 
     def metrics(prediction: Any) -> dict[str, float]:
         guess = np.asarray(prediction.predictions).argmax(-1)
         return evaluation.mean_weighted_f1(np.asarray(prediction.label_ids), guess, languages)
 
+    often = {"save_strategy": "steps", "save_steps": max(1, steps // 36), "logging_steps": 50}
+    optimizer = Muon(model, STAGE.learning_rate)
     trainer = DistillationTrainer(
         model=model,
-        args=training_arguments(output / "work", STAGE, profile.seed, eval_strategy="epoch"),
+        args=training_arguments(
+            output / "work",
+            STAGE,
+            profile.seed,
+            eval_strategy="steps",
+            eval_steps=max(1, steps // 9),
+            **often,
+        ),
         train_dataset=table,
         eval_dataset=dev_table,
         data_collator=SentimentCollator(tokenizer),
         terms_of=BothTasks(tokenizer.mask_token_id),
         compute_metrics=metrics,
+        optimizers=(
+            optimizer,
+            torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps)),
+        ),
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(output / "work"))
     log = trainer.state.log_history
     save(model, tokenizer, output / "teacher")
     write_json(output / "log.json", log)
     scores = [f"{row['eval_mean']:.2f} mean weighted F1" for row in log if "eval_mean" in row]
-    last = scores[-1] if scores else "not measured"
-    say(f"{count_parameters(model):,} parameters; dev after the last epoch: {last}")
+    say(f"dev in both forms: {scores[-1] if scores else 'not measured'}")
+    for name, lines in (("dev tweets", unseen(data["dev"])["text"][:]), ("transfer", held_out)):
+        loss, counting = below_counting(model, tokenizer, lines, texts, profile.max_length)
+        say(f"masked-LM, {name}: {loss:.2f} nats, counting {counting:.2f}")
+
+
+@torch.inference_mode()
+def below_counting(
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    known: Sequence[str],
+    max_length: int = 64,
+) -> tuple[float, float]:
+    """Masked-LM loss of ``model`` on ``texts``, and that of the piece counts (plus one) of
+    ``known`` on the same positions, in nats per chosen piece."""
+    pieces = tokenise(known, tokenizer, 512)["input_ids"][:]
+    counts = torch.from_numpy(1.0 + np.bincount(np.concatenate(pieces), minlength=len(tokenizer)))
+    logs, losses, floor = counts.div(counts.sum()).log(), [], []
+    rows = tokenise(texts, tokenizer, max_length).sort("length")
+    for start in range(0, len(rows), 128):
+        batch = MaskingCollator(tokenizer)(rows.select(range(start, min(start + 128, len(rows)))))
+        chosen = batch["labels"] != -100
+        inputs = batch["input_ids"].masked_fill(chosen, tokenizer.mask_token_id)  # all are hidden
+        hidden = model.roberta(inputs, attention_mask=batch["attention_mask"]).last_hidden_state
+        truth = batch["labels"][chosen]
+        losses.append(F.cross_entropy(model.lm_head(hidden[chosen]), truth, reduction="none"))
+        floor.append(-logs[truth])
+    return float(torch.cat(losses).mean()), float(torch.cat(floor).mean())
 
 
 def save(model: TwoHeads, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -47,7 +48,9 @@ def lens_figure(
     limit = max(float(np.abs(student - teacher).max()), 1e-9)
     every = -(-len(data.tokens) // NAMED)
     places = list(range(0, len(data.tokens), every))
-    names = [drawable(data.tokens[i]) for i in places]
+    labels, families, note = drawable(data.tokens)
+    names = [labels[i] for i in places]
+    text: dict[str, Any] = {"parse_math": False, "fontfamily": families}
 
     side = float(np.clip(0.2 * len(data.tokens) + 0.6, 2.8, 7))
     students, teachers = data.js.shape[1:]
@@ -64,8 +67,8 @@ def lens_figure(
         )
         _hatch(axes, data.mask)
         axes.set_title(name)
-        axes.set_xticks(places, names, rotation=90, fontsize=8, parse_math=False)
-        axes.set_yticks(places, names if number == 0 else [], fontsize=8, parse_math=False)
+        axes.set_xticks(places, names, rotation=90, fontsize=8, **text)
+        axes.set_yticks(places, names if number == 0 else [], fontsize=8, **text)
         axes.set_xlabel("looked at")
         axes.tick_params(length=0, pad=2)
         if number:
@@ -84,8 +87,10 @@ def lens_figure(
             fontsize=9,
         )
         axes.add_patch(_frame(teacher_layer, student_layer, 0.39, PINK))
-    sentence = drawable(data.finding(teacher_layer, student_layer, step))
-    figure.suptitle(textwrap.fill(sentence, int(14 * (3 * side + 1))), parse_math=False)
+    sentence = replace(data, tokens=tuple(labels)).finding(teacher_layer, student_layer, step)
+    width = int(14 * (3 * side + 1))
+    lines = [textwrap.fill(line, width) for line in (sentence, note) if line]
+    figure.suptitle("\n".join(lines), **text)
     return figure
 
 

@@ -24,14 +24,12 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from comet_lib.errors import CometError
-from comet_lib.models import quiet
+from comet_lib.models import first_position, quiet
 
 SCRIPT_SHARE = 0.001  # of the corpus's letters; below it, a script is a stray quotation
 EMOJI = 0x1F300  # the first of the emoji blocks
 #: Fields of a config that hold the number of a piece.
 ID_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id")
-#: Ends of the names of weights that have a row for each piece.
-BY_PIECE = ("word_embeddings.weight", "lm_head.bias", "head.decoder.weight", "head.decoder.bias")
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,10 @@ def trim_tokenizer(
 
 
 def trim_model(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
-    """A copy of ``model`` with the rows ``kept`` of its word embeddings and masked-LM head."""
+    """A copy of ``model`` with the rows ``kept`` of its word embeddings and masked-LM head.
+
+    ``kept`` rises. Where positions are counted from the padding piece, they move with it.
+    """
     old = model.config.vocab_size
     if max(kept) >= old:
         raise CometError(f"piece {max(kept)} is kept, but the model has {old} rows of embeddings")
@@ -158,16 +159,16 @@ def trim_model(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
             if number not in new:
                 raise CometError(f"{name} is piece {number}, which is not kept: keep it")
             setattr(config, name, new[number])
-    if (pad := model.config.pad_token_id) != config.pad_token_id:
-        raise CometError(
-            f"the padding piece would move from {pad} to {config.pad_token_id}, and XLM-R counts "
-            "positions from it: keep the pieces before it"
-        )
-    rows, weights = torch.as_tensor(list(kept)), model.state_dict()
-    for name, value in weights.items():
-        if name.endswith(BY_PIECE) and len(value) == old:
-            weights[name] = value[rows]
+    moved = first_position(model.config) - first_position(config)
+    if moved:
+        config.max_position_embeddings -= moved
     trimmed: Any = type(model)(config)
+    if getattr(model.base_model, "pooler", None) is None:  # a config does not say so
+        trimmed.base_model.pooler = None
+    rows, weights = torch.as_tensor(list(kept)), model.state_dict()
+    for name, value in trimmed.state_dict().items():
+        if value.shape != weights[name].shape:
+            weights[name] = weights[name][moved:] if "position" in name else weights[name][rows]
     trimmed.load_state_dict(weights)
     return trimmed.to(dtype=model.dtype).train(model.training)
 
