@@ -146,6 +146,7 @@ class Profile:
     splices: float = 0.5  # spliced tweets per real one
     folds: int = 3
     teacher_weight: float = 0.3  # share of the sentiment teacher in the soft targets
+    prior: float = 0.5  # power of a label's frequency that the soft targets are divided by
     bootstrap: int = 1000
     seed: int = 0
     first_look: float = 1.0  # share of the training in notebook 00

@@ -53,7 +53,7 @@ from comet_lib.objectives import TERMS, stage_one_weights, stage_two_weights
 from comet_lib.processes import give_back_memory, processes, versions
 from comet_lib.profiles import PAPER_LANGUAGES, PAPER_ROWS, TINY, Profile
 from comet_lib.report import model_card, report_text
-from comet_lib.targets import check_enough, cross_fit
+from comet_lib.targets import check_enough, cross_fit, label_frequencies, less_prior
 from comet_lib.text import load_text, load_transfer
 from comet_lib.training import distil_task_agnostic, fine_tune, uniform_matches
 
@@ -281,10 +281,14 @@ def soft_targets(
     if weight > 0:
         theirs = teacher_probabilities(teacher, tokenizer, every, profile)
         probabilities = (1 - weight) * probabilities + weight * theirs
+    labels = [*train["label"][:], *[-100] * len(ngrams.texts)]
+    codes = [*languages, *ngrams.languages]
+    frequencies = label_frequencies(train)
+    probabilities = less_prior(probabilities, codes, frequencies, profile.prior)
     rows = {
         "text": every,
-        "label": [*train["label"][:], *[-100] * len(ngrams.texts)],
-        "language": [*languages, *ngrams.languages],
+        "label": labels,
+        "language": codes,
         "teacher_probs": list(probabilities.astype(np.float32)),
     }
     return Dataset.from_dict(rows)
@@ -420,7 +424,9 @@ def write_report(
             if name == "teacher":  # and what the student imitates, its ceiling
                 weight, ngrams = profile.teacher_weight, "tfidf_both_forms"
                 mixed = (1 - weight) * answers[ngrams] + weight * answers[name]
-                answers["soft_targets"] = mixed
+                answers["soft_targets"] = less_prior(
+                    mixed, table["language"][:], label_frequencies(data["train"]), profile.prior
+                )
                 sizes["soft_targets"] = sizes[ngrams] + sizes[name]
         rows = {
             name: evaluation.score_row(

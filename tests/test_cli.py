@@ -134,7 +134,7 @@ def test_labels_without_a_name_are_given_on_the_command_line(call, tmp_path, mon
     assert code == 2 and "--labels 'negative,neutral': name negative, neutral, pos" in shown.err
 
     def checked(model, *_, **__):
-        return {"order": label_order(model)}
+        return {"order": label_order(model), "argmax_equal": 100.0}
 
     monkeypatch.setattr("comet_lib.ship.onnx.export", checked)
     output = ["--output", str(tmp_path / "out")]

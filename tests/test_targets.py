@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from scipy.sparse import csr_matrix
 
 from comet_lib import targets
@@ -121,3 +122,17 @@ def test_log_count_ratios_weigh_a_feature_by_the_labels_that_have_it():
     ratios = targets.LogCountRatios().fit(features, np.array([1, 1, 0]))
     expected = np.log([3 / 5, 2 / 5]) - np.log([1 / 3, 2 / 3])  # counts 2, 1 and 0, 1; plus one
     assert ratios.transform(features).toarray() == pytest.approx(features.toarray() * expected)
+
+
+def test_less_prior_takes_the_frequency_of_a_label_out():
+    even = np.array([[0.25, 0.5, 0.25]] * 8)
+    train = Dataset.from_dict(
+        {"language": ["swa"] * 7 + ["kin"], "label": [1, 1, 1, 1, 1, 0, 2, 0]}
+    )
+    frequencies = targets.label_frequencies(train)
+    assert frequencies["swa"] == pytest.approx(np.array([0.2, 0.6, 0.2]))  # 1, 5, 1, plus one each
+    out = targets.less_prior(even, ["swa"] * 8, frequencies, 1.0)
+    assert out[0] == pytest.approx(np.array([0.25 / 0.2, 0.5 / 0.6, 0.25 / 0.2]) / (10 / 3))
+    assert targets.less_prior(even, ["swa"] * 8, frequencies, 0.0) == pytest.approx(even)
+    mixed = targets.less_prior(even, ["kin", *["swa"] * 7], frequencies, 0.5)
+    assert mixed.sum(1) == pytest.approx(np.ones(8)) and mixed[0, 1] != mixed[1, 1]

@@ -186,7 +186,7 @@ def build(profile: Profile, output: str | Path, say: Callable[[str], None] = pri
     model = TwoHeads(xlmr_config(SIZES, len(tokenizer), max_length=128))
     say("soft targets: n-grams, out of fold")
     # At weight 0 the model, which knows nothing yet, is not asked.
-    soft = profile.with_(splices=SPLICES, folds=FOLDS, teacher_weight=0.0)
+    soft = profile.with_(splices=SPLICES, folds=FOLDS, teacher_weight=0.0, prior=0.0)
     train = both_forms(soft_targets(data["train"], model, tokenizer, soft, transfer))
     columns = {"labels": train["label"][:], "teacher_probs": train["teacher_probs"][:]}
     table = tokenise(train["text"][:], tokenizer, profile.max_length, **columns)
