@@ -47,7 +47,7 @@ from comet_lib.objectives import (
     stage_one_weights,
     stage_two_weights,
 )
-from comet_lib.processes import shares_of_step
+from comet_lib.processes import shares_of_step, threads_for
 from comet_lib.profiles import Profile, Stage
 from comet_lib.teacher import stored_answers
 
@@ -420,14 +420,15 @@ def fine_tune(
         "load_best_model_at_end": True,
         **arguments,
     }
-    return fit(
-        student,
-        objective,
-        resume,
-        args=training_arguments(output, stage, profile.seed, **settings),
-        train_dataset=table,
-        eval_dataset=dev_table,
-        data_collator=collator,
-        compute_metrics=metrics,
-        callbacks=[EarlyStoppingCallback(stage.patience), *callbacks],
-    )
+    with threads_for(student):
+        return fit(
+            student,
+            objective,
+            resume,
+            args=training_arguments(output, stage, profile.seed, **settings),
+            train_dataset=table,
+            eval_dataset=dev_table,
+            data_collator=collator,
+            compute_metrics=metrics,
+            callbacks=[EarlyStoppingCallback(stage.patience), *callbacks],
+        )

@@ -16,7 +16,7 @@ from transformers import set_seed
 import comet_lib
 from comet_lib.loading import load_tokenizer
 from comet_lib.models import build_student, xlmr_config
-from comet_lib.processes import processes, shares_of_step
+from comet_lib.processes import processes, shares_of_step, threads_for
 from comet_lib.profiles import Stage, get_profile
 from comet_lib.text import load_text
 from comet_lib.training import distil_task_agnostic, fine_tune
@@ -141,3 +141,18 @@ def test_alone_the_shares_are_those_of_the_batches():
 
 if __name__ == "__main__":
     run(Path(sys.argv[1]), Path(sys.argv[2]), batch=8)
+
+
+def test_a_small_model_computes_in_one_thread_and_leaves_the_number_as_it_was():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        wide = {**SIZES, "hidden_size": 512, "intermediate_size": 1024}
+        for sizes, threads in ((SIZES, 1), (wide, 2)):
+            model = build_student(xlmr_config(sizes, 50, 16))
+            with pytest.raises(KeyError), threads_for(model):
+                assert torch.get_num_threads() == (2 if torch.cuda.is_available() else threads)
+                raise KeyError
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
