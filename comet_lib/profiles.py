@@ -143,7 +143,7 @@ class Profile:
     train_limit: int | None = None  # tweets per language, None: all
     text_limit: dict[str, int] = field(default_factory=dict)  # sentences per language
     default_text_limit: int | None = None
-    splices: float = 0.5  # spliced tweets per real one
+    splices: float = 0.0  # spliced tweets per real one
     folds: int = 3
     teacher_weight: float = 0.3  # share of the sentiment teacher in the soft targets
     prior: float = 0.5  # power of a label's frequency that the soft targets are divided by
@@ -192,7 +192,7 @@ _BUNDLED = str(ASSETS / "teacher")
 
 LAPTOP = Profile(
     name="laptop",
-    minutes="6 to 10 minutes for the whole game on 2 cores or one GPU",
+    minutes="10 minutes for the whole game on 2 cores or one GPU",
     ram_gb=2,
     download_gb=0.01,
     teacher=_BUNDLED,
@@ -203,8 +203,9 @@ LAPTOP = Profile(
         "attention_probs_dropout_prob": 0.0,  # above 0, a CPU leaves its fused attention
     },
     stage1=Stage(1, 3e-3, 16, temperature=2.0, alpha=0.5, gradient_accumulation=4),
-    stage2=Stage(2, 3e-3, 64, temperature=1.0, alpha=0.75),
-    default_text_limit=1000,
+    stage2=Stage(2, 3e-3, 64, temperature=1.0, alpha=0.75, terms={"attention_kl": 1.0}, glance=4),
+    default_text_limit=2000,
+    first_look=0.5,
 )
 
 TINY = LAPTOP.with_(
@@ -212,7 +213,7 @@ TINY = LAPTOP.with_(
     minutes="1 minute for the whole game on 2 cores or one GPU",
     download_gb=0,
     stage1=Stage(1, 3e-3, 16, temperature=2.0, alpha=0.5, max_steps=6),
-    stage2=Stage(2, 3e-3, 16, temperature=1.0, alpha=0.5, max_steps=12),
+    stage2=replace(LAPTOP.stage2, batch_size=16, alpha=0.5, max_steps=12),
     use_hub=False,
     train_limit=40,
     default_text_limit=40,
@@ -230,6 +231,7 @@ GPU = Profile(
     stage1=Stage(15, 5e-5, 8, temperature=2.0, alpha=0.5, gradient_accumulation=2),
     stage2=Stage(5, 2e-5, 16, temperature=2.0, alpha=0.5),
     max_length=128,
+    splices=0.5,
     text_limit={"kin": 226_466, "swa": 250_000, "hau": 173_485, "ibo": 54_410, "yor": 52_067},
     default_text_limit=50_000,
     first_look=1 / 15,
