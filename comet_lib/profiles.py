@@ -215,6 +215,7 @@ TINY = LAPTOP.with_(
     stage1=Stage(1, 3e-3, 16, temperature=2.0, alpha=0.5, max_steps=6),
     stage2=replace(LAPTOP.stage2, batch_size=16, alpha=0.5, max_steps=12),
     use_hub=False,
+    first_look=1.0,
     train_limit=40,
     default_text_limit=40,
     bootstrap=200,

@@ -28,7 +28,7 @@ def test_bars_are_the_scores_in_the_models_colours():
     rows = [*report["rows"], *report["paper"]]
     assert [bar.get_width() for bar in axes.patches] == [r["weighted_f1"]["mean"] for r in rows]
     assert axes.patches[0].get_facecolor() == to_rgba(COLOURS["tfidf"])
-    assert axes.get_title(loc="left") == "Our best is tfidf: 69.7; the paper's best: 73.2"
+    assert axes.get_title(loc="left") == "Best model of ours: tfidf both forms, 70.5"
     low, high = report["rows"][3]["ci95"]["mean"]
     assert axes.collections[0].get_segments()[3].tolist() == [[low, 3], [high, 3]]
 

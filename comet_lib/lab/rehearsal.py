@@ -122,7 +122,8 @@ def prediction(profile: Profile, costs: Sequence[Sequence[float]]) -> dict[str, 
         profile.text_limit.get(code, profile.default_text_limit or 0) for code in profile.languages
     )
     tweets = min(TWEETS, (profile.train_limit or TWEETS) * len(profile.languages))
-    stages = (lines, profile.stage1), (round(tweets * (1 + profile.splices)), profile.stage2)
+    both_forms = round(2 * tweets * (1 + profile.splices))
+    stages = (lines, profile.stage1), (both_forms, profile.stage2)
     steps1, steps2 = (
         stage.max_steps  # replaces the epochs
         if stage.max_steps > 0
