@@ -40,7 +40,7 @@ def main() -> None:
     layers = layer_map(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
     texts = [
         line
-        for path in sorted((ASSETS / "sample" / "text").glob("*.txt"))
+        for path in sorted((ASSETS / "sample" / "transfer").glob("*.txt"))
         for line in path.read_text(encoding="utf-8").splitlines()
     ]
     shown = tokenizer([SENTENCE], return_tensors="pt")
