@@ -29,7 +29,7 @@ from comet_lib.lab import commands
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(commands.app, name="lab")
 TERMS_HELP = """terms of both stages' losses and their weights, such as hidden_mse=1,relations=1
-(default: soft targets; attention in stage 1, labels in stage 2)"""
+(default: soft targets and attention; in stage 2 labels too)"""
 TEXT_HELP = """text for stage 1: a folder or file of .txt (one sentence per line), .jsonl or
 .parquet (column text), or fineweb-2 (default: --data's transfer/ or text/)"""
 TEXTS_HELP = """texts, each in quotes; or - for one text per line on standard input; or a FILE.tsv
