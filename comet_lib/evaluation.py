@@ -74,16 +74,21 @@ def attention_distance(
     """
     total, tokens = np.zeros(len(matches)), 0
     for _, same in groupby(sorted(rows, key=len), key=len):
-        ids = torch.tensor([list(row) for row in same], device=student.device)
+        ids = torch.tensor([list(row) for row in same])
         if shuffled and len(ids) == 1:
             continue
         others = ids.roll(1, 0) if shuffled else ids
         for ours, theirs in zip(ids.split(64), others.split(64), strict=True):
             mask = torch.ones_like(ours)
-            mine = capture_maps(student, {"input_ids": ours, "attention_mask": mask})
-            its = capture_maps(teacher, {"input_ids": theirs, "attention_mask": mask})
+            mine, its = (
+                capture_maps(
+                    model,
+                    {"input_ids": x.to(model.device), "attention_mask": mask.to(model.device)},
+                )
+                for model, x in ((student, ours), (teacher, theirs))
+            )  # one of them may be on a GPU
             for n, (layer, match) in enumerate(matches.items()):
-                total[n] += float(js_divergence(mine[layer], its[match], mask).sum())
+                total[n] += float(js_divergence(mine[layer].cpu(), its[match].cpu(), mask).sum())
             tokens += mask.numel()
     return (total / max(tokens, 1)).tolist()
 

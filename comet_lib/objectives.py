@@ -170,25 +170,14 @@ class Objective:
         weights: Mapping[str, float],
         matches: Mapping[int, int],
         temperature: float = 1.0,
+        glance: int | None = None,
     ) -> Objective:
-        """Stage 1 under a masked-LM model that answers each batch as it comes."""
-        asked = LiveTeacher(teacher, questions_for(weights, matches))
-        return cls(asked, weights, matches, temperature, teacher.config.hidden_size)
-
-    @classmethod
-    def glancing(
-        cls,
-        teacher: PreTrainedModel,
-        weights: Mapping[str, float],
-        matches: Mapping[int, int],
-        temperature: float = 1.0,
-        every: int = 1,
-    ) -> Objective:
-        """Stage 2: soft targets come with the batch, and for one batch in ``every`` a live teacher
-        shows its inside."""
-        asked = LiveTeacher(teacher, questions_for(weights, matches, masked_lm=False))
-        width = teacher.config.hidden_size
-        return cls(Glances(asked, every), weights, matches, temperature, width)
+        """Under a model that answers as the batches come: a masked-LM model of stage 1; or, with
+        ``glance``, the sentiment model of stage 2, which shows its inside for one batch in so
+        many, while soft targets come with every batch."""
+        asked = LiveTeacher(teacher, questions_for(weights, matches, masked_lm=glance is None))
+        answers = asked if glance is None else Glances(asked, glance)
+        return cls(answers, weights, matches, temperature, teacher.config.hidden_size)
 
     @classmethod
     def stored(

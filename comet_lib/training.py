@@ -392,7 +392,7 @@ def fine_tune(
         raise CometError(f"{', '.join(inside)} in stage 2 need a teacher: give one")
     elif stage.glance > 1:
         pairs = matches or uniform_matches(student, teacher)
-        objective = Objective.glancing(teacher, weights, pairs, stage.temperature, stage.glance)
+        objective = Objective.live(teacher, weights, pairs, stage.temperature, stage.glance)
     else:
         objective, table, collator = Objective.stored(
             cache or output / "cache",

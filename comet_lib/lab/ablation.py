@@ -68,7 +68,9 @@ class Laboratory:
         self.targets = cache(self._targets)
         pair = self.teacher, self.tokenizer
         self.spliced = cache(
-            lambda ratio: soft_targets(data["train"], *pair, profile.with_(splices=ratio, seed=0))
+            lambda ratio: soft_targets(
+                data["train"], *pair, profile.with_(splices=ratio, seed=0, prior=0.0)
+            )
         )
 
     def answers(self, model: PreTrainedModel, texts: list[str]) -> np.ndarray:
@@ -157,6 +159,7 @@ class Laboratory:
         stage = replace(
             self.profile.stage2,
             terms={variant.term: variant.weight} if variant.term else {},
+            glance=1,  # every batch, from answers that variants share
             **{name: value for name, value in given.items() if value is not None},
         )
         body = self.agnostic(variant.stage1, seed) if variant.stage1 else None
