@@ -20,7 +20,8 @@ from transformers import (
 from comet_lib.attention import capture_maps
 from comet_lib.errors import CometError
 from comet_lib.lens.align import aggregate, labels, segments, shown, token_starts
-from comet_lib.lens.data import from_arrays, from_models, quantise
+from comet_lib.lens.data import from_arrays, quantise
+from comet_lib.lens.reading import from_models
 from comet_lib.similarity import js_divergence, linear_cka
 
 TEXT = "Ọjọ́ dára, wọ́n yọ̀ 😀!"
