@@ -30,7 +30,8 @@ LIMIT = 1_000_000  # bytes; above it a page leaves single heads out
 _PAGE_CSS = """
 :root { color-scheme: light dark; }
 body { margin: 0; padding: 20px clamp(12px, 3vw, 40px); background: #ffffff; color: #1d1d1f; }
-header, footer { max-width: 70ch; font: 14px/1.5 system-ui, "Segoe UI", sans-serif; }
+header p, footer { max-width: 70ch; }
+header, footer { font: 14px/1.5 system-ui, "Segoe UI", sans-serif; }
 h1 { font-size: 21px; line-height: 1.3; margin: 0; overflow-wrap: anywhere; }
 footer { margin-top: 20px; }
 a { color: #0062a0; }
