@@ -61,12 +61,13 @@ def lens_figure(
     side = float(np.clip(0.16 * len(data.tokens) + 0.5, 2.6, 4.6))
     students, teachers = data.js.shape[1:]
     tables = students * teachers > 1
-    rows = [side + 0.9]
+    written = 0.075 * max(map(len, names)) + 0.1  # inches of the longest label
+    rows = [side + written + 0.4]
     if tables or data.answers:
         rows.append(max(1.5, 0.3 * students) + 0.8)
     if data.occlusion:
-        rows += [1.0, 1.7]
-    figure = plt.figure(figsize=(3 * side + 1.8, sum(rows) + 0.7), layout="constrained")
+        rows += [1.0, 1.1 + written]
+    figure = plt.figure(figsize=(3 * side + written + 1.4, sum(rows) + 0.7), layout="constrained")
     grid = figure.add_gridspec(len(rows), 1, height_ratios=rows)
 
     top = [figure.add_subplot(part) for part in grid[0].subgridspec(1, 3)]
