@@ -399,10 +399,11 @@ function render({ model, el }) {
       const { since, hides } = flight;
       flight = null;
       if (wanted) return ask(wanted.words, wanted.since);
-      if (error) return say(error, true);
+      if (error) say(error, true);
       if (hides) return undefined;
+      if (now.answers && !losses()) hiding = setTimeout(() => send({ hide: true }, performance.now()), 300);
+      if (error) return undefined;
       say(`read in ${ms} ms`);
-      hiding = setTimeout(() => send({ hide: true }, performance.now()), 300);
       requestAnimationFrame(() => setTimeout(() => { // after it is painted
         root.dataset.typed = String(Math.round(performance.now() - since));
       }));
