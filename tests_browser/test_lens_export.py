@@ -290,6 +290,7 @@ def test_the_maps_follow_their_captions_without_empty_lines(look: Any) -> None:
         ("teacher", "student", "difference"), page.locator(".lens-caption").all(), strict=True
     ):
         above, below = caption.bounding_box(), page.locator(f"[data-map={name}]").bounding_box()
+        assert below["y"] == page.locator("[data-map=teacher]").bounding_box()["y"]  # in one row
         assert above["height"] < 24 and below["y"] - above["y"] < 30
 
 

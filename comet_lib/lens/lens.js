@@ -839,9 +839,11 @@ function render({ model, el }) {
 
   // ---- drawing all
 
+  const breadth = () => Math.floor(root.getBoundingClientRect().width); // clientWidth rounds up
+
   /** Three maps side by side, or two, or one: the most for which they stay large enough. */
   function layout() {
-    width = root.clientWidth;
+    width = breadth();
     const room = width || 900, { n, tokens } = now;
     const longest = Math.max(...tokens.map((token) => [...token].length));
     for (columns = 3; columns > 0; columns--) {
@@ -959,7 +961,7 @@ function render({ model, el }) {
   const scheme = window.matchMedia("(prefers-color-scheme: dark)");
   scheme.addEventListener("change", drawAll);
   const sizes = new ResizeObserver(() => {
-    if (root.clientWidth && root.clientWidth !== width) drawAll();
+    if (breadth() && breadth() !== width) drawAll();
   });
   fresh();
   drawAll();
