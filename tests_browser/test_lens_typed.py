@@ -121,7 +121,7 @@ def test_two_texts_are_compared(lens: Any, shots: Path) -> None:
     wait_for(lens, ".lens-compared", "became")
     said = lens.locator(".lens-compared").inner_text()
     assert "“\u2068nzuri\u2069” became “\u2068mbaya\u2069”" in said
-    assert "The teacher" in said and "The TF-IDF" in said and "changed most" in said
+    assert "The teacher" in said and " TF-IDF s" in said and "changed most" in said
     marked = lens.locator(".lens-changed bdi").all_inner_texts()
     assert "".join(marked) == "nzurimbaya"
     assert "(+" in lens.locator(".lens-answers").inner_text()
@@ -150,13 +150,6 @@ def test_typed_to_drawn_is_quick(lens: Any, capsys: pytest.CaptureFixture[str]) 
     with capsys.disabled():
         print(f"\ntyped to drawn: median {statistics.median(spent):.0f} ms, most {max(spent):.0f}")
     assert statistics.median(spent) < 5000  # the aim is 200: a busy machine must not fail
-
-
-def test_on_a_phone_the_maps_are_stacked(lens: Any, typed: Any, shots: Path) -> None:
-    typed.page.set_viewport_size({"width": 390, "height": 844})
-    typed.page.wait_for_timeout(800)
-    lens.screenshot(path=shots / "typed_390.png")
-    typed.page.set_viewport_size({"width": 1440, "height": 1000})
 
 
 def test_without_a_kernel_the_box_says_so(lens: Any, lab: Lab) -> None:

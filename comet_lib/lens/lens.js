@@ -244,7 +244,10 @@ function sharedEnds(one, other) {
 }
 
 const indexOfMost = (values) => values.indexOf(Math.max(...values));
-const signed = (x, digits = 2) => `${x < 0 ? "\u2212" : "+"}${Math.abs(x).toFixed(digits)}`;
+const signed = (x, digits = 2) => {
+  const size = Math.abs(x).toFixed(digits);
+  return (Number(size) === 0 ? "" : x < 0 ? "\u2212" : "+") + size;
+};
 
 // ------------------------------------------------------------------ the lens
 
@@ -455,7 +458,7 @@ function render({ model, el }) {
   /** Builds what depends on the tokens. */
   function fresh() {
     strips.replaceChildren();
-    keptStrip = kept && strip(strips, kept, `Compared with: ${kept.text}`);
+    keptStrip = kept && strip(strips, kept, `Compared with: ${kept.text} (mean attention)`);
     attention = strip(strips, now, "", (q, click) => point(q, null, click));
     hidden = now.answers ? strip(strips, now, "", (q, click) => point(q, null, click)) : null;
     if (kept) {
@@ -544,19 +547,21 @@ function render({ model, el }) {
     const [begin, end] = sharedEnds(kept.tokens, now.tokens);
     const changed = [kept, now].map(({ tokens }) => tokens.slice(begin, tokens.length - end).map((token) => token.replace(/^▁/u, " ")).join("").trim());
     const parts = [`${changed[0] ? quoted(changed[0]) : "Nothing"} became ${changed[1] ? quoted(changed[1]) : "nothing"}.`];
-    for (const { name, p, before } of answerRows()) {
+    for (const [i, { name, p, before }] of answerRows().entries()) {
       const [was, is] = [indexOfMost(before), indexOfMost(p)];
       const { labels } = now.answers;
-      parts.push(was === is ? `The ${name} still says ${labels[is]} (${before[is].toFixed(2)}, now ${p[is].toFixed(2)}).`
-        : `The ${name} said ${labels[was]} (${before[was].toFixed(2)}) and now says ${labels[is]} (${p[is].toFixed(2)}).`);
+      const who = i < 2 ? `The ${name}` : name;
+      parts.push(was === is ? `${who} still says ${labels[is]} (${before[is].toFixed(2)}, now ${p[is].toFixed(2)}).`
+        : `${who} said ${labels[was]} (${before[was].toFixed(2)}) and now says ${labels[is]} (${p[is].toFixed(2)}).`);
     }
-    ["teacher", "student"].forEach((name, which) => {
-      const [was, is] = [keptRows()[which], meanRow(now, panels[which].values)];
-      const shift = now.tokens.map((_, i) => (i < begin ? is[i] - was[i]
-        : i >= now.n - end ? is[i] - was[i - now.n + kept.n] : 0));
+    const old = keptRows();
+    const moved = ["teacher", "student"].map((name, which) => {
+      const row = meanRow(now, panels[which].values);
+      const shift = row.map((x, i) => (i < begin ? x - old[which][i] : i >= now.n - end ? x - old[which][i - now.n + kept.n] : 0));
       const at = indexOfMost(shift.map(Math.abs));
-      if (begin + end) parts.push(`Of the tokens in both, the ${name}'s attention to ${quoted(now.tokens[at])} changed most: ${signed(shift[at], 3)}.`);
+      return `for the ${name} at ${quoted(now.tokens[at])} (${signed(shift[at], 3)})`;
     });
+    if (begin + end) parts.push(`Of the tokens in both, mean attention changed most ${moved.join(", ")}.`);
     compared.textContent = parts.join(" ");
   }
 
@@ -625,7 +630,7 @@ function render({ model, el }) {
         context.font = `600 ${canvasFont(size)}`;
       }
       context.fillStyle = strong ? theme.mark : mask[i] ? theme.ink : theme.faint;
-      context.fillText(names[i], 0, 0, (vertical ? gutter : foot) - 4);
+      context.fillText(names[i], 0, 0, (vertical ? gutter : foot - 8) - 4);
       context.restore();
     };
     for (let i = 0; i < n; i += every) {
@@ -853,7 +858,7 @@ function render({ model, el }) {
       if (side >= 200) break;
     }
     columns = Math.max(1, columns);
-    foot = gutter;
+    foot = gutter + 6;
     // Labels nearer than this: one's "_" is a macron on the next, and dots below meet accents.
     every = Math.max(1, Math.ceil((1.2 * 9) / (side / n)));
     size = clamp(((side / n) * every) / 1.3, 9, size);
