@@ -396,10 +396,16 @@ def test_models_that_classify_nothing_or_other_things_have_no_answers() -> None:
 
 
 def test_another_text_is_read_and_too_long_a_one_refused() -> None:
-    data = from_models(classifier(3, 0).train(), classifier(2, 1), tokenizer(3), TEXT, matches=[0, 2])
+    data = from_models(
+        classifier(3, 0).train(), classifier(2, 1), tokenizer(3), TEXT, matches=[0, 2]
+    )
     assert data.read is not None and data.text == unicodedata.normalize("NFC", TEXT)
     other = data.read("dára 😀!")
-    assert other.text == "dára 😀!" and other.matches == (0, 2) and len(other.tokens) < len(data.tokens)
+    assert (
+        other.text == "dára 😀!"
+        and other.matches == (0, 2)
+        and len(other.tokens) < len(data.tokens)
+    )
     assert other.read is not None and other.read(TEXT).js == pytest.approx(data.js)
     with pytest.raises(CometError, match="more than 38 tokens: shorten it"):
         data.read(TEXT * 20)  # as many as the models take; a first text is cut

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import warnings
-
 from dataclasses import replace
 
 import matplotlib.pyplot as plt

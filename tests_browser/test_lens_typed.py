@@ -77,7 +77,7 @@ def wait_for(lens: Any, where: str, words: str) -> None:
 
 def test_maps_answers_and_occlusion_follow_the_keys(lens: Any, lab: Lab) -> None:
     before = lens.locator(".lens-answers").inner_text()
-    assert "TF-IDF" in before and SENTENCE == lens.locator("textarea").input_value()
+    assert "TF-IDF" in before and lens.locator("textarea").input_value() == SENTENCE
     text = "Filamu hii ni mbaya."
     lens.evaluate("(root) => { delete root.dataset.typed; }")
     lens.locator("textarea").fill("")
@@ -145,8 +145,8 @@ def test_what_was_tried_can_be_chosen_again(lens: Any) -> None:
 
 
 def test_typed_to_drawn_is_quick(lens: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    spent = [write(lens, f"Filamu hii ni nzuri sana, nimeipenda {word}!") for word in
-             ("kabisa", "mno", "leo", "jana", "pia", "tena", "sisi", "wewe", "mimi", "yeye")]  # fmt: skip
+    words = ("kabisa", "mno", "leo", "jana", "pia", "tena", "sisi", "wewe", "mimi", "yeye")
+    spent = [write(lens, f"Filamu hii ni nzuri sana, nimeipenda {word}!") for word in words]
     with capsys.disabled():
         print(f"\ntyped to drawn: median {statistics.median(spent):.0f} ms, most {max(spent):.0f}")
     assert statistics.median(spent) < 5000  # the aim is 200: a busy machine must not fail

@@ -146,9 +146,7 @@ class LensData:
         counts = dict(zip(self.start(), (teachers, students, steps, *heads), strict=True))
         return {name: (-name.endswith("_head"), n - 1) for name, n in counts.items()}
 
-    def measures(
-        self, step: int = -1, teacher_head: int = -1, student_head: int = -1
-    ) -> Measures:
+    def measures(self, step: int = -1, teacher_head: int = -1, student_head: int = -1) -> Measures:
         """Distances and entropies of the layers' head means, or of one head in every layer."""
         if teacher_head < 0 and student_head < 0:
             return Measures(self.js[step], self.teacher_entropy, self.student_entropy[step])

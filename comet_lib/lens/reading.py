@@ -196,7 +196,8 @@ def _answer(model: PreTrainedModel, output: Any) -> dict[str, float]:
     logits = getattr(output, "logits", None)
     if logits is None or logits.ndim != 2 or logits.shape[-1] < 2:
         return {}
-    names = [label_name(model.config.id2label[i]) for i in range(logits.shape[-1])]
+    columns = {int(column): name for column, name in (model.config.id2label or {}).items()}
+    names = [label_name(columns.get(i, i)) for i in range(logits.shape[-1])]
     return dict(zip(names, logits[0].float().softmax(-1).tolist(), strict=True))
 
 

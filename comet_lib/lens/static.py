@@ -70,7 +70,8 @@ def lens_figure(
     figure = plt.figure(figsize=(3 * side + written + 1.4, sum(rows) + 0.7), layout="constrained")
     grid = figure.add_gridspec(len(rows), 1, height_ratios=rows)
 
-    top = [figure.add_subplot(part) for part in grid[0].subgridspec(1, 3)]
+    parts = grid[0].subgridspec(1, 3)
+    top = [figure.add_subplot(parts[i]) for i in range(3)]
     titles = (
         _name("teacher", teacher_layer, teacher_head),
         _name("student", student_layer, student_head),
@@ -86,9 +87,8 @@ def lens_figure(
     if len(rows) > 1:
         wide = min(1.8, max(1.0, teachers / NUMBERED))
         ratios = [wide, 1] * tables + [1] * bool(data.answers)
-        low = [
-            figure.add_subplot(x) for x in grid[1].subgridspec(1, len(ratios), width_ratios=ratios)
-        ]
+        parts = grid[1].subgridspec(1, len(ratios), width_ratios=ratios)
+        low = [figure.add_subplot(parts[i]) for i in range(len(ratios))]
         if tables:
             draw_table(low[0], measures.js, data.matches)
             low[0].set_ylabel("student layer")
