@@ -248,7 +248,7 @@ def reads_other_pieces(
     """A copy of ``teacher`` that takes each piece for another, always the same one (special pieces
     stay). Its maps keep what depends on places and special pieces, and are about another text."""
     other = deepcopy(teacher)
-    table = other.get_input_embeddings().weight.data
+    table: Any = other.get_input_embeddings().weight.data
     common = np.setdiff1d(np.arange(len(table)), tokenizer.all_special_ids)
     table[common] = table[np.random.default_rng(0).permutation(common)]
     return other
