@@ -212,8 +212,10 @@ def _jsd(
     ),
     edge_case="where one of the two gives a class probability 0",
     edges=lambda source: [
-        (torch.eye(4)[torch.randint(3, (5,), generator=source)], F.pad(mixed, (0, 1)), 0.3)
-        for mixed in (probabilities(source, 5, 3),)
+        (*pair, 0.3)
+        for certain in (torch.eye(4)[torch.randint(4, (5,), generator=source)],)
+        for other in (probabilities(source, 5, 4),)
+        for pair in ((certain, other), (other, certain))
     ],
     extra=lambda answer, draws: _gradient_of_place(answer, draws[0], 1),
 )
