@@ -89,7 +89,8 @@ def _holes(answer: Answer) -> None:
     again = _two_tensors(
         answer(ids, special, mask_id, pieces, torch.Generator().manual_seed(seed)), ids.shape
     )
-    fewer = min(len(others), 5)
+    other_seed = torch.Generator().manual_seed(seed + 1)
+    elsewhere = _two_tensors(answer(ids, special, mask_id, pieces, other_seed), ids.shape)
     for found in (
         _Wrong(
             not chosen.any() or bool((labels[chosen] != ids[chosen]).any()),
@@ -122,7 +123,7 @@ def _holes(answer: Answer) -> None:
             "80 % mask, 10 % random, 10 % unchanged: one random number decides among the three.",
         ),
         _Wrong(
-            fewer > 0 and (len(others.unique()) < 100 or int(others.max()) < 0.9 * pieces),
+            len(others.unique()) < 100 or int(others.max()) < 0.9 * pieces,
             "the random pieces are not drawn from the whole vocabulary, one for each place",
             "torch.randint(pieces, ids.shape, generator=generator).",
         ),
@@ -130,6 +131,11 @@ def _holes(answer: Answer) -> None:
             not torch.equal(again[0], seen) or not torch.equal(again[1], labels),
             "the same seed gives other holes the second time",
             "Pass generator=generator to every random function.",
+        ),
+        _Wrong(
+            torch.equal(elsewhere[1], labels),
+            "another seed gives the same holes",
+            "Use the generator that you are given, not one of your own.",
         ),
     ):
         if found.wrong:
@@ -337,6 +343,10 @@ def _nll(logits: Tensor, labels: Tensor) -> Tensor:
             lambda x, y: (-_nll(x, y).mean()).exp(),
             "A cross-entropy is already positive; this is the mean probability, below 1.",
         ),
+        "piece 0 is left out": Slip(
+            lambda x, y: _nll(x, y.where(y > 0, IGNORE)).mean().exp(),
+            "Only -100 means that there is no label.",
+        ),
         "positions without a label count as piece 0": Slip(
             lambda x, y: F.cross_entropy(x.flatten(0, 1), y.clamp_min(0).flatten()).exp(),
             "Leave out the positions whose label is -100.",
@@ -540,6 +550,9 @@ def _with_gradients(result: Any, student: nn.Module, teacher: nn.Module, *rest: 
             partial(_stage_one, layers=lambda m: sorted(m.values())),
             "Take them in the order of matches: [theirs[j] for j in matches.values()].",
         ),
+        "teacher and student are swapped in the soft targets": Slip(
+            partial(_stage_one, swapped=True), "The student's logits come first."
+        ),
         "the soft targets count pieces in plain sight": Slip(
             partial(_stage_one, everywhere=True), "Only where the labels are not -100."
         ),
@@ -584,7 +597,7 @@ def _batches(source: torch.Generator) -> Draws:
         batches = []
         for i in range(count):
             labels = _labels(source, 2 + i % 2, 5 + i, 9)
-            labels[0, : i + 2] = 3  # as many holes as you like: they differ between batches
+            labels[0, : i + 2] = 0  # piece 0 is a piece; how many holes there are differs
             mask = torch.ones_like(labels)
             x = normal(source, *labels.shape, 3, scale=1.0)
             batches.append({"x": x, "labels": labels, "attention_mask": mask})
@@ -654,6 +667,10 @@ def _accumulate(
         "the batches are weighed by all their pieces, not by the hidden ones": Slip(
             partial(_accumulate, count=lambda batch: batch["labels"].numel()),
             "Count where the labels are not -100.",
+        ),
+        "piece 0 is not counted": Slip(
+            partial(_accumulate, count=lambda batch: (batch["labels"] > 0).sum().item()),
+            "Only -100 means that there is no label.",
         ),
         "the batches are weighed by their texts": Slip(
             partial(_accumulate, count=lambda batch: len(batch["labels"])),

@@ -174,6 +174,12 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "special": (lambda *a: hidden_pieces(*a, special_too=True), "special pieces are chosen"),
         "one row": (lambda *a: hidden_pieces(*a, rows=False), "at the same positions"),
         "own luck": (lambda *a: hidden_pieces(*a, own=False), "other holes the second time"),
+        "one seed": (
+            lambda ids, special, mask, n, g: hidden_pieces(
+                ids, special, mask, n, torch.Generator().manual_seed(0)
+            ),
+            "another seed gives the same holes",
+        ),
         "labels": (
             lambda *a: (lambda seen, labels: (seen, seen.where(labels != -100, -100)))(
                 *hidden_pieces(*a)
