@@ -37,7 +37,8 @@ def _labels(
     """(B, L) labels: about a third of the positions have one, piece 0 among them."""
     labels = torch.randint(1, classes, (batch, length), generator=source)
     hidden = torch.rand(batch, length, generator=source) < 0.35
-    hidden[0, :2], hidden[-1, -1], hidden[0, 2] = True, False, False
+    hidden[0, 0], hidden[-1, -1], hidden[0, 2] = True, False, False
+    hidden[:, 1] = True  # no text without a hole
     if ignore != 0:
         labels[0, 0] = 0  # piece 0 is a piece like any other
     return torch.where(hidden, labels, ignore)
@@ -116,6 +117,16 @@ def _holes(answer: Answer) -> None:
             abs(share - 0.15) > 0.012,
             f"{100 * share:.0f} % of the pieces are chosen, not 15 %",
             "Choose where a random number is below 0.15, and count special pieces neither way.",
+        ),
+        _Wrong(
+            parts[0] > 0.99,
+            "every chosen piece becomes the mask",
+            "80 % do; 10 % become a random piece, and 10 % stay as they are.",
+        ),
+        _Wrong(
+            parts[1] < 0.01,
+            "no chosen piece becomes a random one",
+            "80 % become the mask, 10 % a random piece, and 10 % stay as they are.",
         ),
         _Wrong(
             max(abs(a - b) for a, b in zip(parts, (0.8, 0.1, 0.1), strict=True)) > 0.035,

@@ -168,9 +168,10 @@ SOLUTIONS: dict[str, list[Answer]] = {
 
 MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     "hide": {
-        "all masked": (lambda *a: hidden_pieces(*a, fates=(1.0, 1.0)), "chosen pieces 100 %"),
-        "no random": (lambda *a: hidden_pieces(*a, fates=(0.8, 0.8)), "pieces 80 %, 0 %, 20 %"),
-        "half": (lambda *a: hidden_pieces(*a, share=0.5), "50 % of the pieces are chosen"),
+        "all masked": (lambda *a: hidden_pieces(*a, fates=(1.0, 1.0)), "becomes the mask"),
+        "no random": (lambda *a: hidden_pieces(*a, fates=(0.8, 0.8)), "becomes a random one"),
+        "shares": (lambda *a: hidden_pieces(*a, fates=(0.5, 0.75)), "masked, swapped and kept"),
+        "half": (lambda *a: hidden_pieces(*a, share=0.5), "of the pieces are chosen, not 15 %"),
         "special": (lambda *a: hidden_pieces(*a, special_too=True), "special pieces are chosen"),
         "one row": (lambda *a: hidden_pieces(*a, rows=False), "at the same positions"),
         "own luck": (lambda *a: hidden_pieces(*a, own=False), "other holes the second time"),
