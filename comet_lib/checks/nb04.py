@@ -788,7 +788,7 @@ def _states(source: torch.Generator) -> Draws:
         ),
         "each sentence has the same weight, whatever its length": Slip(
             lambda s, t, m, p: torch.stack(
-                [_cosine(*(x[i : i + 1] for x in (s, t, m)), p) for i in range(len(m))]
+                [_cosine(s[[i]], t[[i]], m[[i]], p) for i in range(len(m))]
             ).mean(),
             "Take the mean over all real tokens of the batch at once.",
         ),
@@ -816,7 +816,7 @@ def _states(source: torch.Generator) -> Draws:
     ),
     extra=lambda answer, draws: check_gradients(answer, draws[0], reference=hidden_loss.reference),
 )
-def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor, projection: Answer) -> Tensor:
+def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor, projection: Any) -> Tensor:
     """Scalar, eq. (8) of comet_lib.losses: states (B, L, d) and (B, L, D), projection d -> D."""
     return losses.hidden_cosine(student, teacher.detach(), mask, projection)
 
@@ -981,7 +981,10 @@ def _share_draws(source: torch.Generator) -> Draws:
         weights = [
             normal(source, *shape, scale=1.0).requires_grad_() for shape in ((3, 2), (4,), (5,))
         ]
-        sums = [sum(w.sin().sum() * k for k, w in enumerate(weights[:n], 1)) for n in (3, 2)]
+        sums = [
+            torch.stack([w.sin().sum() * k for k, w in enumerate(weights[:n], 1)]).sum()
+            for n in (3, 2)
+        ]
         soft, attention = sums[0] ** 2, size * sums[1].cos()
         draws.append((soft, attention, weights, alpha))
     return draws
