@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
-from comet_lib.data import load_sentiment
+from comet_lib.data import english, load_sentiment
 from comet_lib.errors import CometError
 from comet_lib.files import whole_folder
 from comet_lib.lens.export import HERE as LENS
@@ -37,10 +37,11 @@ STUDENTS = ASSETS / "students"
 TITLES = {
     "teacher": "teacher",
     "student": "student",
-    "student_no_distillation": "the same student, without a teacher",
+    "student_no_distillation": "student without a teacher",
 }
 PACKAGES = {  # the page's name for a file of a package
-    "ort.mjs": "onnxruntime-web/dist/ort.wasm.bundle.min.mjs",
+    "ort.mjs": "onnxruntime-web/dist/ort.wasm.min.mjs",
+    "ort-wasm-simd-threaded.mjs": "onnxruntime-web/dist/ort-wasm-simd-threaded.mjs",
     "ort.wasm.xz": "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm",
     "tokenizers.mjs": "@huggingface/tokenizers/dist/tokenizers.min.mjs",
     "xz.js": "xz-decompress/dist/package/xz-decompress.min.js",
@@ -135,7 +136,7 @@ def examples(table: Any) -> list[dict[str, str]]:
     for row in table:
         few = found.setdefault((row["language"], row["label"]), [])
         if len(few) < EXAMPLES:
-            few.append({"language": row["language"], "text": row["text"], "english": ""})
+            few.append({"language": row["language"], "text": row["text"], "english": english(row["text"]) or ""})
     rows = [row for few in found.values() for row in few]
     return sorted(rows, key=lambda row: row["language"] != "swa")
 
