@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
-from comet_lib.data import english, load_sentiment
+from comet_lib.data import load_sentiment
 from comet_lib.errors import CometError
 from comet_lib.files import whole_folder
 from comet_lib.lens.export import HERE as LENS
@@ -136,7 +136,7 @@ def examples(table: Any) -> list[dict[str, str]]:
     for row in table:
         few = found.setdefault((row["language"], row["label"]), [])
         if len(few) < EXAMPLES:
-            few.append({"language": row["language"], "text": row["text"], "english": english(row["text"]) or ""})
+            few.append({"language": row["language"], "text": row["text"], "english": ""})
     rows = [row for few in found.values() for row in few]
     return sorted(rows, key=lambda row: row["language"] != "swa")
 
