@@ -178,7 +178,10 @@ def _texts(arguments: list[str]) -> list[str]:
 def export(
     model: Annotated[str, Argument(help="folder or hub id of a sentiment model")],
     output: Annotated[Path, Option(help="folder to write to; an export there is replaced")],
-    int8: Annotated[bool, Option("--int8", help="8-bit weights and embeddings")] = False,
+    int8: Annotated[bool, Option("--int8", help="also with 8-bit weights and embeddings")] = False,
+    attentions: Annotated[
+        bool, Option("--attentions", help="graphs that return the attention maps too")
+    ] = False,
     force: Annotated[
         bool, Option("--force", help="write the 8-bit copy even if many labels differ")
     ] = False,
@@ -206,6 +209,7 @@ def export(
         output,
         *(dev[name][:] for name in ("text", "label", "language")),
         int8=int8,
+        attentions=attentions,
         force=force,
         max_length=chosen.max_length,
         card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
