@@ -8,6 +8,7 @@ NFC, so Yoruba's and Igbo's tone marks stay as written.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -347,6 +348,18 @@ def seen_percent(table: Dataset) -> dict[str, float | None]:
 def _letters(text: str) -> str:
     """What loose copies of a text share: its :func:`cleaned` form without spaces."""
     return cleaned(text).replace(" ", "")
+
+
+@functools.cache
+def _translations() -> dict[str, str]:
+    rows = _rows(ASSETS / "sample" / "english.tsv")
+    return {_letters(text): translation for _, (text, translation) in rows}
+
+
+def english(text: str) -> str | None:
+    """The English translation of a sentence of the bundled sample, raw or :func:`cleaned`; None
+    for any other text."""
+    return _translations().get(_letters(normalise(text)))
 
 
 def leakage(data: DatasetDict) -> pd.DataFrame:

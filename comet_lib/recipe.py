@@ -373,7 +373,7 @@ def without_distillation(run: Run, teachers: Teachers, data: DatasetDict) -> Pre
         return student
     set_seed(profile.seed)
     student = build_student(teachers.student)
-    run.say("for comparison: the same student from labels only, with as many steps")
+    run.say("for comparison: that shape from random weights, labels only, with as many steps")
     steps = run.logs["stage2"][-1]["step"]
     with run.step("no_distillation"):
         run.logs["no_distillation"] = fine_tune(

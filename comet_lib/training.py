@@ -54,10 +54,17 @@ from comet_lib.teacher import Teacher, stored_answers
 
 
 class Progress(ProgressCallback):
-    """A progress bar that does not print the log rows; :func:`fit` returns them."""
+    """A progress bar with the stage (the output folder's name) and the latest loss. It does not
+    print the log rows; :func:`fit` returns them."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description(Path(args.output_dir).name)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        pass
+        if self.training_bar is not None and "loss" in (logs or {}):
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
 
 
 class DistillationTrainer(Trainer):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import comet_lib
+from comet_lib import data
 
 SAMPLE = Path(comet_lib.__file__).parent / "assets" / "sample"
 LANGUAGES = ("kin", "swa", "hau", "ibo", "yor")
@@ -102,6 +103,19 @@ def test_most_yoruba_sentences_carry_tone_marks() -> None:
     sentences = sentences_of("yor")
     marked = [text for text in sentences if TONE_MARKS & set(unicodedata.normalize("NFD", text))]
     assert len(marked) >= 0.9 * len(sentences)
+
+
+def test_each_sentence_has_a_translation() -> None:
+    header, *rows = (line.split("\t") for line in lines_of(SAMPLE / "english.tsv"))
+    assert header == ["text", "english"]
+    there = dict.fromkeys(text for language in LANGUAGES for text in sentences_of(language))
+    assert [text for text, _ in rows] == [*there]
+    for text, english in rows:
+        assert data.english(text) == data.english(data.cleaned(text)) == english != text
+        shown = {c for c in text if unicodedata.category(c) == "So"} | {"@user"} & {*text.split()}
+        assert all(sign in english for sign in shown), text
+        assert 3 <= len(english.split()) <= 40, text
+    assert data.english("Not a sentence of the sample") is None
 
 
 def test_languages_do_not_share_sentences() -> None:

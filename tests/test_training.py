@@ -3,6 +3,8 @@
 import multiprocessing
 import signal
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,6 +38,7 @@ from comet_lib.objectives import TERMS, Objective
 from comet_lib.profiles import Stage, get_profile
 from comet_lib.teacher import Answers, stored_answers
 from comet_lib.training import (
+    Progress,
     constant_floor,
     distil_task_agnostic,
     fine_tune,
@@ -540,3 +543,14 @@ def test_accumulated_batches_have_the_gradient_of_one(kind, rows, tokenizer, tmp
         found += gradients.steps
     whole, accumulated = found
     assert (accumulated - whole).norm() < 1e-5 * whole.norm()
+
+
+def test_the_bar_shows_the_stage_and_the_loss(tmp_path: Path) -> None:
+    bar, state = Progress(), SimpleNamespace(is_world_process_zero=True, max_steps=9)
+    bar.on_train_begin(SimpleNamespace(output_dir=str(tmp_path / "stage1")), state, None)
+    bar.on_log(None, state, None, logs={"loss": 1.23456})
+    bar.on_log(None, state, None, logs={"eval_loss": 7.0})
+    shown = str(bar.training_bar)
+    bar.training_bar.close()
+    assert shown.startswith("stage1:")
+    assert "loss=1.235" in shown

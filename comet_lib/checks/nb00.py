@@ -4,10 +4,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping, Sequence
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comet_lib import losses
@@ -21,23 +25,17 @@ from comet_lib.checks.framework import (
     check_gradients,
     exercise,
     refuse_infinity,
+    refuse_nan,
     rows_must_sum_to_one,
     value_of,
 )
 
 
-def _large_logits(answer: Answer, draws: Draws) -> None:
-    refuse_infinity(
-        answer(normal(generator(), 3, 5) * 1000, 1.0),
-        "with large logits the exponentials overflow and the result is not finite",
-        "Take torch.softmax, or subtract each row's maximum before exp.",
-    )
-
-
 @exercise(
     look="Divide the logits by the temperature, then take the softmax over the last axis.",
     draws=lambda source: [
-        (normal(source, *shape), uniform(source, 1.5, 4.0)) for shape in ((5, 3), (2, 4, 6), (4, 7))
+        (normal(source, *shape), uniform(source, *ends))
+        for shape, ends in (((2, 3), (1.5, 4.0)), ((2, 3, 5), (0.3, 0.8)), ((4, 7), (2.0, 9.0)))
     ],
     slips={
         "the logits are multiplied by the temperature": Slip(
@@ -45,6 +43,23 @@ def _large_logits(answer: Answer, draws: Draws) -> None:
         ),
         "the softmax runs over the first axis": Slip(
             lambda x, t: torch.softmax(x / t, 0), "The classes are the last axis: dim=-1."
+        ),
+        "the softmax runs over axis 1, which is the last one only where there are two": Slip(
+            lambda x, t: torch.softmax(x / t, 1), "The classes are the last axis: dim=-1."
+        ),
+        "a temperature below 1 is held at 1": Slip(
+            lambda x, t: torch.softmax(x / max(t, 1.0), -1),
+            "Below 1 the temperature sharpens the result; divide by it as it is.",
+        ),
+        "the logits are divided by T squared": Slip(
+            lambda x, t: torch.softmax(x / t**2, -1), "T squared belongs to the loss, not here."
+        ),
+        "the logits have the wrong sign": Slip(
+            lambda x, t: torch.softmax(-x / t, -1), "The largest logit has the largest probability."
+        ),
+        "the softmax is taken twice": Slip(
+            lambda x, t: torch.softmax(torch.softmax(x, -1) / t, -1),
+            "Divide the logits, not their probabilities.",
         ),
         "one softmax runs over the whole tensor": Slip(
             lambda x, t: torch.softmax((x / t).flatten(), 0).reshape(x.shape),
@@ -71,11 +86,94 @@ def _large_logits(answer: Answer, draws: Draws) -> None:
         "the probabilities of a row",
         "Divide by the sum over the last axis, and keep that axis (keepdim=True).",
     ),
-    extra=_large_logits,
+    edge_case="with the logits of one text, shape (classes,)",
+    edges=lambda source: [(normal(source, 4), uniform(source, 0.3, 4.0))],
 )
 def soft_targets(logits: Tensor, temperature: float) -> Tensor:
     """softmax(logits / T) over the last axis."""
     return torch.softmax(logits / temperature, dim=-1)
+
+
+class _Toy(nn.Module):
+    """A small student (mean of embeddings, one layer) that can go back to where it began."""
+
+    def __init__(self, source: torch.Generator, pieces: int = 7, classes: int = 3) -> None:
+        super().__init__()
+        self.first = nn.Parameter(normal(source, pieces, 4, scale=1.0))
+        self.second = nn.Parameter(normal(source, 4, classes, scale=1.0))
+        self.began = copy.deepcopy(self.state_dict())
+        self.modes: list[bool] = []
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+        self.modes.append(self.training)
+        mask = attention_mask[..., None].to(self.first.dtype)
+        return SimpleNamespace(
+            logits=torch.tanh((self.first[input_ids] * mask).sum(1)) @ self.second
+        )
+
+
+def _asked(source: torch.Generator) -> Draws:
+    draws = []
+    for temperature in (uniform(source, 0.4, 0.8), uniform(source, 1.5, 4.0)):
+        toy, texts = _Toy(source), torch.randint(0, 7, (3, 5), generator=source).tolist()
+        for text in texts:
+            draws.append((toy, _tokenize_numbers, " ".join(map(str, text)), temperature))
+    return draws
+
+
+def _tokenize_numbers(text: str, return_tensors: str = "") -> dict[str, Any]:
+    """A toy tokenizer: the text is a list of piece numbers."""
+    ids = [[int(piece) for piece in text.split()]]
+    if return_tensors != "pt":
+        return {"input_ids": ids, "attention_mask": [[1] * len(ids[0])]}
+    tensor = torch.tensor(ids)
+    return {"input_ids": tensor, "attention_mask": torch.ones_like(tensor)}
+
+
+def _row_of(result: Any, *draw: Any) -> Any:
+    if isinstance(result, Tensor) and result.shape == (1, 3):
+        raise Misconception(
+            "the result still has the axis of the batch, shape (1, classes)",
+            "There is one text: take row 0 of the logits.",
+        )
+    return result
+
+
+def _no_graph(answer: Answer, draws: Draws) -> None:
+    if answer(*draws[0]).requires_grad:
+        raise Misconception(
+            "the probabilities carry a graph for gradients, which costs memory and time",
+            "Call the model inside `with torch.no_grad():`.",
+        )
+
+
+@exercise(
+    look="Tokenize, call the model without gradients, take row 0 of its logits, soften it.",
+    draws=_asked,
+    read=_row_of,
+    slips={
+        "these are the logits": Slip(
+            lambda m, f, x, T: m(**f(x, "pt")).logits[0], "Finish with soft_targets."
+        ),
+        "the temperature is not used": Slip(
+            lambda m, f, x, T: m(**f(x, "pt")).logits[0].softmax(-1), "soft_targets takes it."
+        ),
+        "the softmax is taken twice": Slip(
+            lambda m, f, x, T: torch.softmax(m(**f(x, "pt")).logits[0].softmax(-1) / T, -1),
+            "Give soft_targets the logits.",
+        ),
+        "these are log-probabilities": Slip(
+            lambda m, f, x, T: torch.log_softmax(m(**f(x, "pt")).logits[0] / T, -1),
+            "Return probabilities.",
+        ),
+    },
+    extra=_no_graph,
+)
+def ask(model: Any, tokenizer: Any, text: str, temperature: float = 1.0) -> Tensor:
+    """(classes,) the model's probabilities for one text at a temperature, without gradients."""
+    with torch.no_grad():
+        logits = model(**tokenizer(text, return_tensors="pt")).logits[0]
+    return soft_targets.reference(logits, temperature)
 
 
 def _kd(
@@ -111,6 +209,17 @@ def _kd(
         total = (log_p.exp() * ((log_p if kind == "KL" else 0) - log_q)).sum()
     count = {"batchmean": s.shape[0], "mean": s.numel(), "sum": 1}[reduction]
     return sign * total / count * temperature**factor
+
+
+def _not_nan(result: Any, student: Tensor, *rest: Any) -> Any:
+    if student.abs().max() > 100:  # `_kd_gradient_and_range` asks what happens there
+        return result
+    return refuse_nan(
+        result,
+        "the result is NaN: F.kl_div was given a logarithm as its second argument",
+        "First come the student's log-probabilities, then the teacher's probabilities; another "
+        "order, or two logarithms without log_target=True, takes the logarithm of a logarithm.",
+    )
 
 
 def _kd_properties(answer: Answer, draws: Draws) -> None:
@@ -150,9 +259,15 @@ def _kd_gradient_and_range(answer: Answer, draws: Draws) -> None:
 @exercise(
     look="Soften both sides, take KL(teacher || student), average over the batch, times T*T.",
     draws=lambda source: [
-        (normal(source, *shape), normal(source, *shape), uniform(source, 1.5, 4.0))
-        for shape in ((5, 3), (4, 7), (3, 8), (6, 4))
+        (normal(source, *shape), normal(source, *shape), uniform(source, *ends))
+        for shape, ends in (
+            ((2, 3), (1.5, 4.0)),
+            ((4, 7), (0.3, 0.8)),
+            ((3, 8), (1.5, 4.0)),
+            ((6, 4), (0.4, 0.7)),
+        )
     ],
+    read=_not_nan,
     slips={
         "the factor T squared is missing": Slip(
             partial(_kd, factor=0),
@@ -196,6 +311,27 @@ def _kd_gradient_and_range(answer: Answer, draws: Draws) -> None:
         "the temperature does not soften the logits": Slip(
             partial(_kd, softened=(0, 0)), "Divide the logits of both by it, before the softmax."
         ),
+        "a temperature below 1 is held at 1": Slip(
+            lambda s, t, T: _kd(s, t, max(T, 1.0)), "Use the temperature as it is."
+        ),
+        "both sides enter as probabilities, without a logarithm, and swapped": Slip(
+            lambda s, t, T: (
+                F.kl_div(F.softmax(t / T, -1), F.softmax(s / T, -1), reduction="batchmean") * T**2
+            ),
+            "F.kl_div takes the student's log-probabilities first, then the teacher's.",
+        ),
+        "this is the mean squared error of the logits": Slip(
+            lambda s, t, T: F.mse_loss(s, t),
+            "That pulls on every logit alike; compare the two distributions with a KL divergence.",
+        ),
+        "this is the mean squared error of the probabilities": Slip(
+            lambda s, t, T: F.mse_loss(F.softmax(s / T, -1), F.softmax(t / T, -1)),
+            "Compare the two distributions with a KL divergence.",
+        ),
+        "the two directions of the KL divergence are averaged": Slip(
+            lambda s, t, T: (_kd(s, t, T) + _kd(s, t, T, swapped=True)) / 2,
+            "Only KL(teacher || student) is asked for.",
+        ),
         "the logits are multiplied by the temperature": Slip(
             partial(_kd, softened=(-1, -1)), "A high temperature flattens the softmax: divide."
         ),
@@ -222,6 +358,190 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     Hinton, Vinyals and Dean 2015, section 2.
     """
     return losses.soft_target_loss(student_logits, teacher_logits, temperature)
+
+
+def _batches(source: torch.Generator) -> Draws:
+    draws = []
+    for epochs, temperature in ((2, uniform(source, 1.5, 4.0)), (3, uniform(source, 0.5, 0.8))):
+        batches = []
+        for rows in (3, 2, 4):
+            ids = torch.randint(0, 7, (rows, 4), generator=source)
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            batches.append((inputs, normal(source, rows, 3)))
+        draws.append((_Toy(source), batches, epochs, 0.1, temperature))
+    return draws
+
+
+def _losses_and_weights(result: Any, student: _Toy, batches: Any, epochs: int, *rest: Any) -> Any:
+    """What was returned, and where the student ended; it then goes back to where it began."""
+    weights = torch.cat([w.detach().flatten() for w in student.parameters()])
+    moved = not torch.equal(weights, torch.cat([w.flatten() for w in student.began.values()]))
+    student.load_state_dict(student.began)
+    student.zero_grad()
+    modes, student.modes = student.modes, []
+    if not isinstance(result, list | tuple | Tensor) or (
+        isinstance(result, Tensor) and result.ndim != 1
+    ):
+        raise Misconception(
+            f"your function returned a {type(result).__name__}, but a list of losses is wanted",
+            "Append loss.item() in each step, and return the list at the end.",
+        )
+    if any(isinstance(loss, Tensor) and loss.requires_grad for loss in result):
+        raise Misconception(
+            "the losses are tensors that keep their graphs, so memory grows with every step",
+            "Append loss.item(), a number.",
+        )
+    steps = epochs * len(batches)
+    if len(result) != steps:
+        raise Misconception(
+            f"{epochs} epochs of {len(batches)} batches give {steps} losses, but you return "
+            f"{len(result)}",
+            "One loss for each step; the list must start before the first epoch.",
+        )
+    if not moved:
+        raise Misconception(
+            "the student's weights have not changed",
+            "loss.backward() writes the gradients; optimizer.step() moves the weights.",
+        )
+    if not all(modes):
+        raise Misconception(
+            "the student is trained in eval mode, without its dropout",
+            "Call student.train() before the loop.",
+        )
+    return torch.tensor([float(loss) for loss in result]).double(), weights.double()
+
+
+def _train(
+    student: Any,
+    batches: Sequence[tuple[Mapping[str, Tensor], Tensor]],
+    epochs: int,
+    learning_rate: float,
+    temperature: float,
+    *,
+    clear: str = "each step",
+    loss_of: Answer = losses.soft_target_loss,
+    optimizer: Any = torch.optim.AdamW,
+    afresh: bool = False,
+    sign: int = 1,
+) -> list[float]:
+    """The loop with some parts replaced by slips; with none, the right one."""
+    steps = optimizer(student.parameters(), lr=learning_rate)
+    student.train()
+    found = []
+    for _ in range(epochs):
+        if clear == "each epoch":
+            steps.zero_grad()
+        for inputs, teacher_logits in batches:
+            if afresh:
+                steps = optimizer(student.parameters(), lr=learning_rate)
+            loss = loss_of(student(**inputs).logits, teacher_logits, temperature)
+            if clear == "each step":
+                steps.zero_grad()
+            (sign * loss).backward()
+            steps.step()
+            found.append(loss.item())
+    student.eval()
+    return found
+
+
+def _hard(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    return F.cross_entropy(student_logits, teacher_logits.argmax(-1))
+
+
+@exercise(
+    look="For each batch: logits, loss, zero_grad, backward, step, and note the loss.",
+    draws=_batches,
+    read=_losses_and_weights,
+    slips={
+        "the gradients of earlier steps are never cleared, so they add up": Slip(
+            partial(_train, clear="never"), "Call optimizer.zero_grad() in each step."
+        ),
+        "the gradients are cleared once an epoch, so they add up within it": Slip(
+            partial(_train, clear="each epoch"), "Call optimizer.zero_grad() in each step."
+        ),
+        "the temperature is not used": Slip(
+            partial(_train, loss_of=lambda s, t, T: losses.soft_target_loss(s, t, 1.0)),
+            "Hand it on: kd_loss(student_logits, teacher_logits, temperature).",
+        ),
+        "the two arguments of kd_loss are swapped": Slip(
+            partial(_train, loss_of=lambda s, t, T: _kd(s, t, T, swapped=True).float()),
+            "The student's logits come first.",
+        ),
+        "the student learns the teacher's most likely class only": Slip(
+            partial(_train, loss_of=_hard), "Use kd_loss: all of the teacher's probabilities."
+        ),
+        "the weights move up the loss": Slip(
+            partial(_train, sign=-1), "The optimizer goes down by itself: loss.backward()."
+        ),
+        "the optimizer is built anew in each step and forgets what it has seen": Slip(
+            partial(_train, afresh=True), "Build it once, before the loops."
+        ),
+        "the optimizer is Adam, without weight decay": Slip(
+            partial(_train, optimizer=torch.optim.Adam), "Keep the line that builds AdamW."
+        ),
+        "the optimizer is SGD": Slip(
+            partial(_train, optimizer=torch.optim.SGD), "Keep the line that builds AdamW."
+        ),
+    },
+    seconds=20.0,
+)
+def train(
+    student: Any,
+    batches: Sequence[tuple[Mapping[str, Tensor], Tensor]],
+    epochs: int,
+    learning_rate: float,
+    temperature: float,
+) -> list[float]:
+    """Train ``student`` in place with AdamW on :func:`kd_loss`; the loss of each step.
+
+    ``batches`` are pairs of inputs (for ``student(**inputs).logits``) and teacher logits (N, C).
+    """
+    return _train(student, batches, epochs, learning_rate, temperature)
+
+
+def _two_models(source: torch.Generator) -> Draws:
+    draws = []
+    for rows in (1, 7, 20, 40):
+        ours, theirs = normal(source, rows, 3), normal(source, rows, 3)
+        theirs[: rows // 3] = 2 * ours[: rows // 3] + 1  # same order, other values
+        theirs[rows // 2] = ours[rows // 2]
+        draws.append((ours, theirs))
+    return draws
+
+
+@exercise(
+    look="Compare the places of the largest entries, row by row; take the mean, in percent.",
+    draws=_two_models,
+    slips={
+        "this is a fraction, but percent is wanted": Slip(
+            lambda a, b: float((a.argmax(-1) == b.argmax(-1)).double().mean()), "Multiply by 100."
+        ),
+        "this is a count, not a percentage": Slip(
+            lambda a, b: float((a.argmax(-1) == b.argmax(-1)).sum()), "Divide by the rows."
+        ),
+        "this is the percentage of rows where they differ": Slip(
+            lambda a, b: 100 * float((a.argmax(-1) != b.argmax(-1)).double().mean()),
+            "Agreement counts the rows where both answer the same.",
+        ),
+        "the largest entry is looked for down the rows, not across the classes": Slip(
+            lambda a, b: 100 * float((a.argmax(0) == b.argmax(0)).double().mean()),
+            "The classes are the last axis: argmax(-1).",
+        ),
+        "the values themselves are compared": Slip(
+            lambda a, b: 100 * float(torch.isclose(a, b).double().mean()),
+            "Two models may give the same answer with other numbers: compare the argmax.",
+        ),
+        "the least likely classes are compared": Slip(
+            lambda a, b: 100 * float((a.argmin(-1) == b.argmin(-1)).double().mean()), "Use argmax."
+        ),
+        "only the signs are compared": Slip(
+            lambda a, b: 100 * float((a.sign() == b.sign()).double().mean()), "Use argmax(-1)."
+        ),
+    },
+)
+def agreement(first: Tensor, second: Tensor) -> float:
+    """Percent of the rows of two tensors (N, C) whose largest entry is at the same place."""
+    return 100 * float((first.argmax(-1) == second.argmax(-1)).double().mean())
 
 
 def _scores(source: torch.Generator) -> Draws:

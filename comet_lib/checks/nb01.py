@@ -5,16 +5,19 @@
 from __future__ import annotations
 
 import math
+import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from comet_lib.checks.draws import attention_maps, mask_of, uniform, whole
-from comet_lib.checks.framework import Draws, Slip, exercise
+from comet_lib.checks.draws import attention_maps, mask_of, normal, uniform, whole
+from comet_lib.checks.framework import Draws, Misconception, Slip, exercise
 
 Tokenize = Callable[[str], list[str]]
 
@@ -29,11 +32,14 @@ def _chopper(size: int) -> Tokenize:
 
 
 def _texts(source: torch.Generator, space: str = " ") -> list[str]:
-    """Texts from 1 to 15 words long, of a few words that come back."""
+    """Texts from 1 to 15 words long, of a few words that come back, written as tweets are."""
     letters = string.ascii_lowercase
     vocabulary = [
         "".join(letters[whole(source, 0, 25)] for _ in range(length)) for length in range(1, 13)
     ]
+    for place, signs in enumerate(("{}!", "@{}", "{}-x", "n'{}", "{}, 7", "😊{}")):
+        word = vocabulary[2 * place].replace(" ", "")
+        vocabulary[2 * place] = signs.replace(", ", ",").format(word.capitalize())
     sizes = (1, 15, 2, whole(source, 4, 12))
     return [space.join(vocabulary[whole(source, 0, 11)] for _ in range(size)) for size in sizes]
 
@@ -53,6 +59,10 @@ def _pieces(tokenize: Tokenize, texts: Sequence[str]) -> list[str]:
         "an empty string is counted as a word": Slip(
             lambda f, x: len(_pieces(f, x)) / sum(len(t.split(" ")) for t in x),
             "Use text.split() without an argument.",
+        ),
+        "words are found by a pattern of letters, so signs split them or drop out": Slip(
+            lambda f, x: len(_pieces(f, x)) / sum(len(re.findall(r"\w+", t)) for t in x),
+            "White space separates words, whatever else is in them: text.split().",
         ),
         "these are words per token": Slip(
             lambda f, x: len(_words(x)) / len(_pieces(f, x)), "Divide the pieces by the words."
@@ -93,6 +103,19 @@ def tokens_per_word(tokenize: Tokenize, texts: Sequence[str]) -> float:
     return len(_pieces(tokenize, texts)) / len(_words(texts))
 
 
+def _maps_with_zeros(source: torch.Generator) -> Draws:
+    """Some heads look at exactly one token: such rows have entropy 0 and still count."""
+    draws = []
+    for heads, mask in ((3, mask_of((7, 3))), (2, mask_of((5, 9, 2))), (4, mask_of((4, 8)))):
+        maps = attention_maps(source, mask, heads)
+        for head in range(heads):
+            maps[0, head, head % 3] = torch.eye(mask.shape[1])[whole(source, 0, 1)]
+        maps[-1, 0, 0, 1] = 0  # an entry of 0 inside a row
+        maps[-1, 0, 0] /= maps[-1, 0, 0].sum()
+        draws.append((maps, mask))
+    return draws
+
+
 def _entropy(
     maps: Tensor,
     mask: Tensor,
@@ -113,16 +136,14 @@ def _entropy(
         "B L": (rows * valid).mean((0, 2)),
         "sentences": ((rows * valid).sum(-1) / valid.sum(-1)).mean(0),
         "sum": (rows * valid).sum((0, 2)),
+        "not zero": (rows * valid).sum((0, 2)) / (rows * valid > 0).sum((0, 2)),
     }[over]
     return (sign * value / math.log(base)).to(maps.dtype)
 
 
 @exercise(
     look="Sum -p log p over the keys, then average the rows of real tokens, for each head.",
-    draws=lambda source: [
-        (attention_maps(source, mask, heads), mask)
-        for heads, mask in ((3, mask_of((7, 3))), (2, mask_of((5, 9, 2))), (4, mask_of((4, 8))))
-    ],
+    draws=_maps_with_zeros,
     slips={
         "rows of padded queries are counted": Slip(
             partial(_entropy, over="all"),
@@ -134,6 +155,17 @@ def _entropy(
         "each sentence weighs the same, however short it is": Slip(
             partial(_entropy, over="sentences"),
             "Sum over all valid rows of the batch first, and divide once by mask.sum().",
+        ),
+        "rows with entropy 0 are left out of the mean": Slip(
+            partial(_entropy, over="not zero"),
+            "A head that looks at one token has entropy 0, and that row counts: divide by "
+            "mask.sum().",
+        ),
+        "these are numbers of tokens, the exponential of the entropy": Slip(
+            lambda maps, mask: _entropy(maps, mask).exp(), "Return the entropy itself, in nats."
+        ),
+        "the entropy is divided by its largest value": Slip(
+            lambda maps, mask: _entropy(maps, mask) / math.log(maps.shape[-1]), "Return nats."
         ),
         "the rows are summed and not averaged": Slip(
             partial(_entropy, over="sum"), "Divide by the number of real tokens, mask.sum()."
@@ -162,7 +194,13 @@ def _ece(confidence: Tensor, correct: Tensor, bins: int, kind: str = "right") ->
     """Expected calibration error with one part replaced by a slip."""
     confidence, correct = confidence.double(), correct.double()
     at = (confidence * bins).long()
-    if kind != "one lost":  # else the last bin stops before 1
+    if kind == "wraps":
+        at = at % bins
+    elif kind == "equal mass":
+        at[confidence.argsort()] = torch.arange(len(at)) * bins // len(at)
+    elif kind == "single rows":
+        at = torch.where(torch.bincount(at)[at] > 1, at, bins)
+    elif kind != "one lost":  # else the last bin stops before 1
         at = at.clamp(max=bins - 1)
     found = []
     for index in at.unique()[at.unique() < bins].tolist():
@@ -194,7 +232,7 @@ def _answers(source: torch.Generator, bins: int, too_sure: bool) -> tuple[Any, .
     confidences, correct = [], []
     for number, index in enumerate(i for i in range(bins // 3, bins) if i != bins // 2):
         shift, most = ((-0.4, 60), (0.2, 20))[number % 2]
-        count = whole(source, most - 12, most)
+        count = whole(source, most - 12, most) if number != 2 else 1  # a bin of one row
         inside = 0.05 + 0.6 * torch.rand(count, generator=source)
         confidences.append((index + inside) / bins)
         middle = (index + 0.35) / bins + shift * uniform(source, 0.7, 1.0)
@@ -215,6 +253,15 @@ def _three_answers(source: torch.Generator) -> Draws:
         "rows fall out of the last bin": Slip(
             partial(_ece, kind="one lost"),
             "int(confidence * bins) is `bins` there; hold it at bins - 1.",
+        ),
+        "a confidence of 1 falls into the first bin": Slip(
+            partial(_ece, kind="wraps"), "Hold its bin at bins - 1; do not take a remainder."
+        ),
+        "the bins hold equally many rows": Slip(
+            partial(_ece, kind="equal mass"), "Cut the scale from 0 to 1 into equally wide bins."
+        ),
+        "bins of one row are left out": Slip(
+            partial(_ece, kind="single rows"), "Leave out empty bins only."
         ),
         "every bin weighs the same": Slip(
             partial(_ece, kind="mean of bins"),
@@ -263,6 +310,131 @@ def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 10) -> fl
     Confidence (N,) from 0 to 1, correct (N,) bool; equally wide bins from 0 to 1.
     """
     return _ece(confidence, correct, bins)
+
+
+def _confidences(source: torch.Generator) -> Draws:
+    draws = []
+    for rows, bins in ((40, 10), (70, 5), (55, 10)):
+        sure = 0.35 + 0.64 * torch.rand(rows, generator=source)
+        draws.append((sure, torch.rand(30, rows, generator=source), bins))
+    return draws
+
+
+def _by_chance(
+    confidence: Tensor,
+    uniforms: Tensor,
+    bins: int,
+    at: Callable[[np.ndarray], Any] = lambda errors: np.percentile(errors, 95),
+    right: Callable[[Tensor, Tensor], Tensor] = torch.lt,
+) -> float:
+    made = [_ece(confidence, right(u, confidence), bins) for u in uniforms]
+    return float(at(np.array(made)))
+
+
+@exercise(
+    look="An answer is right where its uniform number is below its confidence; one ECE per draw.",
+    draws=_confidences,
+    slips={
+        "answers are right where the number is above the confidence": Slip(
+            partial(_by_chance, right=torch.gt),
+            "A number between 0 and 1 is below 0.9 in 90 % of the draws: uniforms < confidence.",
+        ),
+        "every answer is right half of the time": Slip(
+            partial(_by_chance, right=lambda u, p: u < 0.5),
+            "A calibrated answer is right as often as its confidence says.",
+        ),
+        "this is the mean of the draws": Slip(
+            partial(_by_chance, at=np.mean), "Half of all calibrated models lie above that."
+        ),
+        "this is the median of the draws": Slip(
+            partial(_by_chance, at=np.median), "Half of all calibrated models lie above that."
+        ),
+        "this is the largest of the draws": Slip(
+            partial(_by_chance, at=np.max), "More draws would make it larger: np.percentile."
+        ),
+        "this is the 5th percentile": Slip(
+            partial(_by_chance, at=partial(np.percentile, q=5)), "Chance reaches up: take the 95th."
+        ),
+        "this is the 97.5th percentile": Slip(
+            partial(_by_chance, at=partial(np.percentile, q=97.5)),
+            "Only the upper end is asked for: 5 % above it.",
+        ),
+        "np.percentile counts from 0 to 100, np.quantile from 0 to 1": Slip(
+            partial(_by_chance, at=partial(np.percentile, q=0.95)),
+            "np.percentile(x, 95), or np.quantile(x, 0.95).",
+        ),
+        "one place of the sorted list is read, without interpolation": Slip(
+            partial(_by_chance, at=lambda x: np.sort(x)[int(0.95 * len(x))]),
+            "Let np.percentile do it.",
+        ),
+        "only the first draw is used": Slip(
+            lambda p, u, bins: _by_chance(p, u[:1], bins), "Each row of uniforms is one draw."
+        ),
+        "all draws are pooled into one": Slip(
+            lambda p, u, bins: _ece(p.repeat(len(u)), (u < p).flatten(), bins),
+            "One ECE for each row of uniforms, then a percentile of them.",
+        ),
+    },
+)
+def chance_error(confidence: Tensor, uniforms: Tensor, bins: int) -> float:
+    """95th percentile of the calibration error that a calibrated model would show.
+
+    Confidence (N,); each row of ``uniforms`` (draws, N), between 0 and 1, makes one set of answers.
+    """
+    return _by_chance(confidence, uniforms, bins)
+
+
+def _misjudged(source: torch.Generator) -> Draws:
+    """Labels drawn at a temperature inside the grid, once above 1 and once below."""
+    draws, grid = [], [0.25, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0]
+    while len(draws) < 4:
+        logits = normal(source, 60, 3)
+        true = (3.0, 0.5, 1.5, 2.0)[len(draws)]
+        labels = torch.multinomial((logits / true).softmax(-1), 1, generator=source).flatten()
+        best = _losses_at(logits, labels, grid)
+        if best.argmin() not in (0, len(grid) - 1, 3) and best.argmin() != best.argmax():
+            draws.append((logits, labels, grid))
+    return draws
+
+
+def _losses_at(logits: Tensor, labels: Tensor, grid: Sequence[float]) -> Tensor:
+    return torch.stack([F.cross_entropy(logits / t, labels) for t in grid])
+
+
+@exercise(
+    look="For each temperature, the mean cross-entropy of logits / temperature; take the smallest.",
+    draws=_misjudged,
+    slips={
+        "this is the place in the list, not the temperature": Slip(
+            lambda x, y, grid: int(_losses_at(x, y, grid).argmin()), "temperatures[place]."
+        ),
+        "this is the smallest loss, not its temperature": Slip(
+            lambda x, y, grid: float(_losses_at(x, y, grid).min()), "Ask where it is: argmin."
+        ),
+        "the largest loss is chosen": Slip(
+            lambda x, y, grid: grid[int(_losses_at(x, y, grid).argmax())], "Take the smallest."
+        ),
+        "the logits are multiplied by the temperature": Slip(
+            lambda x, y, grid: grid[int(_losses_at(x, y, [1 / t for t in grid]).argmin())],
+            "A temperature divides.",
+        ),
+        "the temperature is chosen by accuracy, which it cannot change": Slip(
+            lambda x, y, grid: grid[0], "Dividing all logits leaves their order: use the loss."
+        ),
+        "the logits are softened twice: F.cross_entropy takes logits, not probabilities": Slip(
+            lambda x, y, grid: grid[
+                int(torch.stack([F.cross_entropy((x / t).softmax(-1), y) for t in grid]).argmin())
+            ],
+            "F.cross_entropy applies its own log-softmax.",
+        ),
+    },
+)
+def fit_temperature(logits: Tensor, labels: Tensor, temperatures: Sequence[float]) -> float:
+    """The one of the temperatures with the smallest mean cross-entropy.
+
+    Logits (N, C), labels (N,). Guo et al. 2017, section 4.2.
+    """
+    return temperatures[int(_losses_at(logits, labels, temperatures).argmin())]
 
 
 def _labels(source: torch.Generator) -> Draws:
@@ -317,3 +489,157 @@ def confusion(labels: Tensor, predictions: Tensor, classes: int = 3) -> Tensor:
     """(C, C) counts, labels down, predictions across."""
     pairs = torch.bincount(labels * classes + predictions, minlength=classes * classes)
     return pairs.reshape(classes, classes)
+
+
+def _counted(source: torch.Generator) -> Draws:
+    draws = []
+    for classes in (3, 4, 2):
+        matrix = torch.randint(1, 30, (classes, classes), generator=source)
+        matrix[0, 0], matrix[0, 1] = 0, 40  # a label that is never found
+        draws.append((matrix,))
+    return draws
+
+
+def _of_class(matrix: Tensor, axis: int) -> Tensor:
+    return 100 * matrix.diagonal() / matrix.sum(axis).clamp_min(1)
+
+
+@exercise(
+    look="The diagonal entry of each row, as a percentage of the row's sum.",
+    draws=_counted,
+    slips={
+        "this is the precision: of each prediction, how often it is right": Slip(
+            partial(_of_class, axis=0), "Recall asks about a label's rows: divide by sum(1)."
+        ),
+        "this is a fraction, but percent is wanted": Slip(
+            lambda m: _of_class(m, 1) / 100, "Multiply by 100."
+        ),
+        "the hits are divided by all rows, whatever their label": Slip(
+            lambda m: 100 * m.diagonal() / m.sum(), "Divide by the rows of that label only."
+        ),
+        "these are the shares of the labels": Slip(
+            lambda m: 100 * m.sum(1) / m.sum(), "Put the diagonal on top: the rows found."
+        ),
+        "this is the percentage missed": Slip(
+            lambda m: 100 - _of_class(m, 1), "Recall counts what is found, the diagonal."
+        ),
+        "these are the F1 scores": Slip(
+            lambda m: 200 * m.diagonal() / (m.sum(0) + m.sum(1)), "Recall looks at rows only."
+        ),
+    },
+    edge_case="where a label never occurs",
+    edges=lambda source: [(torch.tensor([[3, 1, 0], [0, 0, 0], [2, 2, 4]]),)],
+)
+def recall(matrix: Tensor) -> Tensor:
+    """(C,) percent of each label's rows that are found, from counts (C, C), labels down.
+
+    0 for a label without rows.
+    """
+    return _of_class(matrix, 1)
+
+
+def _two_splits(source: torch.Generator) -> Draws:
+    draws = []
+    for rows, most, other in ((20, 1, 2), (35, 0, 1), (26, 2, 0)):  # dev has another favorite
+        train = torch.cat([torch.arange(3).repeat(5), torch.full((9,), most)])
+        labels = torch.cat(
+            [torch.randint(0, 3, (rows,), generator=source), torch.full((rows,), other)]
+        )
+        order = torch.randperm(len(train), generator=source)
+        draws.append((train[order], labels))
+    return draws
+
+
+def _always(label: Tensor, labels: Tensor) -> float:
+    return 100 * float((labels == label).double().mean())
+
+
+@exercise(
+    look="Find the most frequent label of train; how often is it the label of the other rows?",
+    draws=_two_splits,
+    slips={
+        "the label is chosen on the rows that are scored": Slip(
+            lambda t, y: _always(y.mode().values, y), "That peeks: choose it on train_labels."
+        ),
+        "this is the label's share of the training rows": Slip(
+            lambda t, y: _always(t.mode().values, t), "Score it on `labels`."
+        ),
+        "this is a fraction, but percent is wanted": Slip(
+            lambda t, y: _always(t.mode().values, y) / 100, "Multiply by 100."
+        ),
+        "this is the label, not how often it is right": Slip(
+            lambda t, y: int(t.mode().values), "Compare it with `labels`, and take the mean."
+        ),
+        "this is a coin with three sides": Slip(
+            lambda t, y: 100 / 3, "Always give the most frequent label of train."
+        ),
+        "this is how often it is wrong": Slip(
+            lambda t, y: 100 - _always(t.mode().values, y), "Count where it is right."
+        ),
+        "this is a count, not a percentage": Slip(
+            lambda t, y: float((y == t.mode().values).sum()), "Divide by the number of labels."
+        ),
+        "the least frequent label is given": Slip(
+            lambda t, y: _always(t.bincount().argmin(), y), "Take the most frequent one."
+        ),
+    },
+)
+def always_most_common(train_labels: Tensor, labels: Tensor) -> float:
+    """Percent of labels (N,) that equal the most frequent one of train_labels (M,)."""
+    return _always(train_labels.bincount().argmax(), labels)
+
+
+PLACES = ("itself", "left", "right", "<s>", "</s>")
+
+
+def _at_places(result: Any, m: Tensor) -> Tensor:
+    if not isinstance(result, Mapping):
+        raise Misconception(
+            f"your function returned a {type(result).__name__}, but a dictionary is wanted",
+            "Its keys are itself, left, right, <s> and </s>.",
+        )
+    if set(result) != set(PLACES):
+        raise Misconception(
+            f"your function returned a dict with the keys {', '.join(map(str, result)) or 'none'}",
+            f"They must be {', '.join(PLACES)}.",
+        )
+    return torch.tensor([float(result[place]) for place in PLACES])
+
+
+def _shares_of(m: Tensor, fewer: int = 0, scale: float = 1.0) -> dict[str, float]:
+    length = len(m)
+    beside = [m.diagonal(shift).sum().item() / (length - fewer) for shift in (-1, 1)]
+    ends = m[:, 0].mean().item(), m[:, -1].mean().item()
+    values = (m.diagonal().mean().item(), *beside, *ends)
+    return dict(zip(PLACES, (scale * value for value in values), strict=True))
+
+
+@exercise(
+    look="m[q, k] says how much query q looks at key k; average over all L queries.",
+    draws=lambda source: [(attention_maps(source, mask_of((n,)), 1)[0, 0],) for n in (3, 6, 9)],
+    read=_at_places,
+    slips={
+        "left and right are swapped": Slip(
+            lambda m: (
+                _shares_of(m) | {"left": _shares_of(m)["right"], "right": _shares_of(m)["left"]}
+            ),
+            "The left neighbor of token q is q - 1: m.diagonal(-1).",
+        ),
+        "rows and columns are swapped": Slip(
+            lambda m: _shares_of(m.T), "The query is the row, the key the column."
+        ),
+        "the neighbors are averaged over the queries that have one": Slip(
+            partial(_shares_of, fewer=1), "Divide by all L queries: the first has none on its left."
+        ),
+        "these are percentages": Slip(partial(_shares_of, scale=100), "Return shares, 0 to 1."),
+        "the attention is summed over the queries, not averaged": Slip(
+            lambda m: _shares_of(m, scale=len(m)), "Divide by the number of queries, L."
+        ),
+    },
+)
+def places(m: Tensor) -> dict[str, float]:
+    """Share of a head's attention on five places, the mean over the queries of its map m (L, L).
+
+    Keys: "itself", "left", "right", "<s>" (the first key) and "</s>" (the last).
+    """
+    return _shares_of(m)

@@ -26,6 +26,34 @@ def slow_kd(student: torch.Tensor, teacher: torch.Tensor, temperature: float) ->
     return total / len(student) * temperature**2
 
 
+def hand_train(student, batches, epochs, learning_rate, temperature, mode=True, keep=float):
+    optimizer = torch.optim.AdamW(student.parameters(), learning_rate)
+    student.train(mode)
+    losses = []
+    for _ in range(epochs):
+        for inputs, teacher_logits in batches:
+            optimizer.zero_grad()
+            loss = slow_kd(student(**inputs).logits, teacher_logits, temperature)
+            loss.backward()
+            optimizer.step()
+            losses.append(keep(loss))
+    return losses
+
+
+def no_step(student, batches, epochs, learning_rate, temperature):
+    losses = []
+    for inputs, teacher_logits in batches * epochs:
+        loss = slow_kd(student(**inputs).logits, teacher_logits, temperature)
+        loss.backward()
+        losses.append(loss.item())
+    return losses
+
+
+def ask_in(grad, model, tokenizer, text, temperature):
+    with torch.set_grad_enabled(grad):
+        return torch.softmax(model(**tokenizer(text, return_tensors="pt")).logits / temperature, -1)
+
+
 def kl_of(log_q: torch.Tensor, p: torch.Tensor, reduction: str = "batchmean") -> torch.Tensor:
     return F.kl_div(log_q, p, reduction=reduction)
 
@@ -34,6 +62,8 @@ SOLUTIONS: dict[str, list[Answer]] = {
     "soft_targets": [
         lambda x, T: torch.softmax(x / T, dim=-1),
         lambda x, T: F.log_softmax(x / T, -1).exp(),
+        lambda x, T: torch.exp(x / T) / torch.exp(x / T).sum(-1, keepdim=True),
+        lambda x, T: torch.softmax(x / T, -1).numpy(),
         lambda x, T: F.normalize(torch.exp((x - x.amax(-1, keepdim=True)) / T), p=1, dim=-1),
     ],
     "kd_loss": [
@@ -50,6 +80,24 @@ SOLUTIONS: dict[str, list[Answer]] = {
         ),
         slow_kd,
     ],
+    "ask": [
+        lambda m, f, x, T: ask_in(False, m, f, x, T)[0],
+        lambda m, f, x, T: ask_in(True, m, f, x, T).squeeze(0).detach(),
+        lambda m, f, x, T: ask_in(False, m, f, x, T)[0].numpy(),
+    ],
+    "train": [
+        hand_train,
+        lambda *a: tuple(hand_train(*a)),
+        lambda *a: np.array(hand_train(*a)),
+        lambda *a: hand_train(*a, keep=torch.Tensor.detach),
+    ],
+    "agreement": [
+        lambda a, b: 100 * (a.argmax(-1) == b.argmax(-1)).float().mean().item(),
+        lambda a, b: np.mean(a.numpy().argmax(1) == b.numpy().argmax(1)) * 100,
+        lambda a, b: (
+            sum(x.argmax() == y.argmax() for x, y in zip(a, b, strict=True)) / len(a) * 100
+        ),
+    ],
     "retention": [
         lambda s, t: 100 * s / t,
         lambda s, t: torch.tensor(100 * s / t),
@@ -61,10 +109,6 @@ SOLUTIONS: dict[str, list[Answer]] = {
 MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     "soft_targets": {
         "power": (lambda x, T: torch.softmax(x, -1) ** (1 / T), "do not sum to 1"),
-        "overflow": (
-            lambda x, T: torch.exp(x / T) / torch.exp(x / T).sum(-1, keepdim=True),
-            "overflow",
-        ),
         "argmax": (lambda x, T: x.argmax(-1), "shape"),
         "other": (lambda x, T: torch.softmax(x / T**0.5, -1), "is right, on random input"),
         "list": (lambda x, T: torch.softmax(x / T, -1).tolist(), "returned a list"),
@@ -122,7 +166,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         ),
         "log target forgotten": (
             lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.log_softmax(t / T, -1)) * T * T,
-            "returned NaN",
+            "logarithm as its second argument. First",
         ),
         "student only": (
             lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t, -1)) * T * T,
@@ -185,7 +229,8 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             ),
             "large logits",
         ),
-        "squared error": (lambda s, t, T: F.mse_loss(s, t), "changes the loss"),
+        "squared error": (lambda s, t, T: (s - t).pow(2).mean(), "squared error of the logits"),
+        "shifted": (lambda s, t, T: slow_kd(s, t, T) + s.mean() - t.mean(), "changes the loss"),
         "not zero": (lambda s, t, T: slow_kd(s, t, T) + 1, "a loss other than 0"),
         "wrong power": (lambda s, t, T: slow_kd(s, t, T) * T, "right at temperature 1"),
         "not reduced": (
@@ -194,6 +239,29 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         ),
         "item": (lambda s, t, T: slow_kd(s, t, T).item(), "returned a float"),
         "raises": (lambda s, t, T: s @ t, "RuntimeError"),
+    },
+    "ask": {
+        "batch axis": (lambda *a: ask_in(False, *a), "the axis of the batch"),
+        "graph": (lambda *a: ask_in(True, *a)[0], "carry a graph"),
+        "certain": (lambda *a: ask_in(False, *a)[0].argmax(), "returned shape ()"),
+        "dict": (lambda *a: dict(enumerate(ask_in(False, *a)[0].tolist())), "returned a dict"),
+        "lists": (lambda m, f, x, T: m(**f(x)).logits, "raised TypeError"),
+    },
+    "train": {
+        "no step": (no_step, "weights have not changed"),
+        "eval mode": (lambda *a: hand_train(*a, mode=False), "in eval mode"),
+        "graphs": (lambda *a: hand_train(*a, keep=lambda x: x), "keep their graphs"),
+        "last epoch": (lambda *a: hand_train(*a)[-3:], "give 6 losses, but you return 3"),
+        "one number": (lambda *a: hand_train(*a)[-1], "a list of losses is wanted"),
+        "means": (
+            lambda *a: [sum(hand_train(*a)) / 6] * (3 * a[2]),
+            "is right, on random input",
+        ),
+    },
+    "agreement": {
+        "each row": (lambda a, b: a.argmax(-1) == b.argmax(-1), "returned a Tensor"),
+        "all": (lambda a, b: bool((a.argmax(-1) == b.argmax(-1)).all()), "returned a bool"),
+        "fraction": (lambda a, b: (a.argmax(-1) == b.argmax(-1)).float().mean(), "a fraction"),
     },
     "retention": {
         "lost": (lambda s, t: 100 * (1 - s / t), "percentage lost"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix
 
 from comet_lib.similarity import entropy
@@ -29,7 +30,7 @@ def slow_entropy(maps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         for b, length in enumerate(mask.sum(1).tolist()):
             for q in range(length):
                 for p in maps[b, head, q, :length]:
-                    out[head] -= p * p.log()
+                    out[head] -= torch.xlogy(p, p)
     return out / mask.sum()
 
 
@@ -86,6 +87,16 @@ def fancy(labels: torch.Tensor, predictions: torch.Tensor, classes: int) -> torc
     return matrix
 
 
+def slow_places(m: torch.Tensor) -> dict[str, float]:
+    length, table = len(m), m.tolist()
+    where = {"itself": lambda q: q, "left": lambda q: q - 1, "right": lambda q: q + 1}
+    where |= {"<s>": lambda q: 0, "</s>": lambda q: length - 1}
+    return {
+        name: sum(table[q][key(q)] for q in range(length) if 0 <= key(q) < length) / length
+        for name, key in where.items()
+    }
+
+
 SOLUTIONS: dict[str, list[Answer]] = {
     "tokens_per_word": [
         slow_tokens_per_word,
@@ -102,6 +113,31 @@ SOLUTIONS: dict[str, list[Answer]] = {
         slow_ece,
         lambda p, y, n: torch.tensor(slow_ece(p, y, n)),
         lambda p, y, n: ece_of(p, y, n, absolute, mean),
+    ],
+    "chance_error": [
+        lambda p, u, n: np.percentile([slow_ece(p, row < p, n) for row in u], 95),
+        lambda p, u, n: np.quantile(np.array([slow_ece(p, p > row, n) for row in u]), 0.95),
+        lambda p, u, n: torch.quantile(torch.tensor([slow_ece(p, row < p, n) for row in u]), 0.95),
+    ],
+    "fit_temperature": [
+        lambda x, y, ts: min(ts, key=lambda t: F.cross_entropy(x / t, y)),
+        lambda x, y, ts: max(ts, key=lambda t: (x / t).log_softmax(-1)[range(len(y)), y].sum()),
+        lambda x, y, ts: np.float64(ts[np.argmin([F.cross_entropy(x / t, y) for t in ts])]),
+    ],
+    "recall": [
+        lambda m: torch.stack([100 * m[i, i] / max(int(m[i].sum()), 1) for i in range(len(m))]),
+        lambda m: 100 * np.diag(m.numpy()) / np.maximum(m.numpy().sum(1), 1),
+        lambda m: (100 * m.diag() / m.sum(1)).nan_to_num(0),
+    ],
+    "always_most_common": [
+        lambda t, y: 100 * (y == t.mode().values).float().mean().item(),
+        lambda t, y: 100 * float(np.mean(y.numpy() == np.bincount(t.numpy()).argmax())),
+        lambda t, y: 100 * y.tolist().count(max(range(3), key=t.tolist().count)) / len(y),
+    ],
+    "places": [
+        slow_places,
+        lambda m: {k: torch.tensor(v) for k, v in slow_places(m).items()},
+        lambda m: {k: np.float32(v) for k, v in reversed(slow_places(m).items())},
     ],
     "confusion": [
         slow_confusion,
@@ -187,6 +223,32 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             "NaN",
         ),
         "vector": (lambda p, y, n: (p - y.float()).abs(), "returned a Tensor"),
+    },
+    "chance_error": {
+        "all draws": (lambda p, u, n: [slow_ece(p, r < p, n) for r in u], "returned a list"),
+        "confidence": (lambda p, u, n: p.mean(), "is right, on random input"),
+    },
+    "fit_temperature": {
+        "one": (lambda x, y, ts: 1.0, "is right, on random input"),
+        "all": (lambda x, y, ts: [F.cross_entropy(x / t, y) for t in ts], "returned a list"),
+        "exact accuracy": (
+            lambda x, y, ts: max(ts, key=lambda t: ((x / t).argmax(-1) == y).float().mean()),
+            "by accuracy",
+        ),
+    },
+    "recall": {
+        "NaN": (lambda m: 100 * m.diag() / m.sum(1), "never occurs, your function returned NaN"),
+        "mean": (lambda m: (100 * m.diag() / m.sum(1).clamp(min=1)).mean(), "returned shape ()"),
+        "all": (lambda m: 100 * m / m.sum(1, keepdim=True).clamp(min=1), "returned shape (3, 3)"),
+    },
+    "always_most_common": {
+        "largest": (lambda t, y: 100 * (y == t.max()).float().mean().item(), "on random input"),
+        "each": (lambda t, y: y == t.mode().values, "returned a Tensor"),
+    },
+    "places": {
+        "numbers": (lambda m: [*slow_places(m).values()], "a dictionary is wanted"),
+        "keys": (lambda m: {"self": 0.5, "left": 0.1}, "the keys self, left"),
+        "first query": (lambda m: slow_places(m) | {"<s>": m[0].mean().item()}, "on random input"),
     },
     "confusion": {
         "transposed": (lambda y, p, c: slow_confusion(p, y, c), "swapped"),
