@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from comet_lib import losses
 from comet_lib.attention import capture, layer_map
@@ -473,8 +474,8 @@ def _models(source: torch.Generator) -> Draws:
 
 
 def _stage_one(
-    student: nn.Module,
-    teacher: nn.Module,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
     batch: Mapping[str, Tensor],
     matches: Mapping[int, int],
     T: float,
