@@ -386,7 +386,8 @@ def chance_error(confidence: Tensor, uniforms: Tensor, bins: int) -> float:
 
 def _misjudged(source: torch.Generator) -> Draws:
     """Labels drawn at a temperature inside the grid, once above 1 and once below."""
-    draws, grid = [], [0.25, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0]
+    draws: list[tuple[Any, ...]] = []
+    grid = [0.25, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0]
     while len(draws) < 4:
         logits = normal(source, 60, 3)
         true = (3.0, 0.5, 1.5, 2.0)[len(draws)]
