@@ -97,17 +97,21 @@ def result_bars(report: Mapping[str, Any]) -> Figure:
 
 
 def training_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Every logged loss term of every stage, one panel per stage; titles follow the first term."""
+    """Every logged loss term of every stage, one panel per stage; titles follow the first term.
+    A term's floor, if logged, is a dashed line: what the best constant answer loses."""
     shape: dict[str, Any] = {"figsize": (3.6 * len(logs), 3), "squeeze": False}
     figure, panels = plt.subplots(1, len(logs), layout="constrained", **shape)
     for axes, (stage, rows) in zip(panels[0], logs.items(), strict=True):
         table, title = pd.DataFrame(rows), stage.replace("_", " ")
-        terms = [x for x in table if x not in NO_TERMS and not x.startswith(("eval_", "train_"))]
+        known = [x for x in table if x not in NO_TERMS and not x.startswith(("eval_", "train_"))]
+        terms = [x for x in known if not x.endswith("_floor")]
         others = cycle((ORANGE, PINK, GREY))
         for term in terms:
             colour = {"soft_targets": BLUE, "hard_labels": GREEN}.get(term) or next(others)
             line = {"label": term.replace("_", " "), "color": colour, "estimator": None}
             sns.lineplot(table, x="step", y=term, ax=axes, **line)
+        for floor in set(known) - set(terms):
+            axes.axhline(table[floor].max(), color=BLUE, ls="--", label="one constant answer")
         if terms:
             values = table[terms[0]].dropna().tolist()
             title += f": {terms[0].replace('_', ' ')} {values[0]:.2f} → {values[-1]:.2f}"

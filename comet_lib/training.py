@@ -13,12 +13,13 @@ from __future__ import annotations
 import contextlib
 import math
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -49,7 +50,7 @@ from comet_lib.objectives import (
 )
 from comet_lib.processes import shares_of_step, threads_for
 from comet_lib.profiles import Profile, Stage
-from comet_lib.teacher import stored_answers
+from comet_lib.teacher import Teacher, stored_answers
 
 
 class Progress(ProgressCallback):
@@ -265,6 +266,25 @@ def uniform_matches(student: PreTrainedModel, teacher: PreTrainedModel) -> dict[
     return dict(enumerate(layer_map(depth, teacher.config.num_hidden_layers)))
 
 
+@torch.no_grad()
+def constant_floor(
+    teacher: Teacher, batches: Iterable[Mapping[str, Tensor]], temperature: float
+) -> float:
+    """The soft-target loss of the best constant answer, the teacher's mean one, in nats times T^2:
+    T^2 (H(mean p) - mean H(p)). A student that loses as much has learned nothing of the text."""
+    total, entropy, count = torch.tensor(0.0), 0.0, 0.0
+    for batch in batches:
+        logits = teacher(batch).logits
+        assert logits is not None, "a stored teacher keeps no logits"
+        log_p = F.log_softmax(logits.float() / temperature, -1)
+        total = total.to(log_p.device) + log_p.exp().sum(0)
+        entropy -= float((log_p.exp() * log_p).sum())
+        count += len(log_p)
+    count = count or math.nan  # no piece was masked in so little text
+    mean = total / count
+    return temperature**2 * float(torch.special.entr(mean).sum() - entropy / count)
+
+
 def distil_task_agnostic(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
@@ -283,7 +303,8 @@ def distil_task_agnostic(
     The student is trained in place. ``texts`` is a list, or a table with a column ``text``; a
     fiftieth of it (at most 1,000 rows) is held out. With ``cache``, a folder, the teacher is asked
     once before the training, which then reads its answers from there (:mod:`comet_lib.teacher`;
-    masks stay the same). Returns the log.
+    masks stay the same). Returns the log; its first row has the floor of the soft targets
+    (:func:`constant_floor`), unless the answers come from a cache.
 
     Raises:
         CometError: teacher and student have different vocabularies, or the cache is another's.
@@ -313,12 +334,19 @@ def distil_task_agnostic(
     )
     on_disk = output / "tokens.arrow" if isinstance(texts, Dataset) else None
     table = tokenise(texts, tokenizer, profile.max_length, on_disk, shuffle=profile.seed)
-    epoch = Epoch()
+    epoch, first = Epoch(), list[dict[str, float]]()
     if cache is None:
         objective = Objective.live(teacher, weights, matches, stage.temperature)
         # The same masks after every epoch for held-out text, others for the rest.
         held_out = Dataset.from_list([{**row, "epoch": 0} for row in table.select(range(held))])
         collator: Any = MaskingCollator(tokenizer, profile.seed, epoch)
+        parts = (held_out.select(range(i, min(i + 16, held))) for i in range(0, held, 16))
+        batches = (
+            {name: values.to(args.device) for name, values in collator(list(part)).items()}
+            for part in parts
+        )
+        floor = constant_floor(objective.teacher, batches, stage.temperature)
+        first = [{"step": 0, "soft_targets_floor": floor}]
     else:
         if "hard_labels" in weights:
             raise CometError(
@@ -339,7 +367,7 @@ def distil_task_agnostic(
         )
         teacher.cpu()  # it is done: its room on the GPU is the student's
         held_out = table.select(range(held))
-    return fit(
+    return first + fit(
         student,
         objective,
         resume,

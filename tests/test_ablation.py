@@ -126,12 +126,12 @@ def test_settings_of_a_variant_reach_the_training(laboratory, monkeypatch):
         return []
 
     monkeypatch.setattr(ablation, "fine_tune", fine_tune)
-    laboratory.run(BY_NAME["alpha-25"], 3)
-    assert (seen["stage"].alpha, seen["stage"].temperature, seen["seed"]) == (0.25, 1.0, 3)
+    laboratory.run(BY_NAME["alpha-100"], 3)
+    assert (seen["stage"].alpha, seen["stage"].temperature, seen["seed"]) == (1.0, 1.0, 3)
     assert seen["stage"].terms == {}
-    laboratory.run(BY_NAME["temperature-4"], 0)
-    assert seen["stage"].temperature == 4.0
-    laboratory.run(replace(BY_NAME["hidden-last"], weight=7.0), 0)
+    laboratory.run(BY_NAME["temperature-2"], 0)
+    assert seen["stage"].temperature == 2.0
+    laboratory.run(replace(BY_NAME["hidden-mse"], layers="last", weight=7.0), 0)
     assert seen["matches"] == {0: 2, 1: 3} and seen["stage"].terms == {"hidden_mse": 7.0}
     assert seen["stage"].alpha == TINY.stage2.alpha
     plain = seen["student"].get_input_embeddings().weight
@@ -139,6 +139,23 @@ def test_settings_of_a_variant_reach_the_training(laboratory, monkeypatch):
     assert not np.allclose(
         seen["student"].get_input_embeddings().weight.detach(), plain.detach(), atol=0.01
     )
+
+
+def test_the_control_looks_at_other_pieces(laboratory, monkeypatch):
+    """The swapped teacher's maps differ on a sentence, and not on special pieces; the laboratory's
+    own teacher stays as it is."""
+    teachers = []
+    monkeypatch.setattr(
+        ablation, "fine_tune", lambda *_, teacher, **more: teachers.append((teacher, more)) or []
+    )
+    for name in ("attention-kl", "attention-swapped"):
+        laboratory.run(BY_NAME[name], 0)
+    (own, first), (other, second) = teachers
+    assert own is laboratory.teacher and first["cache"] != second["cache"]
+    mine, its = (model.get_input_embeddings().weight for model in (own, other))
+    special = laboratory.tokenizer.all_special_ids
+    assert mine[special].equal(its[special])
+    assert not mine.equal(its) and mine.sum(0).allclose(its.sum(0), atol=1e-3)
 
 
 def test_stage_one_is_shared_by_the_variants_of_a_seed(laboratory, monkeypatch):
@@ -180,9 +197,9 @@ def run_names(path):
 
 def test_important_variants_come_first_and_finished_runs_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(Laboratory, "run", quick_line)
-    wanted = chosen_variants("both,alpha-25")
+    wanted = chosen_variants("both,alpha-50")
     path = ablation.ablate(TINY, tmp_path, wanted, seeds=2, say=lambda _: None)
-    first = [("none", 0), ("both", 0), ("none", 1), ("both", 1), ("alpha-25", 0), ("alpha-25", 1)]
+    first = [("none", 0), ("both", 0), ("none", 1), ("both", 1), ("alpha-50", 0), ("alpha-50", 1)]
     assert run_names(path) == first
     before = path.read_text(encoding="utf-8")
     said = []

@@ -34,8 +34,13 @@ from comet_lib.models import (
 )
 from comet_lib.objectives import TERMS, Objective
 from comet_lib.profiles import Stage, get_profile
-from comet_lib.teacher import stored_answers
-from comet_lib.training import distil_task_agnostic, fine_tune, training_arguments
+from comet_lib.teacher import Answers, stored_answers
+from comet_lib.training import (
+    constant_floor,
+    distil_task_agnostic,
+    fine_tune,
+    training_arguments,
+)
 
 #: As newer versions of transformers call it, or older ones.
 CHECKPOINTING = next(
@@ -140,6 +145,24 @@ def profile_for(**stage):
     values = {"epochs": 2, "learning_rate": 5e-3, "batch_size": 8, "temperature": 2.0, "alpha": 0.5}
     made = Stage(**{**values, **stage})
     return get_profile("tiny").with_(stage1=made, stage2=made, max_length=16)
+
+
+def test_the_floor_is_the_loss_of_the_best_constant():
+    """The teacher's mean answer loses the floor; a constant a little away from it loses more."""
+    torch.manual_seed(0)
+    logits, temperature = 3 * torch.randn(12, 7), 2.0
+    parts = [{"at": slice(0, 5)}, {"at": slice(5, 12)}]
+    floor = constant_floor(
+        lambda batch: Answers({}, {}, [], logits[batch["at"]]), parts, temperature
+    )
+    mean = (logits / temperature).softmax(-1).mean(0)
+
+    def loss(constant):
+        same = (temperature * constant.log()).expand(12, -1)
+        return float(soft_target_loss(same, logits, temperature))
+
+    assert floor == pytest.approx(loss(mean), rel=1e-5)
+    assert floor < loss((mean + 0.01) / (mean + 0.01).sum())
 
 
 def test_stage_one_brings_the_student_to_the_teacher(tokenizer, tmp_path):

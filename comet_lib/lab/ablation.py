@@ -15,6 +15,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from comet_lib.attention import layer_map
 from comet_lib.batches import tokenise
@@ -64,6 +65,7 @@ class Laboratory:
         self.labels = train["label"].to_numpy()
         self.teacher, self.tokenizer = load_pair(profile.sentiment_teacher, labels=profile.labels)
         self.config = student_config(profile, self.teacher, self.tokenizer.pad_token_id)
+        self.other_reader = cache(lambda: reads_other_pieces(self.teacher, self.tokenizer))
         self.teacher_answers = cache(lambda: self.answers(self.teacher, self.texts.tolist()))
         self.targets = cache(self._targets)
         pair = self.teacher, self.tokenizer
@@ -170,6 +172,10 @@ class Laboratory:
         elif variant.embeddings:
             initialise_embeddings(student, self.teacher)
         looks_at = TERMS[variant.term].looks_at if variant.term else ""
+        table = variant.splices if variant.soft else variant.labels  # what tells two tables apart
+        cached = "-".join(
+            map(str, ("answers", looks_at, variant.layers, variant.soft, table, variant.swapped))
+        )
         depth, theirs = (model.config.num_hidden_layers for model in (student, self.teacher))
         with quiet():
             log = fine_tune(
@@ -179,9 +185,9 @@ class Laboratory:
                 self.splits["dev"],
                 self.profile.with_(stage2=stage, seed=seed),
                 self.work / "trainer",
-                teacher=self.teacher,
+                teacher=self.other_reader() if variant.swapped else self.teacher,
                 matches=dict(enumerate(layer_map(depth, theirs, variant.layers))),
-                cache=self.work / f"answers-{looks_at}-{variant.layers}-{variant.splices:g}",
+                cache=self.work / cached,
                 disable_tqdm=True,
             )
         shutil.rmtree(self.work / "trainer", ignore_errors=True)
@@ -234,6 +240,18 @@ def ablate(
             f", {run['seconds']:.0f} s"
         )
     return path
+
+
+def reads_other_pieces(
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """A copy of ``teacher`` that takes each piece for another, always the same one (special pieces
+    stay). Its maps keep what depends on places and special pieces, and are about another text."""
+    other = deepcopy(teacher)
+    table: Any = other.get_input_embeddings().weight.data
+    common = np.setdiff1d(np.arange(len(table)), tokenizer.all_special_ids)
+    table[common] = table[np.random.default_rng(0).permutation(common)]
+    return other
 
 
 def _identity(header: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]) -> dict:

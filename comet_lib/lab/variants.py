@@ -24,6 +24,7 @@ class Variant:
     term: str = ""  # one of comet_lib.objectives.TERMS
     weight: float = 1.0  # of the term
     layers: str = "uniform"  # layer_map's
+    swapped: bool = False  # the term asks a teacher that reads each piece as another
     alpha: float | None = None
     temperature: float | None = None
     stage1: str = ""  # "", "soft" (targets only), or with attention: "mse", "kl"
@@ -56,31 +57,37 @@ VARIANTS = (
     _BOTH,
     replace(_BOTH, name="tfidf", about="soft targets: TF-IDF", soft="tfidf"),
     replace(_BOTH, name="teacher", about="soft targets: teacher", soft="teacher"),
-    _both("attention-mse", "+ attention, MSE x 100", term="attention_mse", weight=100.0,
-          first=True),
-    _both("hidden-mse", "+ hidden states, MSE", term="hidden_mse", first=True),
-    _both("relations", "+ Q-K-V relations", term="relations", first=True),
+    _both("attention-kl", "+ attention, row-wise KL", term="attention_kl", first=True),
+    _both("attention-swapped", "+ the maps of a teacher that reads other pieces",
+          term="attention_kl", swapped=True, base="attention-kl", first=True),
+    _both("attention-mix", "+ attention, KL, heads mixed by learned weights",
+          term="attention_kl_mix", base="attention-kl", first=True),
+    _both("attention-mse", "+ attention, MSE x 100", term="attention_mse", weight=100.0),
+    _both("hidden-mse", "+ hidden states, MSE", term="hidden_mse"),
+    _both("hidden-cosine", "+ hidden states, cosine", term="hidden_cosine"),
+    _both("relations", "+ Q-K-V relations", term="relations"),
     _both("random", "from random embeddings", embeddings=False, first=True, against="none-random"),
+    _none("none-random", "from random embeddings", embeddings=False, first=True),
+    _none("random-attention", "from random embeddings, + attention", embeddings=False,
+          term="attention_kl", base="none-random"),
     _none("labels-10", "10 % of them", labels=0.1),
     _both("labels-10-both", "with 10 % of the labels", labels=0.1, against="labels-10", base=""),
     _none("labels-1", "1 % of them", labels=0.01),
     _both("labels-1-both", "with 1 % of the labels", labels=0.01, against="labels-1", base=""),
-    _none("none-random", "from random embeddings", embeddings=False, first=True),
-    _both("attention-kl", "+ attention, row-wise KL", term="attention_kl"),
-    _both("hidden-cosine", "+ hidden states, cosine", term="hidden_cosine"),
-    _both("alpha-25", "with alpha 0.25", alpha=0.25),
+    _none("labels-1-attention", "1 % of them, + attention", labels=0.01, term="attention_kl",
+          base="labels-1"),
+    _none("labels-1-random", "1 % of them, from random embeddings", labels=0.01, embeddings=False,
+          base="labels-1"),
+    _none("labels-1-random-attention", "1 % of them, from random embeddings, + attention",
+          labels=0.01, embeddings=False, term="attention_kl", base="labels-1-random"),
     _both("alpha-50", "with alpha 0.5", alpha=0.5),
     _both("alpha-100", "with alpha 1: no label", alpha=1.0),
     _both("temperature-2", "at temperature 2", temperature=2.0),
-    _both("temperature-4", "at temperature 4", temperature=4.0),
     _both("splices", "+ 0.5 spliced tweets for each", splices=0.5),
     _both("stage1-soft", "after stage 1, soft targets only", stage1="soft"),
-    _both("stage1-mse", "after stage 1 with attention MSE", stage1="mse"),
     _both("stage1-kl", "after stage 1 with attention KL", stage1="kl"),
-    _both("hidden-last", "+ hidden states of the top layers", term="hidden_mse", layers="last",
-          base="hidden-mse"),
-    _both("hidden-skip", "+ hidden states, first of each group", term="hidden_mse", layers="skip",
-          base="hidden-mse"),
+    _both("stage1-attention", "after stage 1, + attention, KL, in both stages", stage1="kl",
+          term="attention_kl", base="stage1-kl"),
 )  # fmt: skip
 
 
