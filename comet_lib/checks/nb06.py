@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -503,7 +504,7 @@ def _batches(source: torch.Generator) -> list[dict[str, Tensor]]:
 
 def _epoch(
     student: Any,
-    batches: Sequence[dict[str, Tensor]],
+    batches: Iterable[dict[str, Tensor]],
     alpha: float,
     optimizer: torch.optim.Optimizer,
     *,
@@ -516,7 +517,7 @@ def _epoch(
     """One pass, with one common slip."""
     found: list[float] = []
     student.train()
-    for batch in batches[:only]:
+    for batch in islice(batches, only):
         seen = batch["attention_mask"] if mask else None
         logits = student(input_ids=batch["input_ids"], attention_mask=seen).logits
         loss = mixed_loss.reference(logits, batch["labels"], batch["teacher_probs"], share(alpha))
@@ -621,7 +622,7 @@ def _trains(answer: Answer) -> None:
 )
 def train_epoch(
     student: Any,
-    batches: Sequence[dict[str, Tensor]],
+    batches: Iterable[dict[str, Tensor]],
     alpha: float,
     optimizer: torch.optim.Optimizer,
 ) -> float:
