@@ -228,7 +228,7 @@ def _timed(
     return np.cumsum(times) if total else times
 
 
-_TIME_SLIPS = {
+_TIME_SLIPS: dict[str, tuple[Answer, str]] = {
     "the warm-up calls are in the result": (
         partial(_timed, drop=False),
         "Call warm_up times before the clock starts.",
