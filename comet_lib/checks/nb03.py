@@ -63,7 +63,13 @@ def _map(
     real = mask.bool()
     keys = real[:, None, None, :].expand_as(scores)
     queries = real[:, None, :, None].expand_as(scores)
-    keep = {"keys": keys, "queries": queries, "both": keys & queries, "inverted": ~keys}
+    keep = {
+        "keys": keys,
+        "rows too": keys,
+        "queries": queries,
+        "both": keys & queries,
+        "inverted": ~keys,
+    }
     if masked in keep:
         scores = scores.masked_fill(~keep[masked], torch.finfo(scores.dtype).min)
     elif masked == "zero score":
@@ -248,11 +254,11 @@ def head_mean(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
 
 def _masked_values(source: torch.Generator) -> Draws:
     draws = []
-    for batch, length in ((3, 6), (4, 7), (2, 5), (1, 3)):
+    for batch, length in ((3, 6), (4, 7), (2, 5)):
         values = normal(source, batch, length, length)
         zero = torch.rand(values.shape, generator=source) < 0.2  # two maps may agree
         draws.append((values.masked_fill(zero, 0.0), random_mask(source, batch, length)))
-    return draws
+    return [*draws, tuple(part[1:] for part in draws[-1])]  # one padded sentence
 
 
 def _mean_over(values: Tensor, keep: Tensor) -> Tensor:
@@ -542,11 +548,6 @@ def _by_tokens(x: Tensor, y: Tensor) -> Tensor:
         ),
         "this is 1 - CKA, a distance": Slip(lambda x, y: 1 - _cka(x, y), "1 means alike."),
     },
-    edge_case="with equal, turned and scaled states",
-    edges=lambda source: [
-        (x, 3 * x @ torch.linalg.qr(normal(source, x.shape[1], x.shape[1])).Q)
-        for x, _ in _states(source)
-    ],
 )
 def cka(x: Tensor, y: Tensor) -> Tensor:
     """Scalar: linear CKA of states (tokens, width) and (tokens, other width)."""
@@ -582,6 +583,11 @@ def _grid(maps: Any, others: Any, mask: Tensor, *, rows: Any = None, far: Any = 
     )
 
 
+def _js_of_all(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
+    """Without the mask: padded rows have a divergence, too."""
+    return js_divergence(a, b, torch.ones_like(mask))
+
+
 def _kl(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     return ((torch.xlogy(a, a) - torch.xlogy(a, b.clamp_min(1e-8))) * valid_pairs(mask)).sum(-1)
 
@@ -600,13 +606,20 @@ def _table(result: Any, maps: Any, others: Any, mask: Tensor) -> Tensor:
 
 
 @exercise(
-    look="For each pair of layers: js_rows(a, b), a mean over the rows of real queries.",
+    look="For each pair of layers: js(a, b), a mean over the rows of real queries.",
     draws=_two_models,
     read=_table,
     slips={
         "padded rows are counted": Slip(
+            lambda a, b, m: _grid(a, b, m, rows=lambda d: d.mean(), far=_js_of_all),
+            "A padded query has a row, and it means nothing: multiply by the mask first.",
+        ),
+        "padded rows are left out, but counted in the mean": Slip(
             lambda a, b, m: _grid(a, b, m, rows=lambda d: d.mean()),
-            "Divide by the number of real tokens, mask.sum(), and add up no padded row.",
+            "Divide by the number of real tokens, mask.sum().",
+        ),
+        "padded rows are added up, though not counted": Slip(
+            lambda a, b, m: _grid(a, b, m, far=_js_of_all), "Multiply by the mask before the sum."
         ),
         "the rows are added up, not averaged": Slip(
             lambda a, b, m: _grid(a, b, m, rows=lambda d: d.sum()), "Divide by mask.sum()."
@@ -623,11 +636,11 @@ def _table(result: Any, maps: Any, others: Any, mask: Tensor) -> Tensor:
             "Take the divergence itself, in nats.",
         ),
         "this is a KL divergence": Slip(
-            lambda a, b, m: _grid(a, b, m, far=_kl), "Compare with js_rows, which is symmetric."
+            lambda a, b, m: _grid(a, b, m, far=_kl), "Compare with js, which is symmetric."
         ),
         "these are squared differences": Slip(
             lambda a, b, m: _grid(a, b, m, far=lambda x, y, k: (x - y).square().sum(-1) * k),
-            "Compare with js_rows.",
+            "Compare with js.",
         ),
     },
 )
@@ -722,6 +735,17 @@ def _hidden(
             lambda model, ids, mask_id: _piled(model, ids, mask_id),
             "Start from the whole sentence for each token: ids.clone().",
         ),
+        "the absolute value is taken": Slip(
+            lambda *a: _hidden(*a).abs(),
+            "The answer may gain from hiding a token; a negative loss is one, too.",
+        ),
+        "these are shares of the total": Slip(
+            lambda *a: _hidden(*a) / _hidden(*a).sum(), "Return the losses themselves."
+        ),
+        "the token is taken out, so all that follow move": Slip(
+            lambda model, ids, mask_id: _taken_out(model, ids),
+            "Write `mask_id` into its place; the sentence keeps its length.",
+        ),
         "the token is cut off by the attention mask, not replaced": Slip(
             partial(_hidden, how="deleted"), "Write `mask_id` into its place; all is attended to."
         ),
@@ -739,3 +763,10 @@ def _piled(model: Any, ids: Tensor, mask_id: int) -> Tensor:
         hidden[0, i] = mask_id
         found.append(before.max() - model(input_ids=hidden).logits.softmax(-1)[0, before.argmax()])
     return torch.stack(found)
+
+
+def _taken_out(model: Any, ids: Tensor) -> Tensor:
+    before = model(input_ids=ids).logits.softmax(-1)[0]
+    rest = [torch.cat([ids[:, :i], ids[:, i + 1 :]], 1) for i in range(ids.shape[1])]
+    after = torch.cat([model(input_ids=one).logits.softmax(-1) for one in rest])
+    return before.max() - after[:, before.argmax()]
