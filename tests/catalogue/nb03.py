@@ -351,7 +351,7 @@ MUTANTS["layer_table"] = {
         lambda a, b, m: [[careless(x, y).mean() for y in b.values()] for x in a.values()],
         "NaN",
     ),
-    "matched only": (lambda a, b, m: [table(a, b, m)[0]], "returned shape"),
+    "matched only": (lambda a, b, m: [table(a, b, m)[0]], "returned shape (1, 4)"),
     "by row": (
         lambda a, b, m: [[js(x, y).mean(-1) for y in b.values()] for x in a.values()],
         "returned shape (2, 4, 3)",
