@@ -540,6 +540,16 @@ def _by_tokens(x: Tensor, y: Tensor) -> Tensor:
         "nothing is divided, so the size of the states counts": Slip(
             partial(_cka, bare=1), "Divide by the two norms below the line."
         ),
+        "below the line stand the norms of the states themselves": Slip(
+            lambda x, y: _cka(x, y, bare=1) / ((x - x.mean(0)).norm() * (y - y.mean(0)).norm()),
+            "They are norms of products, of X^T X and of Y^T Y.",
+        ),
+        "below the line stand the squared norms of the states themselves": Slip(
+            lambda x, y: (
+                _cka(x, y, bare=1) / ((x - x.mean(0)).norm() * (y - y.mean(0)).norm()).square()
+            ),
+            "They are norms of products, of X^T X and of Y^T Y.",
+        ),
         "these are spectral norms": Slip(
             partial(_cka, norm=2), "Frobenius: the root of the sum of all squares, x.norm()."
         ),
@@ -631,6 +641,9 @@ def _table(result: Any, maps: Any, others: Any, mask: Tensor) -> Tensor:
         "this is the largest row, not the mean": Slip(
             lambda a, b, m: _grid(a, b, m, rows=lambda d: d.max()), "Average over real queries."
         ),
+        "the mean is divided by the number of tokens once more": Slip(
+            lambda a, b, m: _grid(a, b, m) / m.sum(), "Divide by mask.sum() once."
+        ),
         "this is the root of each divergence": Slip(
             lambda a, b, m: _grid(a, b, m, far=lambda *x: js_divergence(*x).sqrt()),
             "Take the divergence itself, in nats.",
@@ -666,14 +679,6 @@ class _Classifier:
         return SimpleNamespace(logits=2 * states + 0.3 * states.roll(1, -1).square())
 
 
-def _sentences(source: torch.Generator) -> Draws:
-    draws = []
-    for length in (5, 8, 3, 6):
-        ids = torch.randint(1, 12, (1, length), generator=source)
-        draws.append((_Classifier(source), ids, 0))
-    return draws
-
-
 def _hidden(
     model: Any,
     ids: Tensor,
@@ -703,6 +708,19 @@ def _hidden(
     left = {"first": parts[:, top], "best": parts.amax(-1), "zero": parts[:, 0]}[label]
     base = whole[0] if label == "zero" else whole[top]
     return left if sign == 0 else sign * (base - left)
+
+
+def _sentences(source: torch.Generator) -> Draws:
+    """Sentences of which a token changes the label, and another one makes the model more sure."""
+    draws: list[tuple[Any, ...]] = []
+    for length in (5, 8, 3, 6):
+        while True:
+            draw = _Classifier(source), torch.randint(1, 12, (1, length), generator=source), 0
+            lost = _hidden(*draw)
+            if lost.min() < -0.02 and (lost - _hidden(*draw, label="best")).abs().max() > 0.02:
+                break
+        draws.append(draw)
+    return draws
 
 
 @exercise(
@@ -738,6 +756,9 @@ def _hidden(
         "the absolute value is taken": Slip(
             lambda *a: _hidden(*a).abs(),
             "The answer may gain from hiding a token; a negative loss is one, too.",
+        ),
+        "negative losses are set to 0": Slip(
+            lambda *a: _hidden(*a).clamp_min(0), "The answer may gain from hiding a token."
         ),
         "these are shares of the total": Slip(
             lambda *a: _hidden(*a) / _hidden(*a).sum(), "Return the losses themselves."
