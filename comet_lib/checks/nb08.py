@@ -397,7 +397,7 @@ def _codes_and_scale(result: Any, weight: Tensor, bits: int) -> Pair:
         )
     # Beside the row's largest entry, or a tiny row's scale would pass with any value.
     largest = weight.abs().amax(1, keepdim=True)
-    return codes, torch.where(largest > 0, scale / largest, 1.0)
+    return codes, torch.where(largest > 0, scale / largest, (scale > 0).to(scale.dtype))
 
 
 def _far_from_the_weights(answer: Answer, draws: Draws) -> None:
