@@ -189,16 +189,28 @@ def holm(p: np.ndarray) -> np.ndarray:
     return _holm(p)
 
 
+#: A variant for each way to choose (see the comments), four seeds each.
+DEV = (
+    (60, 66, 67, 74),  # best mean
+    (60, 60, 60, 76),  # best seed
+    (66, 66, 66, 67.6),  # best worst seed
+    (58, 68, 68, 68),  # best median
+    (65.7, 66.5, 66.5, 66.5),  # best mean minus deviation
+    (75, 60, 60, 62),  # best first seed
+    (55, 55, 56, 54),  # best on test
+    (64, 65.5, 67.5, 68.2),  # best on dev and test together
+    (50, 51, 52, 53),  # worst
+)
+TEST = np.array([63, 62, 61, 60, 62, 61, 71, 68, 60])[:, None]
+
+
 def _variants(source: torch.Generator) -> Draws:
     rng = numpy_generator(source)
-    draws: list[tuple[np.ndarray, ...]] = []
-    said: list[list[tuple[float, float]]] = []  # by draw, what each slip reports
-    while len(draws) < 3 or len(set(zip(*said, strict=True))) < len(said[0]):
-        dev, test = rng.normal(65, 2, (9, 4)), rng.normal(63, 2, (9, 4))
-        right = report.reference(dev, test)
-        others = [slip.formula(dev, test) for slip in report.slips.values()]
-        if not any(np.allclose(right, other) for other in others):  # each slip shows
-            draws, said = [*draws[-2:], (dev, test)], [*said[-2:], others]
+    draws = []
+    for _ in range(3):
+        dev = np.array(DEV) + rng.normal(0, 0.05, (9, 4))
+        test, order = TEST + rng.normal(0, 0.8, (9, 4)), rng.permutation(9)
+        draws.append((dev[order], test[order]))
     return draws
 
 
