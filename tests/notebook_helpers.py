@@ -24,15 +24,27 @@ sys.path.insert(0, str(ROOT / "tools"))
 import badges  # noqa: E402
 import execute_notebooks  # noqa: E402
 import solve_notebooks  # noqa: E402
+import try_check  # noqa: E402
 
-__all__ = ["ROOT", "RULES", "badges", "execute_notebooks", "good", "problems", "solve_notebooks"]
+__all__ = [
+    "ROOT",
+    "RULES",
+    "badges",
+    "execute_notebooks",
+    "good",
+    "problems",
+    "solve_notebooks",
+    "try_check",
+]
 
 PROFILES = {"tiny", "laptop", "gpu"}
 MAX_IMAGE = 300_000  # bytes
 MAX_SETUP_LINES = 4
-# In the notebooks 01 to 07:
-EXERCISES = range(3, 7)
+# In the notebooks 01 to 09:
+EXERCISES = range(3, 11)
 MIN_VERIFIED = 5
+# Of a solved notebook's lines of code, at least so much is the learner's. The aim is 0.2.
+MIN_SHARE = 0.015
 
 TITLE = re.compile(r"# \S")
 OPENING = ("## What you will be able to do", "**Time and memory**", "**Prerequisites**")
@@ -361,10 +373,31 @@ def the_middle_notebooks_have_enough(notebook: NotebookNode, name: str) -> Itera
         return
     count = sum(map(solve_notebooks.is_stub, notebook.cells))
     if count not in EXERCISES:
-        yield f"has {count} exercises; three to six are wanted"
+        yield f"has {count} exercises; three to ten are wanted"
     verified = sum("nbval-check-output" in tags(cell) for cell in notebook.cells)
     if verified < MIN_VERIFIED:
         yield f"has {verified} cells tagged nbval-check-output; {MIN_VERIFIED} are wanted"
+
+
+def _lines(code: str) -> int:
+    """Lines of code, without blank lines and comments."""
+    lines = map(str.strip, code.splitlines())
+    return sum(bool(line) and not line.startswith("#") for line in lines)
+
+
+@rule
+def the_learner_writes_enough(notebook: NotebookNode, name: str) -> Iterable[str]:
+    try:
+        cells = solve_notebooks.solve(notebook).cells
+    except execute_notebooks.NotebookError:
+        return  # the rule on exercises names it
+    total = sum(_lines(cell.source) for cell in cells if is_code(cell))
+    learner = sum(_lines(cell.source) for cell in cells if solve_notebooks.is_stub(cell))
+    if learner < MIN_SHARE * total:
+        yield (
+            f"{learner} of {total} lines of code are the learner's, {learner / total:.1%}; "
+            f"at least {MIN_SHARE:.1%} are wanted: turn given code into exercises, or delete it"
+        )
 
 
 # --- A made-up notebook that obeys ---------------------------------------------------------

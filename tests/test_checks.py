@@ -17,9 +17,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import typer
 from catalogue import nb00 as nb00_answers
+from notebook_helpers import try_check
+from typer.testing import CliRunner
 
 from comet_lib import checks as check
 from comet_lib.checks import framework as grading
@@ -27,6 +31,8 @@ from comet_lib.checks import nb00, nb04
 from comet_lib.checks.draws import generator, normal
 from comet_lib.errors import CometError
 
+app = typer.Typer()
+app.command()(try_check.main)
 CATALOGUES = [
     import_module(f"catalogue.{path.stem}")
     for path in sorted(Path(__file__).with_name("catalogue").glob("nb*.py"))
@@ -262,6 +268,47 @@ def test_an_exercise_can_ask_for_a_value(
     assert capsys.readouterr().out.startswith("NOT YET  value: ")
 
 
+def test_a_wrong_value_comes_with_the_smallest_failing_input() -> None:
+    def area(width: float, heights: torch.Tensor) -> torch.Tensor:
+        """Areas."""
+        return width * heights
+
+    draws = [(2.0, torch.ones(90)), (2.0, torch.tensor([3.0, 4.0])), (3.0, torch.zeros(1))]
+    it = grading.Exercise("area", "00", area, look="width * heights", draws=lambda source: draws)
+    outcome = it.examine(lambda w, h: w * h + 1e-3 * (h == 3))
+    assert outcome.message == (
+        "the value at [0] is 6.001, but 6 is right, on random input: width=2, heights=[3, 4]. "
+        "Work this case out by hand and compare."
+    )
+    draws[1:] = []
+    assert it.examine(lambda w, h: h).message.startswith(
+        "the value at [0] is 1, but 2 is right, on random input: width=2, heights=shape (90,). "
+    )
+    assert "is 2.0004, but 2 is" in it.examine(lambda w, h: 2.0004 * h).message
+
+
+@each_exercise
+def test_the_generic_line_shows_the_input_and_keeps_the_formula(name: str) -> None:
+    it = check.EXERCISES[name]
+
+    def bent(*draw: Any) -> Any:
+        result = it.reference(*draw)
+        if isinstance(result, list | tuple | np.ndarray) and not hasattr(result, "shape"):
+            return result
+        return result * 1.137 + 0.0173 if not isinstance(result, str) else result
+
+    message = it.examine(bent).message
+    if "is right, on random input: " in message:
+        assert it.look not in message
+        assert len(message) < 400, message
+        assert re.search(r"input: \w+=", message), message
+
+
+def test_a_rounded_number_is_named() -> None:
+    outcome = check.retention.examine(lambda s, t: round(100 * s / t, 2))
+    assert "the result is rounded" in outcome.message
+
+
 def test_an_exercise_has_one_name() -> None:
     def kd_loss() -> None: ...
 
@@ -310,9 +357,98 @@ def test_or_reference(capsys: pytest.CaptureFixture[str]) -> None:
         check.or_reference(right, "nothing")
 
 
+def odd_forms(result: Any) -> list[Any]:
+    """One result in the other types that a learner may return it in."""
+    if isinstance(result, torch.Tensor) and not result.requires_grad:
+        return [result.numpy()[::-1][::-1] if result.ndim else result.item(), result.tolist()]
+    if isinstance(result, np.ndarray):
+        return [result.tolist(), tuple(result), torch.from_numpy(result)]
+    if isinstance(result, tuple) and not any(isinstance(x, torch.Tensor) for x in result):
+        return [list(result), np.array(result), torch.tensor(result)]
+    if isinstance(result, tuple):
+        parts = [odd_forms(part) for part in result]
+        return [[*form] for form in zip(*parts, strict=True)]
+    if isinstance(result, list):
+        return [tuple(result), np.array(result), torch.tensor(result), [*map(float, result)]]
+    if isinstance(result, int):
+        return [float(result), np.int64(result), torch.tensor(result)]
+    return [np.float64(result), torch.tensor(result)] if isinstance(result, float) else []
+
+
+def types(result: Any) -> Any:
+    if isinstance(result, torch.Tensor | np.ndarray):
+        return type(result), result.dtype
+    if isinstance(result, list | tuple):
+        return type(result), [*map(types, result)]
+    return float if isinstance(result, float) else type(result)
+
+
+@each_exercise
+def test_or_reference_hands_a_right_answer_on_in_the_type_of_the_reference(name: str) -> None:
+    it = check.EXERCISES[name]
+    draws = it.draws(generator())
+    if not draws:
+        pytest.skip("the answers are words, which have one type")
+    wanted = it.reference(*draws[0])
+    for i in range(len(odd_forms(wanted))):
+
+        def odd(*draw: Any, i: int = i) -> Any:
+            return odd_forms(it.reference(*draw))[i]
+
+        if it.examine(odd).passed:
+            handed = check.or_reference(odd, name)
+            assert getattr(handed, "__wrapped__", handed) is odd  # and not the reference
+            assert types(handed(*draws[0])) == types(wanted), odd_forms(wanted)[i]
+
+
+@pytest.mark.parametrize("name", ["fold_targets", "mix_targets", "match_layers", "on_front"])
+def test_numpy_is_a_right_answer_where_a_table_or_a_list_is_wanted(name: str) -> None:
+    right = check.reference(name)
+    outcome = check.EXERCISES[name].examine(lambda *draw: np.asarray(right(*draw))[::-1][::-1])
+    assert outcome.passed, outcome.line
+
+
+def test_like() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    loss = (weight * 2).sum()
+    assert grading.like(loss, torch.zeros(())) is loss  # with its graph
+    assert grading.like(loss, torch.zeros((), dtype=torch.float64)).requires_grad
+    kept = [1, 2]
+    assert grading.like(kept, [9]) is kept
+    assert types(grading.like((1.0, np.int64(2)), [9])) == types([1, 2])
+    assert types(grading.like([3.0, 1], (1, 0.5))) == types((3, 1.0))
+    assert types(grading.like({"a": np.float32(1)}, {"a": 0.5})["a"]) is float
+    assert grading.like(2.5, 1) == 2.5  # no whole number: converting would change it
+    assert grading.like("open", 1) == "open"
+    assert grading.like(None, torch.zeros(1)) is None
+    array = np.arange(3.0)
+    assert grading.like(array, 1.0) is array  # a formula called on an array
+
+
 def test_or_reference_does_not_raise_under_strict(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMET_STRICT", "1")
     assert check.or_reference(..., "retention") is check.reference("retention")
+
+
+# --- tools/try_check.py ---
+
+
+def test_try_check_counts_what_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "answers.py"
+    file.write_text(
+        "def retention(s, t):\n    return 100 * s / t\n\n\n"
+        "def retention__fraction(s, t):\n    return s / t\n\n\n"
+        "def retention__bent(s, t):\n    return 100 * s / t + 1\n",
+        encoding="utf-8",
+    )
+    run = CliRunner().invoke
+    lines = run(app, ["retention", str(file), "--times", "7"]).stdout.splitlines()
+    assert lines[:2] == ["retention", "    7  PASS  retention"]
+    assert lines[3].startswith("    7  NOT YET  retention: this is a fraction")
+    assert lines[5].startswith("    7  NOT YET  retention: the value is ")
+    assert len(lines) == 6
+    assert "no kd_loss" in run(app, ["kd_loss", str(file)]).stderr
+    assert "choose one of" in run(app, ["nothing", str(file)]).stderr
 
 
 # --- Progress ---

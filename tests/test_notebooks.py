@@ -26,7 +26,8 @@ An exercise consists of four consecutive cells:
   defines everything the stub defines (it replaces the stub unchanged).
 
 A later cell continues with ``NAME = check.or_reference(NAME, "NAME")``. Notebooks 01 to 09 have
-three to six exercises, and at least five cells tagged ``nbval-check-output``.
+three to ten exercises, and at least five cells tagged ``nbval-check-output``; in each, a share of
+the lines of code is the learner's.
 
 Outputs come from ``tools/execute_notebooks.py``: every code cell run in order, no error, no
 widget state, no image over 300 KB (300,000 bytes), no path of a machine.
@@ -286,6 +287,10 @@ BREACHES: dict[str, tuple[Callable[[NotebookNode], Any], str]] = {
     "moved solution": (
         lambda n: n.cells.insert(5, v4.new_markdown_cell("Now look.", id="new")),
         "right below its check",
+    ),
+    "share": (
+        lambda n: put(n, 6, "x = 1\n" * 200),
+        "2 of 204 lines of code are the learner's, 1.0%",
     ),
     "same name twice": (
         lambda n: n.cells.extend(nbformat.from_dict(n.cells[2:6])),

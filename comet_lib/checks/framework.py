@@ -20,8 +20,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import html
+import inspect
 import io
+import operator
 import os
 import signal
 import threading
@@ -167,7 +170,10 @@ class Exercise:
             )
             return Outcome(self.name, "NOT YET", message)
         except Exception as error:
-            message = f"your answer could not be compared: {_describe(error)}. {self.look}"
+            message = (
+                f"your answer could not be compared: {_describe(error)}. "
+                "Does it return what its docstring says?"
+            )
             return Outcome(self.name, "NOT YET", message)
         return Outcome(self.name, "PASS")
 
@@ -189,23 +195,24 @@ class Exercise:
 
         Raises ``Misconception`` for a wrong type, a wrong shape, NaN or infinity; then, if a value
         differs, for the first slip that explains the answer on **all** draws; then whatever
-        ``otherwise`` finds; finally one that states both values.
+        ``otherwise`` finds; finally one that states both values and the input.
         """
-        right = [self.read(self.reference(*draw), *draw) for draw in draws]
+        right = [self.read(_as_tensor(self.reference(*draw)), *draw) for draw in draws]
         wanted = [*map(_values, right)]
         got = [_checked(answer(*draw), result) for draw, result in zip(draws, right, strict=True)]
         if all(map(all_close, got, wanted)):
+            _refuse_rounding(got, wanted)
             return
         for message, slip in _with_pairs(self.slips):
             if self._explains(slip, draws, got):
                 raise Misconception(message, slip.look)
         self.otherwise(answer, draws)
-        pairs = [(a, b) for result in map(zip, got, wanted) for a, b in result]
-        value, wanted_value = max(pairs, key=lambda pair: (pair[0] - pair[1]).abs().max().item())
-        place = (value - wanted_value).abs().argmax()
+        wrong = [i for i in range(len(draws)) if not all_close(got[i], wanted[i])]
+        least = min(wrong, key=lambda i: sum(map(_size, draws[i])))
         raise Misconception(
-            f"the value is {value.flatten()[place].item():.4g}, but "
-            f"{wanted_value.flatten()[place].item():.4g} is right, on random input"
+            f"{_difference(got[least], wanted[least])}, on random input: "
+            f"{in_words(self.reference, draws[least])}",
+            "Work this case out by hand and compare.",
         )
 
     def _explains(self, slip: Slip, draws: Draws, got: Sequence[Sequence[Tensor]]) -> bool:
@@ -287,6 +294,7 @@ class _Guarded:
             raise Misconception("your function returned None", "Does its last line say `return`?")
         if _is_open(result):
             raise _Open("your function still returns ...")
+        result = _as_tensor(result)
         for place, (argument, kept) in enumerate(zip(arguments, before, strict=True), start=1):
             if kept is not None and not torch.equal(argument.detach(), kept):
                 raise Misconception(
@@ -294,6 +302,13 @@ class _Guarded:
                     "Write x = x / y rather than x /= y, and no function that ends in _.",
                 )
         return result
+
+
+def _as_tensor(result: Any) -> Any:
+    """An array of numbers as a tensor: an answer may be in numpy. Anything else as it is."""
+    if isinstance(result, np.ndarray) and result.dtype.kind in "biuf":
+        return torch.from_numpy(result.copy())  # of a reversed view too
+    return result
 
 
 def _text(error: BaseException) -> str:
@@ -363,6 +378,68 @@ def all_close(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
     )
 
 
+def _refuse_rounding(got: Sequence[Sequence[Tensor]], wanted: Sequence[Sequence[Tensor]]) -> None:
+    """A result in percent, rounded to two digits, is close; a cell below may ask for equality."""
+    values, right = ([v.item() for one in r for v in one if not v.ndim] for r in (got, wanted))
+    sharp = any(abs(value - round(value, 6)) > 1e-8 for value in right)
+    if sharp and all(value == round(value, 6) for value in values):
+        raise Misconception("the result is rounded", "Return all digits; round when you print.")
+
+
+def _difference(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> str:
+    """The worst value beside the right one, with as many digits as it takes to differ."""
+    value, right = max(
+        zip(got, wanted, strict=True), key=lambda pair: (pair[0] - pair[1]).abs().max().item()
+    )
+    place = int((value - right).abs().argmax())
+    pair = value.flatten()[place].item(), right.flatten()[place].item()
+    digits = next(n for n in range(4, 18) if f"{pair[0]:.{n}g}" != f"{pair[1]:.{n}g}" or n == 17)
+    index = [int(i) for i in np.unravel_index(place, value.shape)]
+    where = f" at {index}" if index else ""
+    return f"the value{where} is {pair[0]:.{digits}g}, but {pair[1]:.{digits}g} is right"
+
+
+def _size(argument: Any) -> int:
+    """How many numbers or letters there are to read."""
+    if isinstance(argument, Tensor | np.ndarray):
+        return int(np.prod(argument.shape))
+    if isinstance(argument, list | tuple | Mapping):
+        parts = argument.values() if isinstance(argument, Mapping) else argument
+        return sum(map(_size, parts))
+    return len(argument) if isinstance(argument, str) else 1
+
+
+def _in_digits(value: Any) -> str:
+    """A short form of a draw's argument, numbers with three digits."""
+    if isinstance(value, Tensor | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k!r}: {_in_digits(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_in_digits, value)) + "]"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if value is None or isinstance(value, int | str):
+        return repr(value)
+    return "a function" if inspect.isfunction(value) else f"a {type(value).__name__}"
+
+
+def in_words(function: Answer, draw: Sequence[Any], most: int = 200) -> str:
+    """``name=value, ...`` of the arguments of a call; the longest give way to their shapes."""
+    texts = dict(zip(inspect.signature(function).parameters, map(_in_digits, draw), strict=False))
+    values = dict(zip(texts, draw, strict=True))
+    while sum(map(len, texts.values())) + sum(len(name) + 3 for name in texts) > most:
+        longest = max(texts, key=lambda name: len(texts[name]))
+        value = values[longest]
+        shape = getattr(value, "shape", None)
+        count = len(value) if isinstance(value, Sequence | Mapping) else 1
+        short = f"shape {tuple(shape)}" if shape else f"{type(value).__name__} of {count}"
+        if len(short) >= len(texts[longest]):
+            break
+        texts[longest] = short
+    return ", ".join(f"{name}={text}" for name, text in texts.items())
+
+
 def is_number(result: Any) -> bool:
     if isinstance(result, Tensor):
         return result.ndim == 0
@@ -394,11 +471,14 @@ def _checked(result: Any, wanted: Any) -> list[Tensor]:
             want = f"shape {tuple(wanted.shape)}" if wanted.ndim else "a scalar, shape (),"
             raise Misconception(
                 f"your function returned shape {tuple(result.shape)}, but {want} is wanted",
-                "" if wanted.ndim else "Sum or average over every axis until one number is left.",
+                "Over which axes do you sum, average or index?"
+                if wanted.ndim
+                else "Sum or average over every axis until one number is left.",
             )
     elif not is_number(result):
         raise Misconception(
-            f"your function returned a {type(result).__name__}, but a number is wanted"
+            f"your function returned a {type(result).__name__}, but a number is wanted",
+            "Return one number.",
         )
     refuse_nan(
         result,
@@ -450,10 +530,10 @@ def check_gradients(
         for place in places:
             arguments[place] = draw[place].clone().requires_grad_()
         loss = function(*arguments)
-        if not loss.requires_grad:
+        if not (isinstance(loss, Tensor) and loss.requires_grad):
             raise Misconception(
                 "no gradient reaches the student",
-                "Detach only the teacher; use neither torch.no_grad() nor .detach() on the loss.",
+                "Detach only the teacher; on the loss use no torch.no_grad(), .detach() or numpy.",
             )
         leaves = [arguments[place] for place in places]
         found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
@@ -493,12 +573,67 @@ def reference(name: str) -> Any:
     return EXERCISES[name].reference
 
 
+def like(value: Any, example: Any) -> Any:
+    """``value`` in the type of ``example``: ``value`` itself where they agree.
+
+    Tensors take the example's dtype, lists and tuples the type of its parts. What cannot be
+    converted stays as it is.
+    """
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
+        return _like(value, example)
+    return value
+
+
+def _like(value: Any, example: Any) -> Any:
+    if isinstance(example, Tensor):
+        tensor = torch.as_tensor(_as_tensor(value))
+        return tensor if tensor.dtype == example.dtype else tensor.to(example.dtype)
+    if isinstance(example, np.ndarray):
+        array = np.asarray(value)
+        return array if array.dtype.kind == example.dtype.kind else array.astype(example.dtype)
+    if isinstance(example, list | tuple):
+        given = list(value)
+        each = example if len(example) == len(given) else [*example[:1]] * len(given)
+        parts = [*map(like, given, each)] if example else given
+        same = type(value) is type(example) and all(map(operator.is_, parts, given))
+        return value if same else type(example)(parts)
+    if isinstance(example, Mapping):
+        table = {key: like(part, example.get(key, part)) for key, part in value.items()}
+        return value if all(table[key] is value[key] for key in value) else table
+    if isinstance(example, bool | int | float) and not isinstance(value, type(example)):
+        kind, number = type(example), is_number(value) or isinstance(value, bool | np.bool_)
+        return kind(value) if number and kind(value) == value else value
+    return value
+
+
+def _handed_on(answer: Any, it: Exercise) -> Any:
+    """A right answer, whose results get the reference's type if they have another."""
+    if not it.is_function:
+        return like(answer, it.reference)
+    draws = it.draws(generator())
+    if not draws:
+        return answer
+    example, result = it.reference(*draws[0]), answer(*draws[0])
+    if like(result, example) is result:
+        return answer
+
+    @functools.wraps(answer)
+    def converted(*arguments: Any, **keywords: Any) -> Any:
+        return like(answer(*arguments, **keywords), example)
+
+    return converted
+
+
 def or_reference(answer: Any, name: str) -> Any:
-    """``answer`` if it passes its check, else the reference; a line says so if it is used."""
+    """``answer`` if it passes its check, else the reference; a line says so if it is used.
+
+    An answer of another type than the reference (a tuple for a list, numpy for a tensor) is handed
+    on in the reference's type, so that the cells below need not ask.
+    """
     right = reference(name)
     outcome = EXERCISES[name].examine(answer)
     if outcome.passed:
-        return answer
+        return _handed_on(answer, EXERCISES[name])
     state = "is still open" if outcome.state == "TODO" else "does not pass yet"
     print(f"{name} {state}: going on with the reference")
     return right
