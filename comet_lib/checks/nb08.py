@@ -237,7 +237,7 @@ def trim_student(
 
 def _tokens(source: torch.Generator) -> Draws:
     draws = []
-    for size in (40, 90, 130):
+    for size in (41, 87, 129):  # no coverage is a whole number
         # squared, so that small numbers are frequent, as words are
         ids = (30 * torch.rand(size, generator=source).square()).long()
         ids = torch.cat([ids, torch.arange(20, 30)])
@@ -254,6 +254,16 @@ def _tokens(source: torch.Generator) -> Draws:
         "each piece counts once, however often it occurs": Slip(
             lambda i, k: token_coverage.reference(i.unique(), k),
             "Do not take the set of ids: a frequent piece must weigh more than a rare one.",
+        ),
+        "this is the share of the kept pieces that occur, not of the tokens": Slip(
+            lambda i, k: 100 * float(torch.isin(k, i).double().mean()), "torch.isin(ids, kept)."
+        ),
+        "pieces with small numbers are taken for the kept ones": Slip(
+            lambda i, k: 100 * float((i < len(k)).double().mean()),
+            "kept holds the numbers of the pieces, in any order.",
+        ),
+        "every piece up to the largest kept one counts as kept": Slip(
+            lambda i, k: 100 * float((i <= k.max()).double().mean()), "torch.isin(ids, kept)."
         ),
         "this is the share that is lost": Slip(
             lambda i, k: 100 - token_coverage.reference(i, k), "Count the tokens that are in kept."

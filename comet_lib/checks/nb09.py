@@ -171,6 +171,13 @@ def _numbers(wanted: str) -> Any:
         "the values are put into a wrong order: order says where each came from": Slip(
             partial(_holm, change="order twice"), "Write out[order] = adjusted."
         ),
+        "the factors are dealt out in the order of the input: it was not sorted": Slip(
+            lambda p: np.minimum(1, p * np.arange(len(p), 0, -1)), "np.argsort(p) comes first."
+        ),
+        "the largest so far is kept in the order of the input: it was not sorted": Slip(
+            lambda p: np.minimum(1, np.maximum.accumulate(p * np.arange(len(p), 0, -1))),
+            "np.argsort(p) comes first.",
+        ),
         "1 - (1 - p) ** k stands where k * p is asked": Slip(
             lambda p: np.maximum.accumulate(1 - (1 - np.sort(p)) ** np.arange(len(p), 0, -1))[
                 np.argsort(np.argsort(p))
@@ -258,6 +265,19 @@ def _variant_and_score(result: Any, *draw: np.ndarray) -> Tensor:
         ),
         "the variant is chosen on dev and test together": Slip(
             _chosen(lambda d, t: d.mean(1) + t.mean(1)), "Test must have no say in the choice."
+        ),
+        "the best single run is chosen, and its score on test reported": Slip(
+            lambda d, t: (d.argmax() // d.shape[1], t.flatten()[d.argmax()]),
+            "Average over the seeds first, on dev and on test.",
+        ),
+        "the score is the best of all runs on test": Slip(
+            lambda d, t: (d.mean(1).argmax(), t.max()), "Report the chosen variant's mean."
+        ),
+        "the score is the mean over all variants": Slip(
+            lambda d, t: (d.mean(1).argmax(), t.mean()), "Report the chosen variant's mean."
+        ),
+        "the score is that of the chosen variant's first seed": Slip(
+            lambda d, t: (d.mean(1).argmax(), t[d.mean(1).argmax(), 0]), "Take the mean."
         ),
         "the worst variant is chosen": Slip(_chosen(lambda d, t: -d.mean(1)), "argmax."),
         "the number counts from 1": Slip(

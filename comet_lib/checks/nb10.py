@@ -43,6 +43,10 @@ def _counted(ids: Tensor, first: int = len(routing.SPECIAL), shift: bool = True)
         "special pieces are counted as words": Slip(
             partial(_counted, first=0), "Leave out the first len(routing.SPECIAL) counts."
         ),
+        "special pieces are counted, then subtracted: some numbers are below 0": Slip(
+            lambda ids: _counted(ids, 0) - len(routing.SPECIAL),
+            "Leave out the first len(routing.SPECIAL) counts before argmax.",
+        ),
         "these are numbers of pieces, not of words": Slip(
             partial(_counted, shift=False), "Word 0 is piece 4: subtract len(routing.SPECIAL)."
         ),
@@ -111,6 +115,19 @@ def _read(maps: Tensor, at: Tensor) -> Tensor:
         "the mean runs over all queries, not only <s>": Slip(
             lambda maps, at: maps[torch.arange(len(maps)), :, :, at].mean((0, 2)),
             "The classifier reads <s>, so take row 0.",
+        ),
+        "the largest weight of any text is taken": Slip(
+            lambda maps, at: _read(maps, at).amax(0), "Average over the texts: .mean(0)."
+        ),
+        "this is how much the answer looks at itself": Slip(
+            lambda maps, at: maps[torch.arange(len(maps)), :, at, at].mean(0),
+            "The row is that of <s>: 0.",
+        ),
+        "the first text's place is read in every text": Slip(
+            lambda maps, at: maps[:, :, 0, at[0]].mean(0), "Pair each text with its own place."
+        ),
+        "the row after that of <s> is read": Slip(
+            lambda maps, at: maps[torch.arange(len(maps)), :, 1, at].mean(0), "<s> is token 0."
         ),
         "the texts are added up, not averaged": Slip(
             lambda maps, at: _read(maps, at).sum(0), "Divide by the number of texts: .mean(0)."
