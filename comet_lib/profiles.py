@@ -207,7 +207,7 @@ LAPTOP = Profile(
         "hidden_dropout_prob": 0.0,  # it underfits: with 0.1 it is further from its soft targets
     },
     stage1=Stage(1, 3e-3, 16, temperature=2.0, alpha=0.5, gradient_accumulation=4),
-    stage2=Stage(1, 3e-3, 64, temperature=1.0, alpha=0.75, terms={"attention_kl": 1.0}, glance=4),
+    stage2=Stage(1, 3e-3, 64, temperature=1.0, alpha=0.75, terms={"attention_kl": 2.0}, glance=4),
     default_text_limit=2000,
     first_look=0.5,
 )
