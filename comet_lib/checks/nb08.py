@@ -147,15 +147,16 @@ def _students(source: torch.Generator) -> Draws:
     return draws
 
 
-def _logits_and_lookup(result: Any, model: PreTrainedModel, *draw: Any) -> Pair:
+def _logits_and_lookup(result: Any, model: Any, *draw: Any) -> Pair:
     """What the smaller model answers to a text of kept pieces, and the lookup."""
-    smaller, lookup = result if isinstance(result, tuple | list) and len(result) == 2 else (0, 0)
-    if not isinstance(smaller, PreTrainedModel):
+    pair = result if isinstance(result, tuple | list) and len(result) == 2 else (0, 0)
+    smaller: Any = pair[0]
+    if not hasattr(smaller, "get_input_embeddings"):
         raise Misconception(
             f"your function returned a {type(result).__name__}, but a pair is wanted",
             "Return smaller, lookup: a model and a tensor.",
         )
-    lookup, old = torch.as_tensor(lookup), len(routing.SPECIAL) + len(routing.WORDS)
+    lookup, old = torch.as_tensor(pair[1]), len(routing.SPECIAL) + len(routing.WORDS)
     rows = len(smaller.get_input_embeddings().weight)
     if len(model.get_input_embeddings().weight) != old or model.config.vocab_size != old:
         raise Misconception(
@@ -194,8 +195,8 @@ def _cut(
     dropped: Callable[[Tensor, int], Any] = lambda lookup, unknown: lookup[unknown],
 ) -> tuple[PreTrainedModel, Tensor]:
     smaller, used = copy.deepcopy(model), torch.cat([ids, special])
-    table = model.get_input_embeddings().weight.detach()
-    rows, new_ids = trim_embeddings.reference(table, used, special)
+    table: Any = model.get_input_embeddings().weight
+    rows, new_ids = trim_embeddings.reference(table.detach(), used, special)
     smaller.set_input_embeddings(torch.nn.Embedding.from_pretrained(rows, freeze=False))
     smaller.config.vocab_size = len(rows)
     lookup = torch.full((len(table),), -1)
@@ -518,6 +519,8 @@ def _named(result: Any, wanted: Mapping[str, Tensor], look: str) -> dict[str, Te
         raise Misconception(
             f"your function returned a {type(result).__name__}, but a dict is wanted"
         )
+    if not result:
+        raise Misconception("your function returned a dict without entries", look)
     for name in (*result, *wanted):
         if (name in result) != (name in wanted):
             what = "is missing from your dict" if name in wanted else "should not be in your dict"
@@ -797,7 +800,9 @@ def _on_a_clock(answer: Answer) -> None:
         def clock(now: Any = now) -> float:
             return now[0]
 
-        clocks = dict.fromkeys(("perf_counter", "monotonic", "time", "process_time"), clock)
+        clocks: dict[str, Any] = dict.fromkeys(
+            ("perf_counter", "monotonic", "time", "process_time"), clock
+        )
         with patch.multiple(time, **clocks):
             got = answer({x: partial(form, name=x) for x in seconds}, [*range(turns)], warm_up)
         if not isinstance(got, Mapping) or set(got) != set(seconds):

@@ -462,8 +462,9 @@ def _each_conclusion(answer: Answer) -> None:
                     floor = uniform(source, 15, 50)
                     got = answer(found, predicted, seeds, [floor + gain for gain in gains], floor)
                     if not isinstance(got, str) or got not in ("held", "refuted", "undecided"):
+                        what = repr(got) if isinstance(got, str) else f"a {type(got).__name__}"
                         raise Misconception(
-                            f"your function returned {got!r}, which is none of the three words"
+                            f"your function returned {what}, which is none of the three words"
                         )
                     learned = max(gains) > 1
                     sure = found != "open" and seeds > 1 and learned

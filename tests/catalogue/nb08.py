@@ -227,7 +227,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "in place": (lambda *draw: cut(*draw, **{"in place": True}), "has become smaller too"),
         "no config": (lambda *draw: cut(*draw, config=False), "config.vocab_size says 12"),
         "minus one": (lambda *draw: cut(*draw, other=-1), "holds numbers from -1"),
-        "swapped": (lambda *draw: cut(*draw)[::-1], "but a pair is wanted"),
+        "swapped": (lambda *draw: cut(*draw)[::-1], "returned a tuple, but a pair"),
         "no lookup": (lambda *draw: cut(*draw)[0], "returned a XLMRoberta"),
         "uncut": (lambda m, i, s, u: (copy.deepcopy(m), torch.arange(12)), "as long as before"),
         "short": (lambda m, i, s, u: (cut(m, i, s, u)[0], i), "lookup has shape"),
@@ -244,12 +244,12 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     "pack_weights": {
         "vectors too": (
             lambda w, b: to_file({k: v.reshape(len(v), -1) for k, v in w.items()}, b),
-            "should not be in your dict",
+            "'norm.weight.codes' should not be",
         ),
         "nothing": (lambda w, b: dict(w), "'embeddings.weight' should not"),
         "only matrices": (
             lambda w, b: to_file({k: v for k, v in w.items() if v.ndim == 2}, b),
-            "is missing from your dict",
+            "'norm.weight' is missing",
         ),
         "only codes": (
             lambda w, b: {k: v for k, v in to_file(w, b).items() if not k.endswith("scale")},
@@ -277,7 +277,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     "unpack_weights": {
         "scales stay": (
             lambda p: from_file(p) | {k: v for k, v in p.items() if k.endswith("scale")},
-            "should not be in your dict",
+            ".scale' should not be in your dict",
         ),
         "matrices only": (
             lambda p: {k: v for k, v in from_file(p).items() if v.ndim == 2},
@@ -353,13 +353,6 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "guard too high": (
             lambda w, b: codes(w, b, lambda w: rows(w).clamp_min(1e-3)),
             "loses its digits",
-        ),
-        "guard on the scale": (
-            lambda w, b: (
-                (w / (s := (rows(w) / (2 ** (b - 1) - 1)).clamp_min(1e-5))).round().to(torch.int8),
-                s,
-            ),
-            "its scale is held too high",
         ),
         "two slips": (
             lambda w, b: codes(w, b, rows, lambda b: 2**b - 1, torch.trunc),

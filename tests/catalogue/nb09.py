@@ -134,11 +134,6 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             "equal" if hi - lo < 2 * m else "open",
             "because it is narrow",
         ),
-        "middle beyond the margin": (
-            lambda lo, hi, m: words(lo, hi, m) if abs(lo + hi) < 2 * m else
-            "better" if lo + hi > 0 else "worse",
-            "is claimed though the interval holds 0",
-        ),
     },
     "register": {
         "overwrites": (lambda *draw: on_record(*draw, overwrite=True), "is gone or overwritten"),
@@ -148,7 +143,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             lambda *draw: on_record(*draw, write=lambda plan, indent: str(plan)),
             "does not hold the plan as JSON",
         ),
-        "name only": (lambda *draw: on_record(*draw).rpartition("/")[2], "that names no file"),
+        "name only": (lambda *draw: on_record(*draw).rpartition("/")[2], "a str that names no"),
         "number": (lambda *draw: (on_record(*draw), 1)[1], "returned a int that names no file"),
     },
     "conclusion": {

@@ -144,7 +144,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             "rows no longer sum to 1",
         ),
         "list": (lambda maps, mask: [*maps], "a list, not"),
-        "one map": (lambda maps, mask: maps[0], ", not ("),
+        "one map": (lambda maps, mask: maps[0], "returned (2, "),
     },
     "weight_on_answer": {
         "swapped": (
