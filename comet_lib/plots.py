@@ -221,12 +221,18 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
             axes.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center")
         title = f"{what} adds: p < 0.05 in {sure.sum()} of {len(tests)}"
         axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xscale("symlog", linthresh=2)  # tenths of a point, and tens
+        axes.set_xticks(
+            ticks := [-20, -5, -1, 0, 1, 5, 20], [f"{x:+d}" if x else "0" for x in ticks]
+        )
+        axes.set_xlim(min(-2, *low) * 1.2, max(2, *high) * 1.2)
         axes.set(xlabel=f"points of mean weighted F1 on {split}", ylabel="")
     panels[0].set_yticks(range(len(shown)), [row["about"] for row in shown])
     panels[0].set_ylim(len(shown) - 0.4, -0.6)
     over = "tweets and seeds" if min(row["seeds"] for row in shown) > 1 else "tweets (one seed)"
     key = "orange: single seeds; filled and blue: p < 0.05 after Holm's correction"
-    figure.supxlabel(f"line: 95 % interval over {over}; {key}", fontsize=9)
+    scale = "the scale is logarithmic beyond 2 points"
+    figure.supxlabel(f"line: 95 % interval over {over}; {key}; {scale}", fontsize=9)
     sns.despine(figure)
     return figure
 
