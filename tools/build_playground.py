@@ -118,8 +118,8 @@ Weighted F1 in percent on {what}, split {report["split"]}:
 
 **Data and licence.** AfriSenti's training tweets (Muhammad et al., EMNLP 2023), CC BY 4.0, as are
 these weights; the teacher's card names what it saw besides.
-**Recipe.** `python -m comet_lib distill --data DIR --profile {report["profile"]} --seed {report["seed"]}`,
-then `python tools/build_playground.py --run runs/distill --store`.
+**Recipe.** `python -m comet_lib distill --data DIR --profile {report["profile"]}
+--seed {report["seed"]}`, then `python tools/build_playground.py --run runs/distill --store`.
 **Limits.** They know tweets and little else, follow the label frequencies of AfriSenti, and must
 not be used to judge people. Scores differ between languages.
 """
