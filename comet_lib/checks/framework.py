@@ -207,6 +207,7 @@ class Exercise:
             if self._explains(slip, draws, got):
                 raise Misconception(message, slip.look)
         self.otherwise(answer, draws)
+        _refuse_rounding(got, wanted)
         wrong = [i for i in range(len(draws)) if not all_close(got[i], wanted[i])]
         least = min(wrong, key=lambda i: sum(map(_size, draws[i])))
         raise Misconception(
@@ -286,9 +287,13 @@ class _Guarded:
         except BaseException as error:
             if "ellipsis" in _text(error):
                 raise _Open("a blank (...) is still left inside your function") from None
+            cut = "does not require grad" in _text(error)
             raise Misconception(
                 f"your function raised {_describe(error)}{_where(error, self.function)}",
-                "Call it yourself in a new cell to see the whole traceback.",
+                "No weight of the student is in this loss: is the student detached, or does it "
+                "stand in the teacher's place?"
+                if cut
+                else "Call it yourself in a new cell to see the whole traceback.",
             ) from None
         if result is None:
             raise Misconception("your function returned None", "Does its last line say `return`?")
@@ -379,11 +384,13 @@ def all_close(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
 
 
 def _refuse_rounding(got: Sequence[Sequence[Tensor]], wanted: Sequence[Sequence[Tensor]]) -> None:
-    """A result in percent, rounded to two digits, is close; a cell below may ask for equality."""
+    """A percentage rounded to two digits is close; a cell below may ask for equality."""
     values, right = ([v.item() for one in r for v in one if not v.ndim] for r in (got, wanted))
-    sharp = any(abs(value - round(value, 6)) > 1e-8 for value in right)
-    if sharp and all(value == round(value, 6) for value in values):
-        raise Misconception("the result is rounded", "Return all digits; round when you print.")
+    for digits in range(1, 6):
+        rounded = [round(value, digits) for value in right]
+        sharp = any(abs(a - b) > 1e-8 for a, b in zip(rounded, right, strict=True))
+        if sharp and all(abs(a - b) < 1e-9 for a, b in zip(rounded, values, strict=True)):
+            raise Misconception("the result is rounded", "Return all digits; round when you print.")
 
 
 def _difference(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> str:

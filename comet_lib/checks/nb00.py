@@ -162,6 +162,14 @@ def _no_graph(answer: Answer, draws: Draws) -> None:
             lambda m, f, x, T: torch.softmax(m(**f(x, "pt")).logits[0].softmax(-1) / T, -1),
             "Give soft_targets the logits.",
         ),
+        "the logits are multiplied by the temperature": Slip(
+            lambda m, f, x, T: torch.softmax(m(**f(x, "pt")).logits[0] * T, -1),
+            "soft_targets divides by it.",
+        ),
+        "the temperature divides the probabilities, not the logits": Slip(
+            lambda m, f, x, T: m(**f(x, "pt")).logits[0].softmax(-1) / T,
+            "Give soft_targets the logits.",
+        ),
         "these are log-probabilities": Slip(
             lambda m, f, x, T: torch.log_softmax(m(**f(x, "pt")).logits[0] / T, -1),
             "Return probabilities.",
@@ -209,6 +217,12 @@ def _kd(
         total = (log_p.exp() * ((log_p if kind == "KL" else 0) - log_q)).sum()
     count = {"batchmean": s.shape[0], "mean": s.numel(), "sum": 1}[reduction]
     return sign * total / count * temperature**factor
+
+
+def _jensen_shannon(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    p, q = (x.div(temperature).softmax(-1) for x in (teacher, student))
+    both = torch.special.entr((p + q) / 2) - (torch.special.entr(p) + torch.special.entr(q)) / 2
+    return temperature**2 * both.sum(-1).mean()
 
 
 def _not_nan(result: Any, student: Tensor, *rest: Any) -> Any:
@@ -327,6 +341,9 @@ def _kd_gradient_and_range(answer: Answer, draws: Draws) -> None:
         "this is the mean squared error of the probabilities": Slip(
             lambda s, t, T: F.mse_loss(F.softmax(s / T, -1), F.softmax(t / T, -1)),
             "Compare the two distributions with a KL divergence.",
+        ),
+        "this is the Jensen-Shannon divergence, which compares both sides with their mean": Slip(
+            _jensen_shannon, "Only KL(teacher || student) is asked for."
         ),
         "the two directions of the KL divergence are averaged": Slip(
             lambda s, t, T: (_kd(s, t, T) + _kd(s, t, T, swapped=True)) / 2,
@@ -470,6 +487,16 @@ def _hard(student_logits: Tensor, teacher_logits: Tensor, temperature: float) ->
         "the student learns the teacher's most likely class only": Slip(
             partial(_train, loss_of=_hard), "Use kd_loss: all of the teacher's probabilities."
         ),
+        "the loss is the mean squared error of the logits": Slip(
+            partial(_train, loss_of=lambda s, t, T: F.mse_loss(s, t)), "Use your kd_loss."
+        ),
+        "the loss lacks the factor T squared": Slip(
+            partial(_train, loss_of=lambda s, t, T: losses.soft_target_loss(s, t, T) / T**2),
+            "Use your kd_loss.",
+        ),
+        "the learning rate is not used": Slip(
+            lambda m, b, e, lr, T: _train(m, b, e, 1e-3, T), "AdamW(..., lr=learning_rate)."
+        ),
         "the weights move up the loss": Slip(
             partial(_train, sign=-1), "The optimizer goes down by itself: loss.backward()."
         ),
@@ -533,6 +560,10 @@ def _two_models(source: torch.Generator) -> Draws:
         ),
         "the least likely classes are compared": Slip(
             lambda a, b: 100 * float((a.argmin(-1) == b.argmin(-1)).double().mean()), "Use argmax."
+        ),
+        "the count is divided by all entries": Slip(
+            lambda a, b: 100 * float((a.argmax(-1) == b.argmax(-1)).sum()) / a.numel(),
+            "Divide by the number of rows, len(first).",
         ),
         "only the signs are compared": Slip(
             lambda a, b: 100 * float((a.sign() == b.sign()).double().mean()), "Use argmax(-1)."

@@ -23,10 +23,10 @@ Tokenize = Callable[[str], list[str]]
 
 
 def _chopper(size: int) -> Tokenize:
-    """A toy tokenizer: each word in pieces of at most ``size`` letters."""
+    """A toy tokenizer: each word in pieces of at most ``size`` signs, each capital by itself."""
 
     def tokenize(text: str) -> list[str]:
-        return [w[i : i + size] for w in text.split() for i in range(0, len(w), size)]
+        return re.findall(rf"[A-Z]|[^A-Z\s]{{1,{size}}}", text)
 
     return tokenize
 
@@ -136,6 +136,7 @@ def _entropy(
         "B L": (rows * valid).mean((0, 2)),
         "sentences": ((rows * valid).sum(-1) / valid.sum(-1)).mean(0),
         "sum": (rows * valid).sum((0, 2)),
+        "entries": each.sum((0, 2, 3)) / (each > 0).sum((0, 2, 3)),
         "not zero": (rows * valid).sum((0, 2)) / (rows * valid > 0).sum((0, 2)),
     }[over]
     return (sign * value / math.log(base)).to(maps.dtype)
@@ -160,6 +161,10 @@ def _entropy(
             partial(_entropy, over="not zero"),
             "A head that looks at one token has entropy 0, and that row counts: divide by "
             "mask.sum().",
+        ),
+        "the entries that are not zero are averaged": Slip(
+            partial(_entropy, over="entries"),
+            "A row's entropy is a sum over its keys; then average over the valid rows.",
         ),
         "these are numbers of tokens, the exponential of the entropy": Slip(
             lambda maps, mask: _entropy(maps, mask).exp(), "Return the entropy itself, in nats."
@@ -194,7 +199,15 @@ def _ece(confidence: Tensor, correct: Tensor, bins: int, kind: str = "right") ->
     """Expected calibration error with one part replaced by a slip."""
     confidence, correct = confidence.double(), correct.double()
     at = (confidence * bins).long()
-    if kind == "wraps":
+    if kind == "quantiles":
+        edges = torch.quantile(confidence, torch.linspace(0, 1, bins + 1).double()[1:-1])
+        at = torch.searchsorted(edges, confidence)
+    elif kind == "range":
+        low, high = confidence.min(), confidence.max()
+        at = ((confidence - low) / (high - low) * bins).long().clamp(max=bins - 1)
+    elif kind == "rounds":
+        at = (confidence * bins).round().long().clamp(max=bins - 1)
+    elif kind == "wraps":
         at = at % bins
     elif kind == "equal mass":
         at[confidence.argsort()] = torch.arange(len(at)) * bins // len(at)
@@ -260,6 +273,19 @@ def _three_answers(source: torch.Generator) -> Draws:
         "the bins hold equally many rows": Slip(
             partial(_ece, kind="equal mass"), "Cut the scale from 0 to 1 into equally wide bins."
         ),
+        "the bins are cut at quantiles, so that they hold equally many rows": Slip(
+            partial(_ece, kind="quantiles"), "Cut the scale from 0 to 1 into equally wide bins."
+        ),
+        "the bins reach from the smallest to the largest confidence": Slip(
+            partial(_ece, kind="range"), "They reach from 0 to 1, whatever the data."
+        ),
+        "a row goes to the nearest edge of the bins, not into the bin around it": Slip(
+            partial(_ece, kind="rounds"), "Cut (confidence * bins).long(); do not round."
+        ),
+        "this is the Brier score": Slip(
+            lambda p, y, bins: float((p - y.float()).square().mean()),
+            "Compare means within bins, not each row with its answer.",
+        ),
         "bins of one row are left out": Slip(
             partial(_ece, kind="single rows"), "Leave out empty bins only."
         ),
@@ -314,7 +340,7 @@ def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 10) -> fl
 
 def _confidences(source: torch.Generator) -> Draws:
     draws = []
-    for rows, bins in ((40, 10), (70, 5), (55, 10)):
+    for rows, bins in ((20, 10), (70, 5), (55, 10)):
         sure = 0.35 + 0.64 * torch.rand(rows, generator=source)
         draws.append((sure, torch.rand(30, rows, generator=source), bins))
     return draws
@@ -367,6 +393,18 @@ def _by_chance(
             partial(_by_chance, at=lambda x: np.sort(x)[int(0.95 * len(x))]),
             "Let np.percentile do it.",
         ),
+        "bins is not used": Slip(
+            lambda p, u, bins: _by_chance(p, u, 10), "Hand it on to calibration_error."
+        ),
+        "this is a normal curve's 95th percentile": Slip(
+            partial(_by_chance, at=lambda x: x.mean() + 1.645 * x.std()), "Use np.percentile."
+        ),
+        "this is the mean plus 1.96 standard deviations": Slip(
+            partial(_by_chance, at=lambda x: x.mean() + 1.96 * x.std()), "Use np.percentile."
+        ),
+        "every answer is right as often as the mean confidence says": Slip(
+            partial(_by_chance, right=lambda u, p: u < p.mean()), "Compare with each confidence."
+        ),
         "only the first draw is used": Slip(
             lambda p, u, bins: _by_chance(p, u[:1], bins), "Each row of uniforms is one draw."
         ),
@@ -385,16 +423,34 @@ def chance_error(confidence: Tensor, uniforms: Tensor, bins: int) -> float:
 
 
 def _misjudged(source: torch.Generator) -> Draws:
-    """Labels drawn at a temperature inside the grid, once above 1 and once below."""
-    draws, grid = [], [0.25, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0]
-    while len(draws) < 4:
-        logits = normal(source, 60, 3)
-        true = (3.0, 0.5, 1.5, 2.0)[len(draws)]
-        labels = torch.multinomial((logits / true).softmax(-1), 1, generator=source).flatten()
-        best = _losses_at(logits, labels, grid)
-        if best.argmin() not in (0, len(grid) - 1, 3) and best.argmin() != best.argmax():
-            draws.append((logits, labels, grid))
-    return draws
+    """Labels drawn at another temperature, until no two of RULES choose alike on all draws."""
+    grid = [0.25, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0]
+    while True:
+        draws: list[tuple[Any, ...]] = []
+        for true in (3.0, 0.5, 1.5, 2.0):
+            logits = normal(source, 15, 3)
+            drawn = torch.multinomial((logits / true).softmax(-1), 1, generator=source)
+            draws.append((logits, drawn.flatten(), grid))
+        choices = {tuple(_chosen(rule, *draw) for draw in draws) for rule in RULES.values()}
+        if len(choices) == len(RULES):
+            return draws
+
+
+#: Measures by which a temperature might be chosen, the right one first; the smallest wins.
+RULES: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "cross-entropy": F.cross_entropy,
+    "accuracy": lambda z, y: 0.0,
+    "Brier": lambda z, y: float((z.softmax(-1) - F.one_hot(y, 3)).square().sum()),
+    "probability": lambda z, y: float(F.nll_loss(z.softmax(-1), y)),
+    "ECE": lambda z, y: _ece(z.softmax(-1).amax(-1), z.argmax(-1) == y, 10),
+    "twice": lambda z, y: float(F.cross_entropy(z.softmax(-1), y)),
+}
+
+
+def _chosen(
+    rule: Callable[[Tensor, Tensor], Any], logits: Tensor, labels: Tensor, grid: Sequence[float]
+) -> float:
+    return min(grid, key=lambda t: rule(logits / t, labels))
 
 
 def _losses_at(logits: Tensor, labels: Tensor, grid: Sequence[float]) -> Tensor:
@@ -419,13 +475,21 @@ def _losses_at(logits: Tensor, labels: Tensor, grid: Sequence[float]) -> Tensor:
             "A temperature divides.",
         ),
         "the temperature is chosen by accuracy, which it cannot change": Slip(
-            lambda x, y, grid: grid[0], "Dividing all logits leaves their order: use the loss."
+            partial(_chosen, RULES["accuracy"]),
+            "Dividing all logits leaves their order: use the loss.",
         ),
         "the logits are softened twice: F.cross_entropy takes logits, not probabilities": Slip(
-            lambda x, y, grid: grid[
-                int(torch.stack([F.cross_entropy((x / t).softmax(-1), y) for t in grid]).argmin())
-            ],
-            "F.cross_entropy applies its own log-softmax.",
+            partial(_chosen, RULES["twice"]), "F.cross_entropy applies its own log-softmax."
+        ),
+        "the probabilities enter without their logarithm": Slip(
+            partial(_chosen, RULES["probability"]), "F.cross_entropy(logits / t, labels)."
+        ),
+        "the temperature is chosen by the squared error of the probabilities": Slip(
+            partial(_chosen, RULES["Brier"]), "The task asks for the cross-entropy."
+        ),
+        "the temperature is chosen by the calibration error": Slip(
+            partial(_chosen, RULES["ECE"]),
+            "That would fit the bins, and their noise: choose by the cross-entropy.",
         ),
     },
 )
@@ -523,6 +587,13 @@ def _of_class(matrix: Tensor, axis: int) -> Tensor:
         "this is the percentage missed": Slip(
             lambda m: 100 - _of_class(m, 1), "Recall counts what is found, the diagonal."
         ),
+        "the percentages are cut to whole numbers": Slip(
+            lambda m: 100 * m.diagonal() // m.sum(1).clamp_min(1), "Use / rather than //."
+        ),
+        "the largest entry of each row is taken, not the diagonal": Slip(
+            lambda m: 100 * m.amax(1) / m.sum(1).clamp_min(1),
+            "What is found lies where label and prediction agree.",
+        ),
         "these are the F1 scores": Slip(
             lambda m: 200 * m.diagonal() / (m.sum(0) + m.sum(1)), "Recall looks at rows only."
         ),
@@ -570,6 +641,12 @@ def _always(label: Tensor, labels: Tensor) -> float:
         "this is the label, not how often it is right": Slip(
             lambda t, y: int(t.mode().values), "Compare it with `labels`, and take the mean."
         ),
+        "the label is neutral, whatever is frequent": Slip(
+            lambda t, y: _always(torch.tensor(1), y), "Find it in train_labels."
+        ),
+        "the label is the mean of the labels, rounded": Slip(
+            lambda t, y: _always(t.double().mean().round(), y), "Labels are names: count them."
+        ),
         "this is a coin with three sides": Slip(
             lambda t, y: 100 / 3, "Always give the most frequent label of train."
         ),
@@ -614,6 +691,10 @@ def _shares_of(m: Tensor, fewer: int = 0, scale: float = 1.0) -> dict[str, float
     return dict(zip(PLACES, (scale * value for value in values), strict=True))
 
 
+def _wrapped(m: Tensor, shift: int) -> float:
+    return m.roll(-shift, 1).diagonal().mean().item()
+
+
 @exercise(
     look="m[q, k] says how much query q looks at key k; average over all L queries.",
     draws=lambda source: [(attention_maps(source, mask_of((n,)), 1)[0, 0],) for n in (3, 6, 9)],
@@ -627,6 +708,17 @@ def _shares_of(m: Tensor, fewer: int = 0, scale: float = 1.0) -> dict[str, float
         ),
         "rows and columns are swapped": Slip(
             lambda m: _shares_of(m.T), "The query is the row, the key the column."
+        ),
+        "the first query's left neighbor is taken to be the last token (index -1)": Slip(
+            lambda m: _shares_of(m) | {"left": _wrapped(m, -1)}, "It has none: add 0 for it."
+        ),
+        "the ends count as neighbors of each other": Slip(
+            lambda m: _shares_of(m) | {"left": _wrapped(m, -1), "right": _wrapped(m, 1)},
+            "The first has no left neighbor, the last no right one: m.diagonal(1) leaves it out.",
+        ),
+        "the first and the last query are read, not the first and the last key": Slip(
+            lambda m: _shares_of(m) | {"<s>": m[0].mean().item(), "</s>": m[-1].mean().item()},
+            "Keys are columns: m[:, 0].",
         ),
         "the neighbors are averaged over the queries that have one": Slip(
             partial(_shares_of, fewer=1), "Divide by all L queries: the first has none on its left."

@@ -577,8 +577,8 @@ def _with_gradients(result: Any, student: nn.Module, teacher: nn.Module, *rest: 
     },
 )
 def stage_one_loss(
-    student: nn.Module,
-    teacher: nn.Module,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
     batch: Mapping[str, Tensor],
     matches: Mapping[int, int],
     T: float,
