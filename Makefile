@@ -19,6 +19,9 @@ BROWSER_TESTS ?= tests_browser
 # make test-floors: the oldest versions that pyproject.toml allows, and what only they need
 FLOORS      := ipywidgets==7.7.1 anywidget==0.9.0 ipython_genutils==0.2.0
 
+# make site, playground, test-browser: a folder that make distill wrote, for the playground's students
+RUN         ?=
+
 # make distill
 PROFILE     ?= laptop
 DATA        ?=
@@ -45,7 +48,7 @@ MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help lab test lint types unit nbval browser test-browser test-floors test-colab test-binder \
-        site distill format clean
+        site playground distill format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -56,7 +59,7 @@ help: ## show this list
 
 # make test installs all that make lab needs, and make lab all that make distill needs.
 LAB := $(firstword $(wildcard $(VENV)/.ready-test) $(VENV)/.ready-lab)
-RUN := $(firstword $(wildcard $(VENV)/.ready-test $(VENV)/.ready-lab) $(VENV)/.ready-run)
+READY := $(firstword $(wildcard $(VENV)/.ready-test $(VENV)/.ready-lab) $(VENV)/.ready-run)
 
 lab: $(LAB) ## open the course in JupyterLab
 	"$(PY)" -m jupyterlab $(LAB_ARGS) "$(NOTEBOOK)"
@@ -79,10 +82,16 @@ nbval: $(VENV)/.ready-test ## part of make test: every notebook, on the tiny pro
 	home="$$(mktemp -d)" && trap 'rm -rf "$$home"' EXIT && \
 	$(TEST_ENV) COMET_HOME="$$home" PYTHONPATH="$(OFFLINE)" "$(PY)" $(NBVAL)
 
+# What the playground loads; npm writes the file that stands for it.
+NPM := playground/node_modules/.package-lock.json
+$(NPM): playground/package-lock.json
+	cd playground && npm ci --ignore-scripts --no-audit --no-fund
+	@touch "$@"
+
 browser: $(VENV)/.ready-browser # only what test-browser needs
 
-test-browser: browser ## test the lens and widgets in Chromium and JupyterLab (SHOTS=dir keeps screenshots)
-	$(TEST_ENV) CHROMIUM="$(CHROMIUM)" $(if $(SHOTS),COMET_SHOTS="$(SHOTS)") \
+test-browser: browser $(if $(shell command -v npm),$(NPM)) ## test the lens, widgets and playground in Chromium and JupyterLab (SHOTS=dir keeps screenshots)
+	$(TEST_ENV) CHROMIUM="$(CHROMIUM)" $(if $(RUN),COMET_RUN="$(RUN)") $(if $(SHOTS),COMET_SHOTS="$(SHOTS)") \
 	    "$(PY)" -m pytest $(BROWSER_TESTS)
 
 test-floors: $(VENV)/.ready-floors ## test the lens with the oldest ipywidgets and anywidget
@@ -107,10 +116,13 @@ test-binder: $(VENV)/.ready-test ## run binder/postBuild in a new environment an
 	    "$$(bin/python -c 'from comet_lib.profiles import ASSETS; print(ASSETS / "teacher")')" \
 	    "Kitabu hiki kinanifurahisha."
 
-site: $(VENV)/.ready-site ## build the course's website in build/site and check its links
-	$(TEST_ENV) "$(PY)" tools/build_site.py
+site: $(VENV)/.ready-site $(NPM) ## build the website in build/site and check its links (RUN=dir: its students)
+	$(TEST_ENV) "$(PY)" tools/build_site.py $(if $(RUN),--run "$(RUN)")
 
-distill: $(RUN) ## distil and print the result table (DATA=dir PROFILE=laptop)
+playground: $(VENV)/.ready-test $(NPM) ## build only the site's playground (RUN=dir)
+	$(TEST_ENV) "$(PY)" tools/build_playground.py $(if $(RUN),--run "$(RUN)")
+
+distill: $(READY) ## distil and print the result table (DATA=dir PROFILE=laptop)
 	"$(PY)" -m comet_lib distill --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") \
 	    $(if $(OUTPUT),--output "$(OUTPUT)") $(ARGS)
 

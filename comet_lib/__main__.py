@@ -70,7 +70,7 @@ def distill(
     On several GPUs: accelerate launch -m comet_lib distill ...
     """
     from comet_lib.recipe import distil
-    from comet_lib.report import report_text
+    from comet_lib.report import summary_text
 
     given = {"seed": seed, "teacher": teacher, "sentiment_teacher": teacher, "text": text}
     named = label_names(labels)
@@ -78,8 +78,11 @@ def distill(
         profile, data, languages, student, terms, **given, labels=named, cached=cache or None
     )
     if report := distil(chosen, output, say=say):  # empty in all processes but the main one
-        say(report_text(report), err=False)
+        say(summary_text(report), err=False)
         say(f"wrote {output}/student, {output}/report.md, {output}/figures, {output}/lens.html")
+        say(
+            f'next: open {output}/lens.html, or python -m comet_lib predict {output}/student "TEXT"'
+        )
 
 
 @app.command()
@@ -93,12 +96,12 @@ def evaluate(
     as_json: Annotated[bool, Option("--json", help="print JSON")] = False,
 ) -> None:
     """Score any sentiment model: weighted F1 by language, with intervals."""
+    if split not in (splits := ("train", "dev", "test")):  # before the imports, which take seconds
+        raise CometError(f"--split {split!r}: choose one of {', '.join(splits)}")
     from comet_lib import evaluation
-    from comet_lib.data import SPLITS, find_source, load_sentiment, seen_percent
+    from comet_lib.data import find_source, load_sentiment, seen_percent
     from comet_lib.ship.onnx import classifier_size, load_classifier
 
-    if split not in SPLITS:
-        raise CometError(f"--split {split!r}: choose one of {', '.join(SPLITS)}")
     chosen = chosen_profile(profile, data, languages)
     pair, source = load_classifier(model, label_names(labels)), find_source(chosen)
     table = load_sentiment(chosen, source=source, splits=[split])[split]
@@ -175,7 +178,10 @@ def _texts(arguments: list[str]) -> list[str]:
 def export(
     model: Annotated[str, Argument(help="folder or hub id of a sentiment model")],
     output: Annotated[Path, Option(help="folder to write to; an export there is replaced")],
-    int8: Annotated[bool, Option("--int8", help="8-bit weights and embeddings")] = False,
+    int8: Annotated[bool, Option("--int8", help="also with 8-bit weights and embeddings")] = False,
+    attentions: Annotated[
+        bool, Option("--attentions", help="graphs that return the attention maps too")
+    ] = False,
     force: Annotated[
         bool, Option("--force", help="write the 8-bit copy even if many labels differ")
     ] = False,
@@ -203,11 +209,13 @@ def export(
         output,
         *(dev[name][:] for name in ("text", "label", "language")),
         int8=int8,
+        attentions=attentions,
         force=force,
         max_length=chosen.max_length,
         card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
     )
-    echo(json.dumps({"source": str(source), **report}, indent=2))
+    shown = json.loads(json.dumps(report), parse_float=lambda digits: float(f"{float(digits):.4g}"))
+    echo(json.dumps({"source": str(source), **shown}, indent=2))
     if report["argmax_equal"] < onnx.LEAST_EQUAL:
         say(f"warning: only {report['argmax_equal']:.1f} % of the texts keep their label")
     say(f"wrote {output}")

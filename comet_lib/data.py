@@ -70,8 +70,10 @@ def cleaned(text: str) -> str:
 
 def check_language(code: str) -> str:
     """``code`` itself if it can name a language folder (only letters, so no path tricks)."""
-    if not re.fullmatch(r"[a-z]{2,8}", code):
-        raise CometError(f"language code {code!r}: use ISO 639-3, such as {', '.join(LANGUAGES)}")
+    meant = [known for known, name in LANGUAGES.items() if code.strip().title() in name.split()]
+    if meant or not re.fullmatch(r"[a-z]{2,8}", code):
+        hint = f"did you mean {meant[0]}?" if meant else f"use ISO 639-3: {', '.join(LANGUAGES)}"
+        raise CometError(f"language code {code!r}: {hint}")
     return code
 
 

@@ -235,14 +235,19 @@ def longest_text(model: Any) -> int | None:
     return positions - first_position(model.config) if isinstance(positions, int) else None
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, model: Any, folder: Path) -> None:
-    """Save a tokenizer beside its model: cut at as many tokens as the model takes, and without the
-    padding and length of the calls before."""
+def save_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, model: Any, folder: Path, longest: int | None = None
+) -> None:
+    """Save a tokenizer beside its model, without the padding and length of the calls before.
+
+    It cuts at ``longest`` tokens, if that is given, and never takes more than the model does.
+    """
     own = copy.deepcopy(tokenizer)
     if (backend := getattr(own, "backend_tokenizer", None)) is not None:
         backend.no_truncation()
         backend.no_padding()
-    limit = min(own.model_max_length, longest_text(model) or own.model_max_length)
+    limits = (own.model_max_length, longest_text(model), longest)
+    limit = min(limit for limit in limits if limit is not None)
     own.model_max_length = own.init_kwargs["model_max_length"] = limit
     own.save_pretrained(folder)
 

@@ -154,7 +154,7 @@ class Run:
             write_json(self.work / f"{stage}.json", self.logs[stage])
             with whole_folder(folder) as temporary, quiet():
                 model.save_pretrained(temporary)
-                save_tokenizer(tokenizer, model, temporary)
+                save_tokenizer(tokenizer, model, temporary, self.profile.max_length)
         here.wait_for_everyone()
         return model
 

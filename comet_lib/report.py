@@ -6,6 +6,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+#: Rows of a report that a model card sets beside the student, and their titles there.
+BASELINES = {
+    "student_no_distillation": "without distillation",
+    "teacher": "teacher",
+    "tfidf_both_forms": "TF-IDF",
+}
 _NUMBER = re.compile(r"\**[-+]?[\d,]*\.?\d+(e[-+]\d+)?\**|")
 
 
@@ -46,6 +52,22 @@ def result_table(report: Mapping[str, Any]) -> str:
     columns = ["model", "parameters", "MB", *languages, "mean (95 % interval)", "mean unseen"]
     table = markdown_table(columns, rows)
     return f"{table}\n\n¹ {paper[0]['provenance']}." if paper else table
+
+
+def summary_text(report: Mapping[str, Any]) -> str:
+    """What a terminal shows of a report: each model's mean score, and the student's differences."""
+    what = "AfriSenti" if report["benchmark"] else "the bundled sample (NOT a benchmark)"
+    lines = [f"weighted F1 in percent, mean of {len(report['languages'])} languages, {what}"]
+    for row in report["rows"]:
+        score = "{:5.1f}  ({:.1f} to {:.1f})".format(
+            row["weighted_f1"]["mean"], *row["ci95"]["mean"]
+        )
+        lines.append(f"{row['name']:<26}{row['parameters']:>12,} parameters  {score}")
+    lines.append(f"{'most common label':<38}{report['floor']:>18.1f}")
+    for name, test in report["comparisons"].items():
+        low, high = test["ci95"]
+        lines.append(f"{name:<38}{test['difference']:>+18.1f}  ({low:+.1f} to {high:+.1f})")
+    return "\n".join(lines) + _untrained(report)
 
 
 def report_text(report: Mapping[str, Any]) -> str:
@@ -122,30 +144,52 @@ labels: {counts}."""
 
 
 def model_card(report: Mapping[str, Any]) -> str:
-    """The student's README.md: a model card with data, recipe, scores and limits."""
-    row = next(row for row in report["rows"] if row["name"] == "student")
+    """The student's README.md: a model card with usage, recipe, scores beside baselines, limits."""
+    rows = {row["name"]: row for row in report["rows"]}
+    row = rows["student"]
+    codes = [*report["languages"], "mean"]
     scores = [
-        (code, f"{row['weighted_f1'][code]:.1f}", "{:.1f} to {:.1f}".format(*row["ci95"][code]))
-        for code in [*report["languages"], "mean"]
+        (
+            code,
+            "{:.1f} ({:.1f} to {:.1f})".format(row["weighted_f1"][code], *row["ci95"][code]),
+            *(f"{rows[name]['weighted_f1'][code]:.1f}" for name in BASELINES),
+        )
+        for code in codes
     ]
     what = "AfriSenti" if report["benchmark"] else "a bundled sample, which is no benchmark"
-    teachers = " and ".join(f"`{name}`" for name in dict.fromkeys(report["teachers"].values()))
+    names = dict.fromkeys(report["teachers"].values())
+    teachers = " and ".join(f"`{name}`" for name in names)
+    hub = next((name for name in names if re.fullmatch(r"[\w.-]+/[\w.-]+(@\w+)?", name)), "")
     return f"""---
 license: cc-by-4.0
 pipeline_tag: text-classification
 library_name: transformers
 language: [{", ".join(report["languages"])}]
 tags: [distillation, sentiment-analysis, afrisenti]
+{f"base_model: {hub.partition('@')[0]}" if hub else "# no base model on the hub"}
+model-index:
+- name: student
+  results:
+  - task: {{type: text-classification}}
+    dataset: {{type: afrisenti, name: {what.split(",")[0]}, split: {report["split"]}}}
+    metrics:
+    - {{type: f1, name: weighted F1 (mean of languages), value: {row["weighted_f1"]["mean"]:.1f}}}
 ---
 # A distilled sentiment model
-
+{_untrained(report)}
 A student of {row["parameters"]:,} parameters, distilled in two stages with the comet course
-(profile {report["profile"]}, seed {report["seed"]}) from {teachers}. Labels: negative, neutral,
-positive.
+(profile {report["profile"]}, seed {report["seed"]}) from {teachers}.
+Labels: negative, neutral, positive.
 
-Weighted F1 on {what}, split {report["split"]}:
+```python
+from transformers import pipeline
+pipeline("text-classification", model="FOLDER")("Kitabu hiki kinanifurahisha.")
+```
 
-{markdown_table(("language", "weighted F1", "95 % interval"), scores)}
+Weighted F1 on {what}, split {report["split"]}, with 95 % intervals, beside the baselines. Always
+guessing a language's most common label scores {report["floor"]:.1f}.
+
+{markdown_table(("language", "student", *BASELINES.values()), scores)}
 
 **Data.** {report["source"]}. AfriSenti is CC BY 4.0 (Muhammad et al., EMNLP 2023).
 **Limits.** The student learned from tweets: other text is out of its domain. It follows the label

@@ -708,7 +708,7 @@ def test_a_bad_export_is_refused(tmp_path: Path, refused: Any) -> None:
     for number, content in enumerate((b"", b"no graph", bytes(5000))):
         folder = exported(tmp_path / str(number), model_onnx=content)
         assert "cannot read it" in refused("predict", str(folder), "habari")
-    with pytest.raises(CometError, match="has no model"):
+    with pytest.raises(CometError, match="has no onnx/model"):
         load_exported(tmp_path)
     assert not is_exported("~nobody-here/x")
 

@@ -140,7 +140,7 @@ STRANGE = [
     (lambda *a: torch.zeros(3, 9, 2), "returned"),
     (lambda *a: torch.zeros((), dtype=torch.complex64), ""),
     (lambda *a: {}, "returned a dict"),
-    (int, "Error: "),
+    (int, "Error"),
 ]
 
 

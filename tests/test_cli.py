@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import pipeline
 from typer.testing import CliRunner
 
@@ -65,11 +66,13 @@ def test_distill_writes_an_honest_report(run):
     assert report["teachers"] == {"masked-lm": "teacher", "sentiment": "teacher"}
     assert report["leakage"][-1].keys() >= {"in_train", "percent", "loose", "loose_percent"}
     assert report["conflicting_labels"] == dict.fromkeys(report["languages"], 0)
-    assert "Training tweets with conflicting labels: kin 0" in done.stdout
+    whole = (output / "report.md").read_text()
+    assert "Training tweets with conflicting labels: kin 0" in whole
     assert report["paper"] == [] and report["split"] == "test"  # no AfriSenti: nothing to compare
-    assert "(paper)" not in done.stdout and "not verified" not in done.stdout
+    assert "(paper)" not in whole and "not verified" not in whole
     assert set(report["seconds"]) >= {"stage1", "stage2", "evaluation"}
-    assert done.stdout.strip() == (output / "report.md").read_text().strip()
+    assert "| " not in done.stdout and "student - tfidf_both_forms" in done.stdout
+    assert f"predict {output}/student" in done.stderr
     for figure in ("results", "curves", "attention"):
         assert (output / "figures" / f"{figure}.png").stat().st_size > 5000
 
@@ -80,6 +83,13 @@ def test_student_is_a_stock_checkpoint(run):
     assert answer["label"] in ("negative", "neutral", "positive")
     card = (run[0] / "student" / "README.md").read_text()
     assert "license" in card and "from `teacher`" in card  # the bundled one's folder
+    head = yaml.safe_load(card.split("---")[1])
+    report = json.loads((run[0] / "report.json").read_text())
+    metric = head["model-index"][0]["results"][0]["metrics"][0]
+    f1 = next(row for row in report["rows"] if row["name"] == "student")["weighted_f1"]["mean"]
+    assert metric["value"] == round(f1, 1) and "base_model" not in head
+    assert "| language | student | without distillation | teacher | TF-IDF |" in card
+    assert ("**Not trained: " in card) == bool(report["untrained"])
 
 
 def test_a_second_call_resumes_and_changes_nothing(run, call):
@@ -152,6 +162,7 @@ def test_labels_without_a_name_are_given_on_the_command_line(call, tmp_path, mon
         (["distill", "--profile", "huge"], "unknown profile"),
         (["distill", "--data", "no/such/folder"], "does not exist"),
         (["distill", "--profile", "tiny", "--languages", "../x"], "language code"),
+        (["distill", "--languages", "swahili"], "language code 'swahili': did you mean swa?"),
         (["distill", "--profile", "tiny", "--languages", "kin,kin"], "once"),
         (["distill", "--profile", "tiny", "--languages", "xho"], "no such language"),
         (["distill", "--profile", "tiny", "--teacher", "no-such/teacher"], "could be loaded"),

@@ -260,7 +260,14 @@ def test_the_library_imports_only_what_it_declares() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["README.md", "CONTRIBUTING.md", "CITATION.cff", "docs/setup.md", "docs/for-researchers.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "CITATION.cff",
+        "docs/setup.md",
+        "docs/for-researchers.md",
+        "comet_lib/lens/export.py",
+    ],
 )
 def test_the_repository_address_is_one_setting(path: str) -> None:
     address = settings()["tool"]["comet"]["repository"]

@@ -88,15 +88,63 @@ def test_the_report_says_what_was_measured(fp32, model, tokenizer, rows):
     folder, report = fp32
     assert report["argmax_equal"] == 100 and report["max_difference"] < ship.TOLERANCE
     assert report["parameters"] == count_parameters(model)
-    assert report["bytes"] == (folder / "model.onnx").stat().st_size
+    assert report["bytes"] == (folder / "onnx" / "model.onnx").stat().st_size
     assert report == json.loads((folder / "export.json").read_text())
     card = (folder / "README.md").read_text()
     assert card.startswith("# The card") and "60 dev texts" in card
     assert model.training is False
 
 
+def test_the_layout_is_that_of_the_hub(fp32, int8, tokenizer):
+    """Transformers.js looks for these names; the int8 graph is the one that is read."""
+    for folder, graphs in ((fp32[0], ["model.onnx"]), (int8[0], ["model.onnx", ship.INT8[5:]])):
+        assert sorted(path.name for path in (folder / "onnx").iterdir()) == graphs
+        there = {"config.json", "tokenizer.json", "tokenizer_config.json", "export.json"}
+        assert {path.name for path in folder.iterdir()} == there | {"onnx", "README.md"}
+        assert ship.graph_of(folder).name == graphs[-1]
+    # the bundled teacher takes 128 tokens and was trained at 64
+    assert tokenizer.model_max_length == 128
+    assert AutoTokenizer.from_pretrained(int8[0]).model_max_length == 64
+
+
+def test_a_folder_of_the_old_layout_is_still_read(fp32, model, tokenizer, rows, tmp_path):
+    old = shutil.copytree(fp32[0], tmp_path / "old")
+    (old / ship.GRAPH).rename(old / "model.onnx")
+    pair = ship.load_classifier(old)
+    np.testing.assert_allclose(
+        predict_probabilities(*pair, rows[0]),
+        predict_probabilities(model, tokenizer, rows[0]),
+        atol=1e-5,
+    )
+
+
+def test_a_model_from_the_hub_with_a_graph_beside_its_weights_is_no_export(tmp_path):
+    hub = shutil.copytree(ASSETS / "teacher", tmp_path / "hub")
+    (hub / "onnx").mkdir()
+    (hub / ship.GRAPH).write_text("another program's")
+    assert not ship.is_exported(hub)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_attentions_are_further_outputs(int8, model, tokenizer, rows, tmp_path):
+    folder = tmp_path / "x"
+    ship.export(model, tokenizer, folder, *rows, int8=int8, attentions=True, force=True)
+    session = onnxruntime.InferenceSession(str(ship.graph_of(folder)))
+    names = ["logits", "attentions.0", "attentions.1"]
+    assert [output.name for output in session.get_outputs()] == names
+    batch = tokenizer(rows[0][:3], padding=True, return_tensors="pt")
+    found = session.run(names[1:], {name: batch[name].numpy() for name in ship.INPUTS})
+    own = copy.deepcopy(model)
+    own.set_attn_implementation("eager")
+    with torch.no_grad():
+        wanted = own(**{name: batch[name] for name in ship.INPUTS}, output_attentions=True)
+    for ours, theirs in zip(found, wanted.attentions, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=0.1 if int8 else 1e-5)
+    assert not model.config.output_attentions
+
+
 def test_it_runs_without_this_library(fp32, model, rows):
-    session = onnxruntime.InferenceSession(str(fp32[0] / "model.onnx"))
+    session = onnxruntime.InferenceSession(str(fp32[0] / ship.GRAPH))
     batch = AutoTokenizer.from_pretrained(fp32[0])(rows[0][:3], padding=True, return_tensors="np")
     (logits,) = session.run(None, {k: batch[k] for k in ("input_ids", "attention_mask")})
     with torch.no_grad():
@@ -105,7 +153,7 @@ def test_it_runs_without_this_library(fp32, model, rows):
 
 
 def test_no_traces_and_no_paths_in_the_graph(fp32):
-    raw = (fp32[0] / "model.onnx").read_bytes()
+    raw = (fp32[0] / ship.GRAPH).read_bytes()
     assert b".py" not in raw
     assert len(raw) < 4 * fp32[1]["parameters"] + 60_000
 
@@ -141,9 +189,8 @@ def test_a_saved_tokenizer_says_what_its_model_takes(fp32, model, tmp_path):
 
 def test_int8_is_small_embeddings_too_and_says_nearly_the_same(int8, tokenizer):
     folder, report, teacher = int8
-    assert sorted(p.name for p in folder.glob("*.onnx*")) == ["model.onnx"]
     assert report["form"] == "int8" and report["bytes"] < 1.1 * report["parameters"]
-    for tensor in onnx.load(str(folder / "model.onnx")).graph.initializer:
+    for tensor in onnx.load(str(folder / ship.INT8)).graph.initializer:
         if np.prod(tensor.dims) > 2000:
             assert tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8), tensor.name
     dev = load_sentiment(TINY)["dev"]["text"][:]
@@ -166,8 +213,8 @@ def test_labels_are_taken_by_name(fp32, model, tokenizer, rows, tmp_path):
 
 
 def test_a_graph_that_strays_is_not_written(fp32, model, tokenizer, rows, monkeypatch, tmp_path):
-    def wrong(_, path):
-        graph = onnx.load(str(fp32[0] / "model.onnx"))
+    def wrong(_, path, attentions):
+        graph = onnx.load(str(fp32[0] / ship.GRAPH))
         for tensor in graph.graph.initializer:
             if list(tensor.dims) == [len(tokenizer), 32]:
                 weights = onnx.numpy_helper.to_array(tensor) * 1.05
@@ -189,15 +236,16 @@ def test_a_graph_too_large_for_one_file_has_its_weights_beside_it(
     report = ship.export(model, tokenizer, tmp_path / "x", *rows, int8=form == "int8", force=True)
     shutil.move(tmp_path / "x", tmp_path / "moved")  # the graph names its weights, not their folder
     folder = tmp_path / "moved"
-    files = {path.name: path.stat().st_size for path in folder.glob("*.onnx*")}
-    assert sorted(files) == ["model.onnx", "model.onnx.data"] and files["model.onnx"] < 100_000
+    name = "model.onnx" if form == "fp32" else "model_quantized.onnx"
+    files = {path.name: path.stat().st_size for path in folder.glob(f"onnx/{name}*")}
+    assert sorted(files) == [name, f"{name}_data"] and files[name] < 100_000
     exported = ship.load_exported(folder)
     assert report["bytes"] == sum(files.values()) == round(exported.size[1] * 1e6)
     answers = predict_probabilities(exported, tokenizer, rows[0])
     whole = predict_probabilities(ship.load_exported(fp32[0]), tokenizer, rows[0])
     np.testing.assert_allclose(answers, whole, atol=1e-6 if form == "fp32" else 0.2)
-    (folder / "model.onnx.data").unlink()
-    with pytest.raises(CometError, match=r"model\.onnx: onnxruntime cannot read it"):
+    (folder / "onnx" / f"{name}_data").unlink()
+    with pytest.raises(CometError, match=rf"{name}: onnxruntime cannot read it"):
         ship.load_exported(folder)
 
 
@@ -228,7 +276,7 @@ def test_int8_that_changes_many_labels_is_refused_unless_forced(
 
 
 def test_what_cannot_be_loaded_is_named(fp32, monkeypatch, tmp_path):
-    with pytest.raises(CometError, match=r"no model\.onnx"):
+    with pytest.raises(CometError, match=r"no onnx/model\.onnx"):
         ship.load_exported(tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"nonsense")
     with pytest.raises(CometError, match="cannot read it"):
@@ -288,7 +336,7 @@ def test_export_overwrites_nothing_of_yours(fp32, monkeypatch, capsys, tmp_path)
     (tmp_path / "thesis.txt").write_text("precious")
     assert run(monkeypatch, "export", ASSETS / "teacher", "--output", tmp_path) == 2
     assert "holds no export" in capsys.readouterr().err
-    (tmp_path / ship.GRAPH).write_text("another program's")  # such a folder comes from the hub too
+    (tmp_path / ship.OLD).write_text("another program's")  # such a folder comes from the hub too
     assert run(monkeypatch, "export", ASSETS / "teacher", "--output", tmp_path) == 2
     assert "holds no export" in capsys.readouterr().err and (tmp_path / "thesis.txt").exists()
 

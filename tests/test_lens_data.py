@@ -14,13 +14,15 @@ from transformers import (
     BertModel,
     PreTrainedTokenizerFast,
     XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
     XLMRobertaModel,
 )
 
 from comet_lib.attention import capture_maps
 from comet_lib.errors import CometError
 from comet_lib.lens.align import aggregate, labels, segments, shown, token_starts
-from comet_lib.lens.data import from_arrays, from_models, quantise
+from comet_lib.lens.data import from_arrays, quantise
+from comet_lib.lens.reading import from_models
 from comet_lib.similarity import js_divergence, linear_cka
 
 TEXT = "Ọjọ́ dára, wọ́n yọ̀ 😀!"
@@ -155,6 +157,8 @@ def test_labels_show_the_text_and_where_words_begin() -> None:
         ("\x00\n", "‹0000›‹000A›"),
         ("\ud800", "‹D800›"),
         ("👩\u200d🌾", "👩\u200d🌾"),
+        ("\u200d", "‹200D›"),  # nothing to join: drawn, it would be an empty box
+        ("\ufe0f", "‹FE0F›"),
         ("o\u0301", "ó"),
         ("", "·"),
         ("x" * 500, "x" * 24 + "…"),
@@ -216,8 +220,8 @@ def test_the_finding_names_the_pair_and_the_tokens() -> None:
     data = from_arrays(["one", "two", "three"], teacher, student, matches=[1])
     assert data.widest() == (1, 0)
     assert data.finding(1, 0) == (
-        "Teacher layer 1 and student layer 0 are 0.69 nats apart (JS): "
-        "the student looks more at “three” and less at “one”"
+        "Student layer 0 looks more at “three” and less at “one” than teacher layer 1: "
+        "0.69 nats apart (0: alike, 0.69: nothing in common)"
     )
 
 
@@ -324,3 +328,106 @@ def test_a_tokenizer_that_is_not_the_students_is_named() -> None:
         from_models(encoder(2, 0), encoder(2, 1, vocabulary=5), tokenizer(3), TEXT)
     with pytest.raises(CometError, match="text is empty"):
         from_models(encoder(2, 0), encoder(2, 1), tokenizer(3), "  ")
+
+
+# ------------------------------------------------------------------------ answers and occlusion
+
+LABELS = ("negative", "neutral", "positive")
+
+
+def classifier(layers: int, seed: int, labels=LABELS):
+    model = encoder(layers, seed, XLMRobertaForSequenceClassification)
+    model.config.id2label = dict(enumerate(labels))
+    model.config.num_labels = 3
+    model.num_labels = 3
+    torch.manual_seed(seed)
+    model.classifier.out_proj = torch.nn.Linear(16, 3)
+    return model.eval()
+
+
+def probabilities(model, **inputs) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**inputs).logits.softmax(-1)[0]
+
+
+def test_answers_are_the_models_own_in_one_order_of_labels() -> None:
+    teacher, words = classifier(3, 0), tokenizer(3)
+    students = {5: classifier(2, 1), 9: classifier(2, 2, LABELS[::-1])}
+    ours = {"TF-IDF": lambda texts: np.full((len(texts), 3), 1 / 3)}
+    data = from_models(teacher, students, words, TEXT, baselines=ours)
+    assert data.answers is not None and data.answers.labels == LABELS
+    ids = words(TEXT, return_tensors="pt")["input_ids"]
+    assert data.answers.teacher == pytest.approx(
+        probabilities(teacher, input_ids=ids).numpy(), abs=1e-5
+    )
+    for k, step in enumerate((5, 9)):
+        theirs = probabilities(students[step], input_ids=ids).numpy()[:: (1, -1)[k]]
+        assert data.answers.student[k] == pytest.approx(theirs, abs=1e-5)
+    assert data.answers.baselines["TF-IDF"] == pytest.approx([1 / 3] * 3)
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_occlusion_hides_one_place_from_all_others(two: bool) -> None:
+    teacher, student, words = classifier(3, 0), classifier(2, 1), tokenizer(4)
+    other = tokenizer(2) if two else None
+    data = from_models(teacher, student, words, TEXT, student_tokenizer=other)
+    assert data.occlusion is not None and data.occlusion is data.occlusion
+    assert data.occlusion.student.shape == (1, len(data.tokens))
+    ids = words(TEXT, return_tensors="pt")["input_ids"]
+    whole = probabilities(teacher, input_ids=ids)
+    for i in range(1, ids.shape[1] - 1):  # the teacher's tokens are the places
+        mask = torch.ones_like(ids)
+        mask[0, i] = 0
+        less = probabilities(teacher, input_ids=ids, attention_mask=mask)
+        lost = float((whole - less)[whole.argmax()])
+        assert data.occlusion.teacher[i] == pytest.approx(lost, abs=1e-5)
+    assert data.occlusion.teacher[[0, -1]].tolist() == [0, 0]  # special tokens stay
+    assert np.abs(data.occlusion.student).max() > 0
+
+
+def test_models_that_classify_nothing_or_other_things_have_no_answers() -> None:
+    for teacher, student in (
+        (encoder(3, 0), encoder(2, 1)),
+        (classifier(3, 0), encoder(2, 1)),
+        (classifier(3, 0), classifier(2, 1, ("a", "b", "c"))),
+    ):
+        data = from_models(teacher, student, tokenizer(3), TEXT)
+        assert data.answers is None and data.occlusion is None
+
+
+def test_another_text_is_read_and_too_long_a_one_refused() -> None:
+    data = from_models(
+        classifier(3, 0).train(), classifier(2, 1), tokenizer(3), TEXT, matches=[0, 2]
+    )
+    assert data.read is not None and data.text == unicodedata.normalize("NFC", TEXT)
+    other = data.read("dára 😀!")
+    assert (
+        other.text == "dára 😀!"
+        and other.matches == (0, 2)
+        and len(other.tokens) < len(data.tokens)
+    )
+    assert other.read is not None and other.read(TEXT).js == pytest.approx(data.js)
+    with pytest.raises(CometError, match="more than 38 tokens: shorten it"):
+        data.read(TEXT * 20)  # as many as the models take; a first text is cut
+    assert len(from_models(encoder(2, 0), encoder(1, 1), tokenizer(3), TEXT * 20).tokens) == 38
+
+
+def test_a_word_that_opens_a_text_is_labelled_once() -> None:
+    # Some tokenizers give the "▁" in front of a text the offsets of its first letter.
+    starts = token_starts([(0, 1), (0, 1), (1, 3), (3, 4), (4, 5)], [0] * 5, "Eku o")
+    found = labels(starts, np.array([1, 1, 3, 4, 5]), ["▁", "E", "ku", "▁", "o"], "Eku o")
+    assert found == ("▁", "E", "ku", "▁", "o")
+
+
+def test_chosen_heads_are_measured_not_their_mean() -> None:
+    teacher, student = maps(2, 3, 5), {0: maps(2, 4, 5), 1: maps(2, 4, 5, seed=1)}
+    data = from_arrays("abcde", teacher, student)
+    found = data.measures(1, teacher_head=2, student_head=3)
+    alone = from_arrays("abcde", teacher[:, 2], student[1][:, 3])
+    assert found.js == pytest.approx(alone.js[0], abs=0.01)
+    assert found.teacher_entropy == pytest.approx(alone.teacher_entropy, abs=0.02)
+    assert found.student_entropy == pytest.approx(alone.student_entropy[0], abs=0.02)
+    assert "layer 1, head 3, at step 1" in data.finding(0, 1, 1, 2, 3)
+    assert f"{found.js[1, 0]:.2f} nats" in data.finding(0, 1, 1, 2, 3)
+    same = from_arrays("abcde", maps(1, 5), maps(1, 5))
+    assert "looks at the same tokens as teacher layer 0" in same.finding(0, 0)

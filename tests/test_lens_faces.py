@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,7 +19,7 @@ import torch
 from comet_lib.errors import CometError
 from comet_lib.lens import AttentionLens
 from comet_lib.lens import export as export_module
-from comet_lib.lens.data import LensData, from_arrays, payload
+from comet_lib.lens.data import LensData, Occlusion, from_arrays, payload
 from comet_lib.lens.export import embedded_json, page
 from comet_lib.widgets.view import WIDGET_VIEW
 
@@ -114,10 +115,11 @@ class Reader(html.parser.HTMLParser):
 def test_the_page_holds_nothing_but_our_elements() -> None:
     made = Reader(page(hostile()))
     tags = [tag for tag, _ in made.elements]
-    head = ["html", "head", "meta", "meta", "meta", "title", "style"]
-    assert tags == [*head, "body", "main", "noscript", "p", "script", "script"]
-    for _, attributes in made.elements:
-        assert not {"src", "href"} & set(attributes)
+    head = ["html", "head", "meta", "meta", "meta", "title", "meta", "style"]
+    body = ["body", "header", "h1", "p", "main", "noscript", "p", "footer", "p", "a"]
+    assert tags == [*head, *body, "script", "script"]
+    for tag, attributes in made.elements:
+        assert "src" not in attributes and ("href" in attributes) == (tag == "a")
         assert not any(name.startswith("on") for name in attributes)
     data, script = (made.texts[i] for i in (len(tags) - 2, len(tags) - 1))
     header = json.loads(data)["header"]
@@ -133,9 +135,18 @@ def test_the_policy_allows_our_script_and_style_alone() -> None:
     made = Reader(text)
     policy = made.elements[3][1]["content"]
     assert policy is not None and "default-src 'none'" in policy and "unsafe" not in policy
-    style, script = (made.texts[i] for i in (6, 12))
+    style, script = (made.texts[i] for i in (7, 19))
     for element in (style, script):
         assert export_module._hash(element) in policy
+
+
+def test_the_page_says_what_it_is_and_where_it_comes_from() -> None:
+    made = Reader(page(replace(hostile(), text="<b>Ẹ kú iṣẹ́</b>")))
+    by_tag = {tag: made.texts.get(i, "") for i, (tag, _) in enumerate(made.elements)}
+    assert by_tag["title"] == by_tag["h1"] == "Attention lens: “<b>Ẹ kú iṣẹ́</b>”"
+    assert "teacher" in made.texts[11]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert made.elements[17][1]["href"] == settings["tool"]["comet"]["repository"]
 
 
 @pytest.mark.parametrize("text", ["</script>", "<!-- <script", "&lt;", "\u2028", '"\\'])
@@ -209,6 +220,57 @@ def test_the_widget_carries_the_payload_and_the_selection() -> None:
     assert titles[0] == "teacher, layer 2" and titles[1].endswith("head 1")
     assert lens.figure(0, 0).axes[0].get_title() == "teacher, layer 0"
     plt.close("all")
+
+
+class Asked:
+    """A lens with a reader of numbers for texts, and what its widget answers the browser."""
+
+    def __init__(self) -> None:
+        self.lens = AttentionLens(self.read("first"))
+        self.said: list[dict] = []
+        self.lens.widget.send = self.said.append
+
+    def read(self, text: str) -> LensData:
+        if not text.strip():
+            raise CometError("text is empty: give a sentence to look at.")
+        if text == "broken":
+            raise ValueError
+        size = len(text)
+        data = from_arrays(list(text), maps(4, size), maps(2, size, seed=1))
+        hidden = Occlusion(np.ones(size), np.zeros((1, size)))
+        return replace(data, text=text, read=self.read, occlude=lambda: hidden)
+
+    def ask(self, **content) -> dict:
+        self.lens.widget._handle_custom_msg(content, [])
+        return self.said[-1]
+
+
+def test_a_typed_text_is_answered() -> None:
+    asked = Asked()
+    live = asked.lens.widget
+    assert live.live and live.tried == ["first"] and live.occlusion["teacher"] == [1] * 5
+    live.teacher_layer = 2
+    said = asked.ask(id=7, text="another")
+    assert said["id"] == 7 and said["ms"] >= 0 and "error" not in said
+    assert live.header["text"] == "another" and len(live.header["tokens"]) == 7
+    assert len(live.maps) == (4 + 2) * 49 and live.occlusion == {} and live.teacher_layer == 2
+    assert asked.lens.data.text == "another"
+    asked.ask(id=8, hide=True)
+    assert live.occlusion["student"] == [[0] * 7]
+    asked.ask(id=9, text="first")
+    assert live.tried == ["another", "first"]  # each once, the newest last
+
+
+def test_a_text_that_cannot_be_read_is_told_in_the_box() -> None:
+    asked = Asked()
+    before = asked.lens.widget.header
+    assert asked.ask(id=1, text="  ")["error"].startswith("text is empty")
+    assert asked.ask(id=2, text="broken")["error"] == "ValueError"
+    assert asked.ask(id=3)["error"]  # no text at all
+    assert asked.lens.widget.header == before and asked.lens.widget.tried == ["first"]
+    assert not AttentionLens(hostile()).widget.live
+    with pytest.raises(CometError, match="no model to read"):
+        AttentionLens(hostile()).widget.read("a")
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_the_static_twin_is_in_the_mime_bundle():
     bundle = view._repr_mimebundle_()
     assert bundle["image/png"].startswith(b"\x89PNG")
     assert bundle[WIDGET_VIEW]["model_id"] == view.box.model_id
-    assert "400 test tweets" in bundle["text/plain"]
+    assert "With 400 tweets" in bundle["text/plain"]
 
 
 def test_a_move_of_the_slider_is_quick():

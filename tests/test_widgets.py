@@ -41,6 +41,14 @@ def test_the_static_twin_is_in_the_mime_bundle():
     assert "nats" in bundle["text/plain"]
 
 
+def test_the_picture_fits_its_page_light_or_dark():
+    view = TemperatureView([3.0, 1.0, -2.0], ["a", "b", "c"])
+    assert view._image.layout.width == "700px" and view._image.layout.max_width.startswith("calc")
+    assert "comet-view" in view._image._dom_classes
+    styles = [one.value for one in view.box.children if "<style>" in getattr(one, "value", "")]
+    assert len(styles) == 1 and ".comet-view" in styles[0]
+
+
 def test_unknown_attributes_are_errors():
     with pytest.raises(AttributeError):
         _ = TemperatureView([1.0, 2.0], ["a", "b"]).pressure

@@ -8,6 +8,7 @@ installs both where they are missing. Screenshots go to ``COMET_SHOTS`` where th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,9 +199,10 @@ def test_captions_and_labels_have_room(look: Any, width: int) -> None:
     page.evaluate(
         """() => {
             window.labels = [];
+            const axis = document.querySelector(".lens-axis");
             const write = CanvasRenderingContext2D.prototype.fillText;
             CanvasRenderingContext2D.prototype.fillText = function (...words) {
-                if (this.canvas.className === "lens-axis") {
+                if (this.canvas === axis && words[0] !== "token that looks") {
                     window.labels.push([this.getTransform().f, parseFloat(this.font)]);
                 }
                 return write.apply(this, words);
@@ -208,9 +210,11 @@ def test_captions_and_labels_have_room(look: Any, width: int) -> None:
         }"""
     )
     page.set_viewport_size({"width": width, "height": 900})
+    page.wait_for_timeout(200)
     while page.evaluate("window.labels.length") < 2:  # the page's policy forbids wait_for_function
         page.wait_for_timeout(50)
     at, font = np.array(page.evaluate("window.labels")).T
+    at, font = (x[np.flatnonzero(at == at.min())[-1] :] for x in (at, font))  # drawn last
     inner = np.diff(at)[1:-1]  # the first and the last label are pushed inside the axis
     assert inner.min() >= 1.15 * font.max() and font.min() >= 9
     page.evaluate("window.labels.length = 0")
@@ -223,11 +227,94 @@ def test_captions_and_labels_have_room(look: Any, width: int) -> None:
         )
 
 
+def finding(page: Any) -> str:
+    text = page.locator(".lens-finding").inner_text().replace("\n", ": ")
+    return text.replace("\u2068", "").replace("\u2069", "")
+
+
 def test_the_finding_is_that_of_python(look: Any) -> None:
     data = full_size()
+    assert finding(look(data)) == data.finding(*data.widest())
+
+
+@pytest.mark.parametrize("heads", [(2, -1), (-1, 0), (1, 1)])
+def test_sentence_and_table_speak_of_the_heads_chosen(look: Any, heads: tuple[int, int]) -> None:
+    data = small()
     page = look(data)
-    text = page.locator(".lens-finding").inner_text().replace("\u2068", "").replace("\u2069", "")
-    assert text == data.finding(*data.widest())
+    start = data.start()
+    for number, head in enumerate(heads):
+        page.locator(".lens-bar select").nth(number).select_option(str(head))
+    chosen = (start["teacher_layer"], start["student_layer"], start["step"], *heads)
+    assert finding(page) == data.finding(*chosen)
+    found = data.measures(start["step"], *heads)
+    said = page.locator(".lens-gridtext").inner_text()
+    t, s = chosen[:2]
+    for number in (found.teacher_entropy[t], found.student_entropy[s]):
+        assert f"{number:.2f}" in said
+    assert f"Distance: {found.js[s, t]:.3f}" in said and "heads chosen" in said
+
+
+def test_a_click_or_a_tap_pins_and_escape_lets_go(look: Any, browser: Any, tmp_path: Path) -> None:
+    page = look(small())
+    root = page.locator(".comet-lens")
+    point_at(page, "teacher", 5, 8, 12)
+    page.mouse.down()
+    page.mouse.up()
+    point_at(page, "student", 2, 2, 12)
+    page.mouse.move(1, 1)
+    assert root.get_attribute("data-row") == "5" and root.get_attribute("data-column") == "8"
+    assert "Kept" in page.locator(".lens-readout").inner_text()
+    page.locator("[data-map=teacher]").press("Escape")
+    assert root.get_attribute("data-row") == ""
+    page.locator(".lens-word").nth(3).click()
+    page.mouse.move(1, 1)
+    assert root.get_attribute("data-row") == "3"
+
+    phone = browser.new_context(
+        viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True
+    ).new_page()
+    phone.goto(write_lens(small(), tmp_path / "phone.html").as_uri())
+    phone.wait_for_selector("[data-painted]")
+    boxes = [phone.locator(f"[data-map={m}]").bounding_box() for m in ("teacher", "student")]
+    assert boxes[0]["width"] >= 240 and boxes[1]["y"] > boxes[0]["y"] + 240
+    cell = boxes[0]["width"] / 12
+    phone.touchscreen.tap(boxes[0]["x"] + 8.5 * cell, boxes[0]["y"] + 5.5 * cell)
+    root = phone.locator(".comet-lens")
+    assert root.get_attribute("data-row") == "5" and root.get_attribute("data-column") == "8"
+    phone.context.close()
+
+
+def test_the_maps_follow_their_captions_without_empty_lines(look: Any) -> None:
+    page = look(small(), 1024)
+    for name, caption in zip(
+        ("teacher", "student", "difference"), page.locator(".lens-caption").all(), strict=True
+    ):
+        above, below = caption.bounding_box(), page.locator(f"[data-map={name}]").bounding_box()
+        assert below["y"] == page.locator("[data-map=teacher]").bounding_box()["y"]  # in one row
+        assert above["height"] < 24 and below["y"] - above["y"] < 30
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_bars_and_frames_stand_out(look: Any, scheme: str) -> None:
+    """3 to 1, WCAG 2.1, success criterion 1.4.11."""
+    page = look(small(), scheme=scheme)
+
+    def light(colour: str) -> float:
+        parts = np.array([float(x) for x in re.findall(r"[\d.]+", colour)[:3]]) / 255
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    def style(where: str, name: str) -> str:
+        return page.locator(where).first.evaluate(
+            "(node, name) => getComputedStyle(node)[name]", name
+        )
+
+    soft, paper = style(".lens-word", "backgroundColor"), style("body", "backgroundColor")
+    line = style("select", "borderTopColor")
+    bars = [style(f".lens-bars .{name}", "backgroundColor") for name in ("lens-t", "lens-s")]
+    for one, other in ((bars[0], soft), (bars[1], soft), (bars[1], paper), (line, paper)):
+        low, high = sorted((light(one), light(other)))
+        assert (high + 0.05) / (low + 0.05) >= 3, (one, other)
 
 
 def test_screen_readers_get_words(look: Any) -> None:
@@ -291,7 +378,7 @@ def test_first_paint_and_hover_are_quick(look: Any, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 800])
+@pytest.mark.parametrize("width", [1440, 1024, 390])
 def test_screenshots(look: Any, shots: Path, width: int, scheme: str) -> None:
     for name, data in (("small", small()), ("full", full_size())):
         page = look(data, width, scheme)

@@ -1,12 +1,14 @@
 """Build the course's website from the committed notebooks, then check its links.
 
     python tools/build_site.py              # into build/site; open build/site/index.html
+    python tools/build_site.py --run DIR    # the playground's students from what distill wrote
     python tools/build_site.py --out DIR
 
 Nothing is executed: the pages show the committed outputs. The sources are laid out in
 ``build/site-source`` as in the repository (README.md as ``index.md``, ``notebooks/*.ipynb``,
 ``docs/*.md``), links to files that are not pages point to the public repository, and Sphinx
-(``docs/site/conf.py``) builds the pages, treating each warning as an error. Finally, every link
+(``docs/site/conf.py``) builds the pages, treating each warning as an error. The playground
+(``tools/build_playground.py``) is added where there are students for it. Finally, every link
 inside the site must lead somewhere, and no page may load anything from another host: it reads the
 same without a network.
 """
@@ -25,10 +27,13 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import unquote, urlsplit
 
+import build_playground
 import nbformat
 import typer
 from badges import BLOCK, setting
 from execute_notebooks import NotebookError, read
+
+from comet_lib.errors import CometError
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = "index.md"
@@ -115,8 +120,11 @@ def contents(root: Path) -> list[tuple[str, list[str]]]:
     return groups
 
 
-def stage(root: Path, target: Path) -> list[str]:
-    """Lay out Sphinx's sources for the repository ``root`` in ``target``; the pages' names."""
+def stage(root: Path, target: Path, playground: bool = False) -> list[str]:
+    """Lay out Sphinx's sources for the repository ``root`` in ``target``; the pages' names.
+
+    With ``playground``, links to the public one lead to the site's own.
+    """
     if target.exists():
         shutil.rmtree(target)
     (target / "notebooks").mkdir(parents=True)
@@ -132,7 +140,13 @@ def stage(root: Path, target: Path) -> list[str]:
     repository, branch = setting(root)
     blob = f"https://github.com/{repository}/blob/{branch}"
 
+    owner, name = repository.split("/")
+    public = re.compile(rf"\[([^]]+)\]\(https://{owner}\.github\.io/{name}/playground/\)")
+
     def turned(text: str, here: str) -> str:
+        if playground:  # in HTML, since Sphinx knows only its own pages
+            up = "../" * here.count("/")
+            text = public.sub(rf'<a href="{up}playground/index.html">\1</a>', text)
         text = BLOCK.sub(lambda match: open_links(match.group()), text)
         return relink(text, here, files, blob)
 
@@ -257,10 +271,14 @@ def broken_links(site: Path) -> list[str]:
 # --- Wiring --------------------------------------------------------------------------------
 
 
-def build(root: Path, out: Path) -> None:
-    """Build the site of ``root`` in ``out``. Raises ``SiteError``."""
+def build(root: Path, out: Path, run: Path | None = None) -> None:
+    """Build the site of ``root`` in ``out``. Raises ``SiteError``, or ``CometError`` of the
+    playground."""
     source = root / "build" / "site-source"
-    stage(root, source)
+    there = run is not None or build_playground.STUDENTS.is_dir()
+    if not there:
+        typer.echo("the playground is left out: make site RUN=DIR takes its students", err=True)
+    stage(root, source, there)
     if out.exists():
         shutil.rmtree(out)
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-q", "-n", "-W", "--keep-going"]
@@ -268,17 +286,22 @@ def build(root: Path, out: Path) -> None:
     command += ["-c", str(folders[0]), "-d", str(folders[1]), str(folders[2]), str(folders[3])]
     if subprocess.run(command, cwd=root).returncode:
         raise SiteError("Sphinx warned or failed, see above; a warning is an error here.")
+    if there:
+        build_playground.build(build_playground.models(run), out / "playground")
     if found := broken_links(out):
         raise SiteError("\n".join(found))
 
 
 def main(
     out: Annotated[Path, typer.Option(help="The folder of the site.")] = ROOT / "build" / "site",
+    run: Annotated[
+        Path | None, typer.Option(help="A folder that distill wrote, for the playground.")
+    ] = None,
 ) -> None:
     """Build the course's website and check its links."""
     try:
-        build(ROOT, out.resolve())
-    except (SiteError, NotebookError) as error:
+        build(ROOT, out.resolve(), run)
+    except (SiteError, NotebookError, CometError) as error:
         typer.echo(str(error), err=True)
         sys.exit(1)
     typer.echo(f"open {out / 'index.html'}")

@@ -426,7 +426,7 @@ def _misjudged(source: torch.Generator) -> Draws:
     """Labels drawn at another temperature, until no two of RULES choose alike on all draws."""
     grid = [1.0, 0.5, 2.0, 0.25, 3.0, 0.8, 5.0, 1.5]
     while True:
-        draws = []
+        draws: list[tuple[Any, ...]] = []
         for true in (3.0, 0.5, 1.5, 2.0) * 2:
             logits = normal(source, 15, 3)
             drawn = torch.multinomial((logits / true).softmax(-1), 1, generator=source)

@@ -4,24 +4,29 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from comet_lib.attention import attention_weights
-from comet_lib.checks.draws import normal, probabilities, random_mask
+from comet_lib.checks.draws import attention_maps, normal, probabilities, random_mask
 from comet_lib.checks.framework import (
     Answer,
     Draws,
     Misconception,
     Slip,
+    array_of,
     exercise,
-    refuse_infinity,
     rows_must_sum_to_one,
+    value_of,
 )
 from comet_lib.losses import valid_pairs
+from comet_lib.similarity import js_divergence, linear_cka
 
 
 def _queries_keys(source: torch.Generator, *shapes: tuple[int, int, int, int]) -> Draws:
@@ -34,9 +39,7 @@ def _queries_keys(source: torch.Generator, *shapes: tuple[int, int, int, int]) -
 
 
 def _map_draws(source: torch.Generator) -> Draws:
-    draws = _queries_keys(source, (3, 2, 6, 4), (2, 3, 5, 8), (4, 2, 7, 3))
-    query, key, mask = draws[0]
-    return [*draws, (query, key, mask.flip(1))]  # padding may be on the left
+    return _queries_keys(source, (3, 2, 6, 4), (2, 3, 5, 8), (4, 2, 7, 3), (1, 2, 4, 4))
 
 
 def _map(
@@ -59,7 +62,14 @@ def _map(
     scores = scores * (factors | {"all heads": (heads * width) ** -0.5})[scale]
     real = mask.bool()
     keys = real[:, None, None, :].expand_as(scores)
-    keep = {"keys": keys, "queries": real[:, None, :, None].expand_as(scores), "inverted": ~keys}
+    queries = real[:, None, :, None].expand_as(scores)
+    keep = {
+        "keys": keys,
+        "rows too": keys,
+        "queries": queries,
+        "both": keys & queries,
+        "inverted": ~keys,
+    }
     if masked in keep:
         scores = scores.masked_fill(~keep[masked], torch.finfo(scores.dtype).min)
     elif masked == "zero score":
@@ -68,21 +78,39 @@ def _map(
         weights = scores.softmax(axis)
     else:
         weights = scores.log_softmax(axis) if squash == "log" else scores.sigmoid()
+    if masked == "rows too":
+        return weights * queries
     return weights * keys if masked == "after" else weights
 
 
-def _large_scores(answer: Answer, draws: Draws) -> None:
-    query, key, mask = draws[0]
-    refuse_infinity(
-        answer(query * 40, key * 40, mask),
-        "with large scores the exponentials overflow and the map is not finite",
-        "Take torch.softmax, or subtract each row's maximum before exp.",
-    )
+def _map_without_nan(result: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
+    """Name rows of which every score is minus infinity."""
+    shape = query.shape[:3] + query.shape[2:3]
+    if isinstance(result, Tensor) and result.shape == shape and result.isnan().any():
+        if bool(result.isnan().any(-1)[mask.bool()[:, None].expand(shape[:3])].any()):
+            return result
+        raise Misconception(
+            "the rows of padded queries are NaN: every score in them is minus infinity",
+            "Hide keys and no queries: the keys are the last axis, mask[:, None, None, :].",
+        )
+    return result
+
+
+def _exactly_nothing(answer: Answer, draws: Draws) -> None:
+    """Padding gets 0, not the little that a score of -30 leaves it, and does so in any row."""
+    for query, key, mask in draws:
+        padded = (mask == 0)[:, None, None, :].expand(*query.shape[:3], -1)
+        if (most := value_of(answer(query, key, mask))[padded].sum()) > 0:
+            raise Misconception(
+                f"padded keys get a little, {most:.0e}, and not exactly nothing",
+                "A low score is still a score like any other: use minus infinity.",
+            )
 
 
 @exercise(
-    look="softmax(Q K^T / sqrt(d)) over the keys, padded keys at minus infinity before it.",
+    look="Scores first, then the padded keys hidden, then the shares: which axis is which?",
     draws=_map_draws,
+    read=_map_without_nan,
     slips={
         "the scores are not divided by the square root of d": Slip(
             partial(_map, scale="none"),
@@ -111,6 +139,14 @@ def _large_scores(answer: Answer, draws: Draws) -> None:
         "the mask hides queries and not keys": Slip(
             partial(_map, masked="queries"), "The keys are the last axis: mask[:, None, None, :]."
         ),
+        "the mask hides queries as well as keys": Slip(
+            partial(_map, masked="both"),
+            "A row of which everything is hidden means nothing: hide only keys, the last axis.",
+        ),
+        "the rows of padded queries are set to zero": Slip(
+            partial(_map, masked="rows too"),
+            "They may stay as they come out; section 6 masks them where they count.",
+        ),
         "the mask is upside down: the real keys are hidden": Slip(
             partial(_map, masked="inverted"),
             "In the tokenizer's mask 1 is a real token; masked_fill fills where it is given True.",
@@ -131,7 +167,7 @@ def _large_scores(answer: Answer, draws: Draws) -> None:
     otherwise=rows_must_sum_to_one(
         "the rows", "The softmax must be the last step and run over the keys (dim=-1)."
     ),
-    extra=_large_scores,
+    extra=_exactly_nothing,
 )
 def attention_map(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
     """Maps (B, H, L, L) of queries and keys (B, H, L, d) and a mask (B, L).
@@ -219,9 +255,10 @@ def head_mean(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
 def _masked_values(source: torch.Generator) -> Draws:
     draws = []
     for batch, length in ((3, 6), (4, 7), (2, 5)):
-        values = normal(source, batch, length, length).abs() + 0.1
-        draws.append((values, random_mask(source, batch, length)))
-    return [*draws, (draws[0][0], draws[0][1].flip(1))]
+        values = normal(source, batch, length, length)
+        zero = torch.rand(values.shape, generator=source) < 0.2  # two maps may agree
+        draws.append((values.masked_fill(zero, 0.0), random_mask(source, batch, length)))
+    return [*draws, tuple(part[1:] for part in draws[-1])]  # one padded sentence
 
 
 def _mean_over(values: Tensor, keep: Tensor) -> Tensor:
@@ -267,6 +304,10 @@ def _mean_over(values: Tensor, keep: Tensor) -> Tensor:
             lambda v, m: _mean_over(v, m.bool()[:, :, None] | m.bool()[:, None, :]),
             "Both must be real: multiply the two masks (and), do not add them (or).",
         ),
+        "places that hold 0 are left out, though query and key are real": Slip(
+            lambda v, m: (v * valid_pairs(m)).sum() / (v * valid_pairs(m)).count_nonzero(),
+            "A difference of 0 counts like any other: divide by the pairs of the mask.",
+        ),
         "the valid entries are divided by the pairs whose query is real": Slip(
             lambda v, m: (v * valid_pairs(m)).sum() / (m.sum() * m.shape[1]),
             "Count with the same mask that you multiply with.",
@@ -283,15 +324,32 @@ def _mixed(attention: Tensor) -> Tensor:
     return 0.5 * attention + 0.5 * torch.eye(attention.shape[-1], dtype=attention.dtype)
 
 
+def _other_weights(answer: Answer, draws: Draws) -> None:
+    """For ``otherwise``: w A R + (1 - w) R with another w than a half, or rows of another sum."""
+    weights = []
+    for a, r in draws:
+        got, moved = value_of(answer(a, r)), value_of(a @ r - r)
+        w = ((got - r) * moved).sum() / moved.square().sum()
+        weights.append(w.item() if torch.allclose(got, r + w * moved, atol=1e-5) else math.nan)
+    if max(weights) - min(weights) < 1e-3:
+        raise Misconception(
+            f"the map counts {weights[0]:.3g} and the residual connection {1 - weights[0]:.3g}",
+            "Each of the two counts one half.",
+        )
+    rows_must_sum_to_one(
+        "the rows", "What a token reads and what it keeps are shares: do they add up to 1?"
+    )(answer, draws)
+
+
 @exercise(
-    look="(A / 2 + I / 2) @ R, with R of the layers below on the right.",
+    look="Two toy layers stand above the exercise: which of them is on the left, and why?",
     draws=lambda source: [
         (probabilities(source, *shape), probabilities(source, *shape))
         for shape in ((2, 5, 5), (3, 4, 4), (1, 6, 6))
     ],
     slips={
         "the residual connection is missing": Slip(
-            lambda a, r: a @ r, "Half of each token stays: mix in the identity, A / 2 + I / 2."
+            lambda a, r: a @ r, "Half of each token stays where it is."
         ),
         "the two factors are in the wrong order": Slip(
             lambda a, r: r @ _mixed(a), "The new layer acts last, so it goes on the left."
@@ -305,21 +363,24 @@ def _mixed(attention: Tensor) -> Tensor:
         "this is an element-wise product": Slip(
             lambda a, r: _mixed(a) * r, "Paths add up over the tokens between them: use @."
         ),
-        "the layers below are ignored": Slip(lambda a, r: _mixed(a), "Multiply by `previous`."),
+        "the layers below are ignored": Slip(lambda a, r: _mixed(a), "Where is `previous`?"),
         "the two maps are averaged, not chained": Slip(
-            lambda a, r: 0.5 * a + 0.5 * r, "One layer feeds the next: (A / 2 + I / 2) @ R."
+            lambda a, r: 0.5 * a + 0.5 * r, "One layer feeds the next: a matrix product."
         ),
         "the map is transposed": Slip(
             lambda a, r: _mixed(a).mT @ r, "Row q of A is the query that looks; it stays a row."
+        ),
+        "the layers below are transposed": Slip(
+            lambda a, r: _mixed(a) @ r.mT, "Row q of R says what reaches token q; it stays a row."
+        ),
+        "the result is transposed": Slip(
+            lambda a, r: (_mixed(a) @ r).mT, "Rows are upper tokens: each must sum to 1."
         ),
         "the identity is mixed into the layers below and not into this one": Slip(
             lambda a, r: a @ _mixed(r), "The residual belongs to the layer you add: mix it into A."
         ),
     },
-    otherwise=rows_must_sum_to_one(
-        "the rows",
-        "A mix of rows that sum to 1 must sum to 1 again: do the two weights add up to 1?",
-    ),
+    otherwise=_other_weights,
 )
 def rollout_step(attention: Tensor, previous: Tensor) -> Tensor:
     """The next rollout (B, L, L) from this layer's map and the rollout below, (B, L, L) each.
@@ -327,3 +388,406 @@ def rollout_step(attention: Tensor, previous: Tensor) -> Tensor:
     Abnar and Zuidema 2020 (arXiv 2005.00928).
     """
     return _mixed(attention) @ previous
+
+
+# --- Heads --------------------------------------------------------------------------------------
+
+
+def _along(
+    maps: Tensor,
+    mask: Tensor,
+    offset: int,
+    *,
+    keep: str = "pairs",
+    by: tuple[int, ...] = (1, 3),
+    largest: bool = False,
+    around: bool = False,
+) -> Tensor:
+    """The shares with some parts replaced by common slips; with none, the right value."""
+    length = mask.shape[1]
+    if around:
+        query = torch.arange(length)
+        looks, real = maps[..., query, (query + offset) % length], mask
+    else:
+        looks = maps.diagonal(offset, -2, -1)  # (N, B, H, n)
+        real = valid_pairs(mask).long().diagonal(offset, 1, 2)  # (B, n)
+    if keep == "all":
+        real = torch.ones_like(real)
+    if largest:
+        return (looks * real[:, None]).amax((1, 3))
+    total = (looks * real[:, None]).sum(by)
+    if keep == "by sentence":
+        return ((looks * real[:, None]).sum(3) / real.sum(1)[:, None].clamp_min(1)).mean(1)
+    return total / {"tokens": mask.sum(), "places": torch.tensor(real.numel())}.get(
+        keep, real.sum()
+    )
+
+
+def _stacks(source: torch.Generator) -> Draws:
+    draws: list[tuple[Any, ...]] = []
+    for (layers, batch, heads, length), offset in zip(
+        ((3, 4, 2, 6), (2, 3, 4, 5), (1, 4, 3, 7), (2, 1, 2, 4), (2, 3, 2, 6)),
+        (-1, 1, 2, 0, -2),
+        strict=True,
+    ):
+        mask = random_mask(source, batch, length)
+        maps = torch.stack([attention_maps(source, mask, heads) for _ in range(layers)])
+        draws.append((maps, mask, offset))
+    return draws
+
+
+def _one_share_each(result: Any, maps: Tensor, mask: Tensor, offset: int) -> Any:
+    layers, batch, heads, _, _ = maps.shape
+    wrong_axes = {
+        (layers, batch, heads): "every sentence still has a share of its own",
+        (batch, heads): "the layers are averaged",
+        (layers,): "the heads are averaged",
+        (): "everything is averaged: layers and heads, too",
+    }
+    shape = tuple(result.shape) if isinstance(result, Tensor) else None
+    if shape in wrong_axes and shape != (layers, heads):
+        raise Misconception(wrong_axes[shape], "One number for each layer and head: (N, H).")
+    return result
+
+
+@exercise(
+    look="Which entries of a map belong to a token and the one `offset` places after it?",
+    draws=_stacks,
+    read=_one_share_each,
+    slips={
+        "the sign is wrong: this looks the other way": Slip(
+            lambda maps, mask, offset: _along(maps, mask, -offset),
+            "Rows look, columns are looked at: offset 1 is one column to the right.",
+        ),
+        "padding is counted": Slip(
+            partial(_along, keep="all"), "A pair counts if query and key are both real tokens."
+        ),
+        "the sum is right, but it is divided by all places of the diagonal": Slip(
+            partial(_along, keep="places"), "Divide by the pairs that you added up."
+        ),
+        "the sum is right, but it is divided by the number of tokens": Slip(
+            partial(_along, keep="tokens"),
+            "The first or last tokens have no such neighbor: divide by the pairs that exist.",
+        ),
+        "each sentence is averaged by itself first": Slip(
+            partial(_along, keep="by sentence"), "Sum over the batch, then divide once."
+        ),
+        "the end of the sentence wraps around to its start": Slip(
+            partial(_along, around=True), "The last token has no next one: leave it out."
+        ),
+        "this is the largest entry, not the mean": Slip(
+            partial(_along, largest=True), "One token that looks there is not a head that does."
+        ),
+    },
+)
+def looks_along(maps: Tensor, mask: Tensor, offset: int) -> Tensor:
+    """(N, H) mean attention of a token to the one ``offset`` places on, of maps (N, B, H, L, L)."""
+    return _along(maps, mask, offset)
+
+
+# --- Layers: states and maps ------------------------------------------------------------------
+
+
+def _cka(
+    x: Tensor,
+    y: Tensor,
+    *,
+    centre: int | None = 0,
+    power: int = 2,
+    norm: Any = "fro",
+    bare: int = 0,
+) -> Tensor:
+    """CKA with some parts replaced by common slips; with none, the right value."""
+    if centre is not None:
+        x, y = x - x.mean(centre, keepdim=True), y - y.mean(centre, keepdim=True)
+    size = partial(torch.linalg.matrix_norm, ord=norm)
+    both: Tensor = size(y.mT @ x) ** power
+    return both if bare else both / (size(x.mT @ x) * size(y.mT @ y))
+
+
+def _states(source: torch.Generator) -> Draws:
+    draws = []
+    for tokens, width, other in ((12, 4, 6), (9, 5, 3), (20, 3, 3)):
+        x = normal(source, tokens, width, scale=1.0) + 2 * normal(source, width, scale=1.0)
+        y = x[:, :2] @ normal(source, 2, other, scale=1.0) + normal(
+            source, tokens, other, scale=1.0
+        )
+        draws.append((x, y))
+    return draws
+
+
+def _by_tokens(x: Tensor, y: Tensor) -> Tensor:
+    return ((x @ x.mT) * (y @ y.mT)).sum() / ((x @ x.mT).norm() * (y @ y.mT).norm())
+
+
+@exercise(
+    look="Center each column, then three Frobenius norms: which of them is squared?",
+    draws=_states,
+    slips={
+        "nothing is centered": Slip(
+            partial(_cka, centre=None), "Take each column's mean away: x - x.mean(0)."
+        ),
+        "each token is centered, not each column": Slip(
+            partial(_cka, centre=1), "Tokens are rows: the mean over tokens is .mean(0)."
+        ),
+        "the mean of all numbers is taken away, not each column's": Slip(
+            lambda x, y: _by_tokens(x - x.mean(), y - y.mean()), "x.mean(0), not x.mean()."
+        ),
+        "only one side is centered": Slip(
+            lambda x, y: _by_tokens(x - x.mean(0), y), "Center x and y."
+        ),
+        "the norm above the line is not squared": Slip(partial(_cka, power=1), "Square it."),
+        "nothing is divided, so the size of the states counts": Slip(
+            partial(_cka, bare=1), "Divide by the two norms below the line."
+        ),
+        "below the line stand the norms of the states themselves": Slip(
+            lambda x, y: _cka(x, y, bare=1) / ((x - x.mean(0)).norm() * (y - y.mean(0)).norm()),
+            "They are norms of products, of X^T X and of Y^T Y.",
+        ),
+        "below the line stand the squared norms of the states themselves": Slip(
+            lambda x, y: (
+                _cka(x, y, bare=1) / ((x - x.mean(0)).norm() * (y - y.mean(0)).norm()).square()
+            ),
+            "They are norms of products, of X^T X and of Y^T Y.",
+        ),
+        "these are spectral norms": Slip(
+            partial(_cka, norm=2), "Frobenius: the root of the sum of all squares, x.norm()."
+        ),
+        "this is the root of CKA": Slip(
+            lambda x, y: _cka(x, y).sqrt(), "The norm above the line is squared, as a whole."
+        ),
+        "this is 1 - CKA, a distance": Slip(lambda x, y: 1 - _cka(x, y), "1 means alike."),
+    },
+)
+def cka(x: Tensor, y: Tensor) -> Tensor:
+    """Scalar: linear CKA of states (tokens, width) and (tokens, other width)."""
+    return linear_cka(x, y)
+
+
+def _sparse_maps(source: torch.Generator, mask: Tensor, layers: int) -> dict[int, Tensor]:
+    """Head means by layer, some of whose real places hold exactly 0."""
+    found = {}
+    for layer in range(layers):
+        one = attention_maps(source, mask)
+        gone = (torch.rand(one.shape, generator=source) < 0.2) & (one < one.amax(-1, keepdim=True))
+        one = one.masked_fill(gone, 0.0)
+        found[layer] = one / one.sum(-1, keepdim=True)
+    return found
+
+
+def _two_models(source: torch.Generator) -> Draws:
+    draws = []
+    for batch, length, students, teachers in ((3, 6, 2, 4), (2, 5, 3, 3), (1, 4, 1, 2)):
+        mask = random_mask(source, batch, length)
+        maps = (_sparse_maps(source, mask, n) for n in (students, teachers))
+        draws.append((*maps, mask))
+    return draws
+
+
+def _grid(maps: Any, others: Any, mask: Tensor, *, rows: Any = None, far: Any = None) -> Tensor:
+    """The table with some parts replaced by common slips; with none, the right one."""
+    rows = rows or (lambda d: d.sum() / mask.sum())
+    far = far or js_divergence
+    return torch.stack(
+        [torch.stack([rows(far(a, b, mask)) for b in others.values()]) for a in maps.values()]
+    )
+
+
+def _js_of_all(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
+    """Without the mask: padded rows have a divergence, too."""
+    return js_divergence(a, b, torch.ones_like(mask))
+
+
+def _kl(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
+    return ((torch.xlogy(a, a) - torch.xlogy(a, b.clamp_min(1e-8))) * valid_pairs(mask)).sum(-1)
+
+
+def _table(result: Any, maps: Any, others: Any, mask: Tensor) -> Tensor:
+    """A list of lists, an array, or a tensor."""
+    try:
+        table = torch.as_tensor(np.array(array_of(result, "a table"), dtype=float))
+    except (TypeError, ValueError):
+        raise Misconception("your table holds more than one number in a place") from None
+    if len(maps) != len(others) and table.shape == (len(others), len(maps)):
+        raise Misconception(
+            "the table is on its side", "Rows are the layers of `maps`, columns those of `others`."
+        )
+    return table
+
+
+@exercise(
+    look="For each pair of layers: js(a, b), a mean over the rows of real queries.",
+    draws=_two_models,
+    read=_table,
+    slips={
+        "padded rows are counted": Slip(
+            lambda a, b, m: _grid(a, b, m, rows=lambda d: d.mean(), far=_js_of_all),
+            "A padded query has a row, and it means nothing: multiply by the mask first.",
+        ),
+        "padded rows are left out, but counted in the mean": Slip(
+            lambda a, b, m: _grid(a, b, m, rows=lambda d: d.mean()),
+            "Divide by the number of real tokens, mask.sum().",
+        ),
+        "padded rows are added up, though not counted": Slip(
+            lambda a, b, m: _grid(a, b, m, far=_js_of_all), "Multiply by the mask before the sum."
+        ),
+        "the rows are added up, not averaged": Slip(
+            lambda a, b, m: _grid(a, b, m, rows=lambda d: d.sum()), "Divide by mask.sum()."
+        ),
+        "each sentence is averaged by itself first": Slip(
+            lambda a, b, m: _grid(a, b, m, rows=lambda d: (d.sum(1) / m.sum(1)).mean()),
+            "Add up all rows of the batch, then divide once by mask.sum().",
+        ),
+        "this is the largest row, not the mean": Slip(
+            lambda a, b, m: _grid(a, b, m, rows=lambda d: d.max()), "Average over real queries."
+        ),
+        "the mean is divided by the number of tokens once more": Slip(
+            lambda a, b, m: _grid(a, b, m) / m.sum(), "Divide by mask.sum() once."
+        ),
+        "this is the root of each divergence": Slip(
+            lambda a, b, m: _grid(a, b, m, far=lambda *x: js_divergence(*x).sqrt()),
+            "Take the divergence itself, in nats.",
+        ),
+        "this is a KL divergence": Slip(
+            lambda a, b, m: _grid(a, b, m, far=_kl), "Compare with js, which is symmetric."
+        ),
+        "these are squared differences": Slip(
+            lambda a, b, m: _grid(a, b, m, far=lambda x, y, k: (x - y).square().sum(-1) * k),
+            "Compare with js.",
+        ),
+    },
+)
+def layer_table(maps: Any, others: Any, mask: Tensor) -> Tensor:
+    """(S, T) mean JS over real queries of two models' head means, {layer: (B, L, L)} each."""
+    return _grid(maps, others, mask)
+
+
+# --- What the answer loses ----------------------------------------------------------------------
+
+
+class _Classifier:
+    """A stand-in: (B, L) ids -> logits (B, 3) that depend on which pieces stand where."""
+
+    def __init__(self, source: torch.Generator, pieces: int = 12, length: int = 9) -> None:
+        self.table = normal(source, pieces, 3, scale=2.0)
+        self.place = torch.rand(length, generator=source) + 0.5
+
+    def __call__(self, input_ids: Tensor, attention_mask: Any = None, **more: Any) -> Any:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        weight = self.place[: input_ids.shape[1]] * mask
+        states = (self.table[input_ids] * weight[..., None]).sum(1) / weight.sum(1)[:, None]
+        return SimpleNamespace(logits=2 * states + 0.3 * states.roll(1, -1).square())
+
+
+def _hidden(
+    model: Any,
+    ids: Tensor,
+    mask_id: int,
+    *,
+    how: str = "one",
+    label: str = "first",
+    what: str = "probability",
+    sign: int = 1,
+) -> Tensor:
+    """The losses with some parts replaced by common slips; with none, the right value."""
+    length = ids.shape[1]
+    eye = torch.eye(length, dtype=torch.bool)
+    where = {"one": eye, "others": ~eye}.get(how, eye)
+    copies = ids.repeat(length, 1)
+    if how == "deleted":
+        attention = (~eye).long()
+    else:
+        copies, attention = copies.masked_fill(where, mask_id), torch.ones_like(copies)
+
+    def ask(x: Tensor, seen: Tensor) -> Tensor:
+        logits = model(input_ids=x, attention_mask=seen).logits
+        return {"probability": logits.softmax(-1), "log": logits.log_softmax(-1)}.get(what, logits)
+
+    whole, parts = ask(ids, torch.ones_like(ids))[0], ask(copies, attention)
+    top = whole.argmax()
+    left = {"first": parts[:, top], "best": parts.amax(-1), "zero": parts[:, 0]}[label]
+    base = whole[0] if label == "zero" else whole[top]
+    return left if sign == 0 else sign * (base - left)
+
+
+def _sentences(source: torch.Generator) -> Draws:
+    """Sentences of which a token changes the label, and another one makes the model more sure."""
+    draws: list[tuple[Any, ...]] = []
+    for length in (5, 8, 3, 6):
+        while True:
+            draw = _Classifier(source), torch.randint(1, 12, (1, length), generator=source), 0
+            lost = _hidden(*draw)
+            if lost.min() < -0.02 and (lost - _hidden(*draw, label="best")).abs().max() > 0.02:
+                break
+        draws.append(draw)
+    return draws
+
+
+@exercise(
+    look="One question with the whole sentence, then one for each token that is hidden.",
+    draws=_sentences,
+    slips={
+        "the sign is wrong: a token that matters has a negative loss": Slip(
+            partial(_hidden, sign=-1), "Before minus after."
+        ),
+        "this is what is left, not what is lost": Slip(
+            partial(_hidden, sign=0), "Take it away from the probability of the whole sentence."
+        ),
+        "the label is chosen again after hiding": Slip(
+            partial(_hidden, label="best"),
+            "Choose the label once, with the whole sentence; follow the same one.",
+        ),
+        "this follows label 0, not the label that the model gives": Slip(
+            partial(_hidden, label="zero"), "The label is .argmax(-1) of the whole sentence."
+        ),
+        "these are logits, not probabilities": Slip(
+            partial(_hidden, what="logits"), "softmax over the three labels."
+        ),
+        "these are log-probabilities": Slip(
+            partial(_hidden, what="log"), "Use softmax, not log_softmax."
+        ),
+        "all other tokens are hidden": Slip(
+            partial(_hidden, how="others"), "Hide one token and leave the others."
+        ),
+        "hidden tokens stay hidden, so they pile up": Slip(
+            lambda model, ids, mask_id: _piled(model, ids, mask_id),
+            "Start from the whole sentence for each token: ids.clone().",
+        ),
+        "the absolute value is taken": Slip(
+            lambda *a: _hidden(*a).abs(),
+            "The answer may gain from hiding a token; a negative loss is one, too.",
+        ),
+        "negative losses are set to 0": Slip(
+            lambda *a: _hidden(*a).clamp_min(0), "The answer may gain from hiding a token."
+        ),
+        "these are shares of the total": Slip(
+            lambda *a: _hidden(*a) / _hidden(*a).sum(), "Return the losses themselves."
+        ),
+        "the token is taken out, so all that follow move": Slip(
+            lambda model, ids, mask_id: _taken_out(model, ids),
+            "Write `mask_id` into its place; the sentence keeps its length.",
+        ),
+        "the token is cut off by the attention mask, not replaced": Slip(
+            partial(_hidden, how="deleted"), "Write `mask_id` into its place; all is attended to."
+        ),
+    },
+)
+def occlusion(model: Any, ids: Tensor, mask_id: int) -> Tensor:
+    """(L,) what the answer's probability loses if a token of ids (1, L) becomes ``mask_id``."""
+    return _hidden(model, ids, mask_id)
+
+
+def _piled(model: Any, ids: Tensor, mask_id: int) -> Tensor:
+    before = model(input_ids=ids).logits.softmax(-1)[0]
+    hidden, found = ids.clone(), []
+    for i in range(ids.shape[1]):
+        hidden[0, i] = mask_id
+        found.append(before.max() - model(input_ids=hidden).logits.softmax(-1)[0, before.argmax()])
+    return torch.stack(found)
+
+
+def _taken_out(model: Any, ids: Tensor) -> Tensor:
+    before = model(input_ids=ids).logits.softmax(-1)[0]
+    rest = [torch.cat([ids[:, :i], ids[:, i + 1 :]], 1) for i in range(ids.shape[1])]
+    after = torch.cat([model(input_ids=one).logits.softmax(-1) for one in rest])
+    return before.max() - after[:, before.argmax()]

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comet_lib import losses
@@ -21,6 +21,7 @@ from comet_lib.checks.framework import (
     Slip,
     check_gradients,
     exercise,
+    is_number,
     refuse_infinity,
     refuse_nan,
     value_of,
@@ -34,11 +35,30 @@ def _must_be_zero(answer: Answer, draw: tuple[Any, ...], message: str, look: str
         raise Misconception(message, look)
 
 
+def _kl(
+    p: Tensor,
+    q: Tensor,
+    *,
+    weight: str = "p",
+    sign: int = 1,
+    entropy: bool = True,
+    by: Callable[[Tensor], Tensor] = lambda terms: terms.sum(-1).mean(),
+    log: Callable[[Tensor], Tensor] = torch.log,
+    read: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Tensor:
+    """The divergence with some parts replaced by slips."""
+    p, q = read(p), read(q)
+    p, q = (q, p) if weight == "q" else (p, q)
+    front = torch.ones_like(p) if weight == "none" else p
+    own = front * log(p.where(p > 0, 1.0)) if entropy else torch.zeros_like(p)
+    return sign * by(own - front * log(q))
+
+
 @exercise(
-    look="Sum p * (log p - log q) over the classes, then take the mean over the rows.",
+    look="Sum over the classes of one row first; the mean over the rows comes last.",
     draws=lambda source: [
         (probabilities(source, *shape), probabilities(source, *shape))
-        for shape in ((5, 3), (4, 7), (6, 2))
+        for shape in ((5, 3), (4, 7), (6, 2), (1, 4))
     ],
     read=lambda result, p, q: refuse_nan(
         result,
@@ -47,30 +67,36 @@ def _must_be_zero(answer: Answer, draw: tuple[Any, ...], message: str, look: str
     ),
     slips={
         "the two distributions are swapped: this is KL(q || p)": Slip(
-            lambda p, q: kl_divergence.reference(q, p), "The weights are the teacher's, p."
+            partial(_kl, weight="q"), "The weights are the teacher's, p."
         ),
         "the sign is wrong: a KL divergence is never negative": Slip(
-            lambda p, q: -kl_divergence.reference(p, q), "Write log p - log q, which is log(p / q)."
+            partial(_kl, sign=-1), "Write log p - log q, which is log(p / q)."
         ),
         "this is the cross-entropy, not the KL": Slip(
-            lambda p, q: -torch.xlogy(p, q).sum(-1).mean(), "Subtract the entropy of p."
+            partial(_kl, entropy=False), "Subtract the entropy of p."
         ),
         "the mean runs over the classes too": Slip(
-            lambda p, q: kl_divergence.reference(p, q) / p.shape[-1],
+            partial(_kl, by=torch.mean),
             "Sum over the classes (dim=-1) first, then take the mean over the rows.",
         ),
         "the rows are summed, not averaged": Slip(
-            lambda p, q: kl_divergence.reference(p, q) * len(p),
+            partial(_kl, by=torch.sum),
             "The loss must not grow with the batch: divide by the number of rows.",
         ),
+        "the sum runs over the rows, and the mean over the classes": Slip(
+            partial(_kl, by=lambda terms: terms.sum(0).mean()), "The classes are the last axis."
+        ),
+        "only the first row counts": Slip(
+            partial(_kl, by=lambda terms: terms[0].sum()), "Take the mean over all rows."
+        ),
         "the logarithms are not natural but to base 2": Slip(
-            lambda p, q: (p * (p.log2() - q.log2())).sum(-1).mean(), "Use torch.log: nats."
+            partial(_kl, log=torch.log2), "Use torch.log: nats."
         ),
         "the weights p in front of the logarithms are missing": Slip(
-            lambda p, q: (p.log() - q.log()).sum(-1).mean(), "Multiply each log(p / q) by p."
+            partial(_kl, weight="none"), "Multiply each log(p / q) by p."
         ),
         "the softmax is applied to probabilities": Slip(
-            lambda p, q: kl_divergence.reference(p.softmax(-1), q.softmax(-1)),
+            partial(_kl, read=partial(torch.softmax, dim=-1)),
             "p and q are probabilities already: just take their logarithm.",
         ),
     },
@@ -84,6 +110,7 @@ def _must_be_zero(answer: Answer, draw: tuple[Any, ...], message: str, look: str
     edges=lambda source: [
         (torch.eye(4)[torch.randint(4, (5,), generator=source)], probabilities(source, 5, 4))
     ],
+    extra=lambda answer, draws: _gradient_of_place(answer, draws[0], 1),
 )
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
     """Scalar KL(p || q): summed over the classes (last axis), mean over the rows.
@@ -91,6 +118,181 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
     p (teacher) and q (student) are probabilities (N, C). 0 log 0 counts as 0.
     """
     return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(-1).mean()
+
+
+def _gradient_of_place(answer: Answer, draw: tuple[Any, ...], place: int) -> None:
+    """A gradient must flow to the argument at ``place``: what is written here trains something."""
+    arguments = [*draw]
+    arguments[place] = draw[place].clone().requires_grad_()
+    loss = answer(*arguments)
+    if not loss.requires_grad:
+        raise Misconception(
+            "the value is right, but no gradient reaches the student",
+            "Use torch throughout, without .detach(), .item() or torch.no_grad().",
+        )
+
+
+def _reverse_kl(p: Tensor, q: Tensor) -> Tensor:
+    return kl_divergence.reference(q, p)
+
+
+def _jsd(
+    p: Tensor,
+    q: Tensor,
+    beta: float,
+    *,
+    middle: Callable[[float], float] = lambda b: b,
+    weights: Callable[[float], tuple[float, float]] = lambda b: (b, 1 - b),
+    turned: bool = False,
+    geometric: bool = False,
+    by: Callable[[Tensor], Tensor] = lambda terms: terms.sum(-1).mean(),
+) -> Tensor:
+    """The divergence with some parts replaced by slips."""
+    share = middle(beta)
+    m = p**share * q ** (1 - share) if geometric else share * p + (1 - share) * q
+
+    def kl(a: Tensor, b: Tensor) -> Tensor:
+        a, b = (b, a) if turned else (a, b)
+        return by(torch.xlogy(a, a) - torch.xlogy(a, b.clamp_min(1e-30)))
+
+    of_p, of_q = weights(beta)
+    return of_p * kl(p, m) + of_q * kl(q, m)
+
+
+@exercise(
+    look="Mix first, then two KL divergences to the mixture, each with its weight.",
+    draws=lambda source: [
+        (probabilities(source, *shape), probabilities(source, *shape), beta)
+        for shape, beta in (((5, 3), 0.1), ((4, 7), 0.5), ((1, 4), uniform(source, 0.65, 0.9)))
+    ],
+    slips={
+        "p and q have each other's share in the mixture": Slip(
+            partial(_jsd, middle=lambda b: 1 - b), "m = beta * p + (1 - beta) * q."
+        ),
+        "the weights of the two divergences are swapped": Slip(
+            partial(_jsd, weights=lambda b: (1 - b, b)), "beta belongs to the one that starts at p."
+        ),
+        "the mixture is half and half for every beta": Slip(
+            partial(_jsd, middle=lambda b: 0.5), "beta sets the mixture too."
+        ),
+        "both divergences have the weight one half": Slip(
+            partial(_jsd, weights=lambda b: (0.5, 0.5)), "The weights are beta and 1 - beta."
+        ),
+        "the two divergences are added without weights": Slip(
+            partial(_jsd, weights=lambda b: (1, 1)), "The weights are beta and 1 - beta."
+        ),
+        "the divergences run from the mixture, KL(m || p)": Slip(
+            partial(_jsd, turned=True), "They run to it: KL(p || m). Then no value is infinite."
+        ),
+        "the two divergences run to each other, not to the mixture": Slip(
+            lambda p, q, b: b * kl_divergence.reference(p, q) + (1 - b) * _reverse_kl(p, q),
+            "Compute m = beta * p + (1 - beta) * q first.",
+        ),
+        "only the part of p is there": Slip(
+            partial(_jsd, weights=lambda b: (b, 0)), "Add the part of q, (1 - beta) KL(q || m)."
+        ),
+        "only the part of q is there": Slip(
+            partial(_jsd, weights=lambda b: (0, 1 - b)), "Add the part of p, beta KL(p || m)."
+        ),
+        "the mixture is a product of powers": Slip(
+            partial(_jsd, geometric=True), "It is a weighted mean: beta * p + (1 - beta) * q."
+        ),
+        "the rows are summed, not averaged": Slip(
+            partial(_jsd, by=torch.sum), "Take the mean over the rows, as in kl_divergence."
+        ),
+        "the mean runs over the classes too": Slip(
+            partial(_jsd, by=torch.mean), "Sum over the classes of a row first."
+        ),
+    },
+    otherwise=lambda answer, draws: _must_be_zero(
+        answer,
+        (draws[0][0], draws[0][0], draws[0][2]),
+        "for equal p and q the result is not 0",
+        "With p = q the mixture is p itself.",
+    ),
+    edge_case="where one of the two gives a class probability 0",
+    edges=lambda source: [
+        (*pair, 0.3)
+        for certain in (torch.eye(4)[torch.randint(4, (5,), generator=source)],)
+        for other in (probabilities(source, 5, 4),)
+        for pair in ((certain, other), (other, certain))
+    ],
+    extra=lambda answer, draws: _gradient_of_place(answer, draws[0], 1),
+)
+def generalised_jsd(p: Tensor, q: Tensor, beta: float) -> Tensor:
+    """Scalar: beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q.
+
+    p (teacher) and q (student) are probabilities (N, C). Agarwal et al. 2023, arXiv 2306.13649.
+    """
+    m = beta * p + (1 - beta) * q
+    return beta * kl_divergence.reference(p, m) + (1 - beta) * kl_divergence.reference(q, m)
+
+
+def _two_peaks(source: torch.Generator) -> Tensor:
+    """(1, 15) two peaks, one of them a little larger; nowhere exactly 0."""
+    x, first, height = torch.arange(15.0), uniform(source, 3, 4), uniform(source, 0.55, 0.65)
+    peaks = height * torch.exp(-((x - first) ** 2) / 2)
+    peaks = peaks + (1 - height) * torch.exp(-((x - first - 7) ** 2) / 2)
+    return (peaks / peaks.sum() * 0.999 + 0.001 / 15)[None]
+
+
+def _bells() -> Tensor:
+    """(45, 15) bells of several centers and widths."""
+    x, centers = torch.arange(15.0), torch.arange(0, 15.0)[:, None, None]
+    widths = torch.tensor([1.0, 2.0, 4.0])[:, None]
+    return (-((x - centers) ** 2) / (2 * widths**2)).log_softmax(-1).exp().flatten(0, 1)
+
+
+def _nearest(
+    target: Tensor,
+    bells: Tensor,
+    divergence: Answer,
+    *,
+    swapped: bool = False,
+    pick: Callable[[Tensor], Tensor] = torch.argmin,
+) -> Tensor:
+    costs = [
+        divergence(bell[None], target) if swapped else divergence(target, bell[None])
+        for bell in bells.clamp_min(1e-30)
+    ]
+    return bells[pick(torch.stack(costs))]
+
+
+def _one_bell(result: Any, target: Tensor, bells: Tensor, divergence: Answer) -> Any:
+    number = isinstance(result, int) or (isinstance(result, Tensor) and result.ndim == 0)
+    if number and float(result) == int(result):
+        raise Misconception("this is the number of a bell", "Return the bell itself: bells[i].")
+    return result[0] if isinstance(result, Tensor) and result.shape == target.shape else result
+
+
+@exercise(
+    look="One divergence for each bell; return the bell that has the smallest.",
+    draws=lambda source: [
+        (_two_peaks(source), _bells(), divergence)
+        for divergence in (kl_divergence.reference, _reverse_kl)
+    ],
+    read=_one_bell,
+    slips={
+        "the target and the bell are swapped in the divergence": Slip(
+            partial(_nearest, swapped=True), "Call divergence(target, bell): the target is first."
+        ),
+        "this is the bell that is furthest away": Slip(
+            partial(_nearest, pick=torch.argmax), "The smallest divergence is wanted: argmin."
+        ),
+        "both divergences give the bell that is nearest by squared error": Slip(
+            lambda target, bells, divergence: bells[(bells - target).square().sum(-1).argmin()],
+            "Use the divergence that your function is given.",
+        ),
+        "both divergences give the bell nearest by KL(target || bell)": Slip(
+            lambda target, bells, divergence: _nearest(target, bells, kl_divergence.reference),
+            "Use the divergence that your function is given, not kl_divergence.",
+        ),
+        "this is the target": Slip(lambda target, bells, divergence: target, "Return a bell."),
+    },
+)
+def nearest_bell(target: Tensor, bells: Tensor, divergence: Answer) -> Tensor:
+    """(C,) the row of bells (N, C) with the smallest divergence(target, bell), both (1, C)."""
+    return _nearest(target, bells, divergence)
 
 
 def _gradient(
@@ -102,9 +304,12 @@ def _gradient(
     hot: tuple[int, int] = (1, 1),
     axis: int = -1,
     of: Callable[..., Tensor] = torch.softmax,
+    sign: int = 1,
+    by: Callable[[Tensor], int] = len,
 ) -> Tensor:
     """The gradient with some parts replaced by slips; ``hot``: powers of T under s and t."""
-    return T**power * (of(s / T ** hot[0], axis) - of(t / T ** hot[1], axis)) / len(s)
+    pull = of(s / T ** hot[0], axis) - of(t / T ** hot[1], axis)
+    return sign * T**power * pull / by(s)
 
 
 def _rows_sum_to_zero(answer: Answer, draws: Draws) -> None:
@@ -116,10 +321,10 @@ def _rows_sum_to_zero(answer: Answer, draws: Draws) -> None:
 
 
 @exercise(
-    look="T * (softmax(s / T) - softmax(t / T)) / N, with N the number of rows.",
+    look="Start from one row's derivative in the text, then follow T squared and the mean.",
     draws=lambda source: [
-        (normal(source, *shape), normal(source, *shape), uniform(source, 1.5, 4.0))
-        for shape in ((5, 3), (3, 7), (6, 4))
+        (normal(source, *shape), normal(source, *shape), uniform(source, *ends))
+        for shape, ends in (((5, 3), (1.5, 4)), ((3, 7), (0.3, 0.7)), ((6, 4), (4, 9)))
     ],
     slips={
         "one factor T is missing": Slip(
@@ -132,14 +337,14 @@ def _rows_sum_to_zero(answer: Answer, draws: Draws) -> None:
             partial(_gradient, power=-1), "Multiply by T squared."
         ),
         "the sign is wrong: this points from the student to the teacher": Slip(
-            lambda s, t, T: -_gradient(s, t, T), "A gradient points uphill: student minus teacher."
+            partial(_gradient, sign=-1), "A gradient points uphill: student minus teacher."
         ),
         "it is not divided by the number of rows": Slip(
-            lambda s, t, T: _gradient(s, t, T) * len(s),
+            partial(_gradient, by=lambda s: 1),
             "The loss is a mean over N rows, so each row's gradient is divided by N.",
         ),
         "it is divided by the number of all entries": Slip(
-            lambda s, t, T: _gradient(s, t, T) / s.shape[-1], "Divide only by the number of rows."
+            partial(_gradient, by=torch.numel), "Divide only by the number of rows."
         ),
         "the logits are not softened": Slip(
             partial(_gradient, hot=(0, 0)), "Divide both by T before the softmax."
@@ -155,6 +360,9 @@ def _rows_sum_to_zero(answer: Answer, draws: Draws) -> None:
         ),
         "these are the logits' differences: only the limit of a high temperature": Slip(
             lambda s, t, T: (s - t) / s.numel(), "For a finite T the softmax stays."
+        ),
+        "a temperature below 1 counts as 1": Slip(
+            lambda s, t, T: _gradient(s, t, max(T, 1.0)), "Nothing bounds T from below but 0."
         ),
         "the logarithms of the probabilities are subtracted": Slip(
             partial(_gradient, of=torch.log_softmax), "Subtract the probabilities themselves."
@@ -204,13 +412,32 @@ def _more_padding_changes_nothing(answer: Answer, draws: Draws) -> None:
         raise Misconception("two more columns of padding change the loss")
 
 
+def _mse_draws(source: torch.Generator) -> Draws:
+    """Maps with weight on padded keys, so that a forgotten mask of keys shows, and with equal
+    entries, zeros among them, at valid pairs: an error of 0 is an error that counts."""
+    draws = []
+    for mask in MASKS:
+        shape = len(mask), mask.shape[1], mask.shape[1]
+        student, teacher = (probabilities(source, *shape) for _ in range(2))
+        student[0, 0], student[0, 1, 0] = teacher[0, 0], 0.0
+        teacher[0, 1, 0] = teacher[-1, 0, 1] = 0.0
+        draws.append((student, teacher, mask))
+    return draws
+
+
+def _by_nonzero(terms: Answer) -> Answer:
+    """The mean of the terms that are not 0, instead of the terms at valid places."""
+
+    def loss(s: Tensor, t: Tensor, mask: Tensor) -> Tensor:
+        values = terms(s, t, mask)
+        return values.sum() / (values != 0).sum()
+
+    return loss
+
+
 @exercise(
     look="Keep the pairs whose query and key are both tokens; divide by their number.",
-    # Weight on padded keys too, so that a forgotten mask of keys shows.
-    draws=lambda source: [
-        (*(probabilities(source, len(m), m.shape[1], m.shape[1]) for _ in range(2)), m)
-        for m in MASKS
-    ],
+    draws=_mse_draws,
     slips={
         "padding is counted: neither queries nor keys are masked": Slip(
             partial(_mse, queries=False, keys=False),
@@ -237,6 +464,10 @@ def _more_padding_changes_nothing(answer: Answer, draws: Draws) -> None:
         "each sentence has the same weight, whatever its length": Slip(
             partial(_sentence_by_sentence, losses.attention_mse),
             "Sum over the whole batch, then divide once by the number of valid pairs.",
+        ),
+        "the sum is divided by the number of errors that are not 0": Slip(
+            _by_nonzero(lambda s, t, m: (s - t).square() * losses.valid_pairs(m)),
+            "An error of 0 at a valid pair counts too: let the mask choose, not the values.",
         ),
         "these are absolute errors": Slip(
             lambda s, t, m: _mse((s - t).abs().sqrt(), torch.zeros(()), m),
@@ -265,7 +496,7 @@ def _row_kl(
     sign: int = 1,
 ) -> Tensor:
     """Row-wise KL over valid or all rows, divided in the given way."""
-    terms = (torch.xlogy(t, t) if entropy else 0) - torch.xlogy(t, s)
+    terms = (torch.xlogy(t, t) if entropy else 0) - t * s.clamp_min(1e-8).log()
     keep = mask if rows == "valid" else torch.ones_like(mask)
     pairs = mask.sum(-1).square().sum()
     counts: dict[str, Any] = {
@@ -283,7 +514,41 @@ def _softmax_again(s: Tensor, t: Tensor, mask: Tensor) -> Tensor:
     return losses.attention_kl(s, t, mask)
 
 
+def _kl_rows(s: Tensor, t: Tensor, mask: Tensor) -> Tensor:
+    return (torch.xlogy(t, t) - t * s.clamp_min(1e-8).log()).sum(-1) * mask
+
+
+def _row_kl_draws(source: torch.Generator) -> Draws:
+    """One row in which student and teacher agree: a KL of 0 is a row that counts; and a valid key
+    to which the teacher gives nothing."""
+    draws = []
+    for mask in MASKS:
+        student, teacher = (attention_maps(source, mask) for _ in range(2))
+        even = mask[:, None] / mask.sum(-1)[:, None, None]
+        student = 0.8 * student + 0.2 * even  # nothing near 0: that is NEARLY_BLIND's case
+        student[0, 0] = teacher[0, 0] = 0.8 * teacher[0, 0] + 0.2 * even[0, 0]
+        teacher[0, 1, 1] += teacher[0, 1, 0]
+        teacher[0, 1, 0] = 0.0
+        draws.append((student, teacher, mask))
+    return draws
+
+
+#: A student that gives a key 3e-5: log(s + 1e-8) is right to four digits, log(s + 1e-7) is not.
+NEARLY_BLIND = (
+    torch.tensor([[[1 - 3e-5, 3e-5], [0.5, 0.5]]]),
+    torch.full((1, 2, 2), 0.5),
+    torch.ones(1, 2, dtype=torch.long),
+)
+
+
 def _gradients_and_blind_student(answer: Answer, draws: Draws) -> None:
+    right = losses.attention_kl(*NEARLY_BLIND)
+    if (value_of(answer(*NEARLY_BLIND)) - right).abs() > 1e-4 * right:
+        raise Misconception(
+            "a student that gives a key only 3e-5 pays too little: its maps are kept too far from "
+            "0",
+            "Keep them above 1e-8 and no more, or the loss cannot see how wrong the student is.",
+        )
     check_gradients(answer, draws[0])
     student, teacher, mask = draws[0]
     blind = student.clone()
@@ -297,9 +562,7 @@ def _gradients_and_blind_student(answer: Answer, draws: Draws) -> None:
 
 @exercise(
     look="One KL for each valid query row, summed over the keys; then the mean over valid rows.",
-    draws=lambda source: [
-        (attention_maps(source, mask), attention_maps(source, mask), mask) for mask in MASKS
-    ],
+    draws=_row_kl_draws,
     read=lambda result, *draw: refuse_nan(
         result,
         "padded keys, where both maps are 0, make the result NaN",
@@ -324,6 +587,19 @@ def _gradients_and_blind_student(answer: Answer, draws: Draws) -> None:
         ),
         "the rows are summed, not averaged": Slip(
             partial(_row_kl, by="nothing"), "Divide by the number of valid rows."
+        ),
+        "the mean runs over all entries of the maps": Slip(
+            lambda s, t, m: _row_kl(s, t, m, by="nothing") / s.numel(),
+            "F.kl_div's default, reduction='mean', divides by B * L * L: sum over the keys, then "
+            "divide by the number of valid rows.",
+        ),
+        "the mean runs over the entries of the valid rows": Slip(
+            lambda s, t, m: _row_kl(s, t, m) / s.shape[-1],
+            "F.kl_div's default, reduction='mean', divides by the keys too: sum over them.",
+        ),
+        "the sum is divided by the number of rows whose KL is not 0": Slip(
+            _by_nonzero(_kl_rows),
+            "A row that agrees counts too: let the mask choose, not the values.",
         ),
         "this is the cross-entropy, not the KL": Slip(
             partial(_row_kl, entropy=False), "Subtract the teacher's entropy: equal maps give 0."
@@ -356,13 +632,24 @@ def attention_row_kl(student_maps: Tensor, teacher_maps: Tensor, mask: Tensor) -
 
 
 def _hybrid_draws(source: torch.Generator) -> Draws:
+    """Every alpha from 0 to 1, its ends among them, and temperatures on both sides of 1."""
     draws = []
-    for mask, classes, ends in zip(
-        MASKS, (4, 7, 3), ((0.1, 0.35), (0.65, 0.9), (0.1, 0.35)), strict=True
+    for mask, classes, alpha, ends in zip(
+        [*MASKS, MASKS[0], MASKS[0]],
+        (4, 7, 3, 5, 5),
+        (
+            uniform(source, 0.01, 0.04),
+            uniform(source, 0.3, 0.45),
+            uniform(source, 0.96, 0.99),
+            0,
+            1,
+        ),
+        ((1.5, 4.0), (0.4, 0.7), (1.5, 4.0), (1.5, 4.0), (2.0, 4.0)),
+        strict=True,
     ):
         logits = [normal(source, len(mask) * 2, classes) for _ in range(2)]
         maps = [attention_maps(source, mask) for _ in range(2)]
-        draws.append((*logits, *maps, mask, uniform(source, 1.5, 4.0), uniform(source, *ends)))
+        draws.append((*logits, *maps, mask, uniform(source, *ends), float(alpha)))
     return draws
 
 
@@ -379,7 +666,7 @@ def _hybrid(
 
 
 @exercise(
-    look="alpha * soft targets + (1 - alpha) * row-wise KL of the maps.",
+    look="Compute the two losses, then their weighted sum as the formula at the top has it.",
     draws=_hybrid_draws,
     slips={
         "alpha weights the attention term": Slip(
@@ -397,6 +684,17 @@ def _hybrid(
         ),
         "the two terms are added without weights": Slip(
             partial(_hybrid, soft=lambda a, T: 1, maps=lambda a, T: 1), "Use alpha and 1 - alpha."
+        ),
+        "alpha is always one half": Slip(
+            lambda *draw: _hybrid(*draw[:6], 0.5), "Use the argument alpha."
+        ),
+        "alpha stays away from 0 and 1": Slip(
+            lambda *draw: _hybrid(*draw[:6], min(max(draw[6], 0.05), 0.95)),
+            "0 and 1 are allowed: each switches one term off.",
+        ),
+        "a temperature below 1 counts as 1": Slip(
+            lambda *draw: _hybrid(*draw[:5], max(draw[5], 1.0), draw[6]),
+            "Nothing bounds T from below but 0.",
         ),
         "the soft targets lack the factor T squared": Slip(
             partial(_hybrid, soft=lambda a, T: a / T**2),
@@ -426,7 +724,7 @@ def _hybrid(
             partial(_hybrid, attention=partial(_row_kl, rows="all")), "Pass on the mask."
         ),
     },
-    extra=lambda answer, draws: check_gradients(answer, draws[0], (0, 2), (1, 3)),
+    extra=lambda answer, draws: check_gradients(answer, draws[1], (0, 2), (1, 3)),
 )
 def hybrid(
     student_logits: Tensor,
@@ -441,3 +739,314 @@ def hybrid(
     soft = losses.soft_target_loss(student_logits, teacher_logits, temperature)
     attention = losses.attention_kl(student_maps, teacher_maps, mask)
     return losses.hybrid_loss(soft, attention, alpha)
+
+
+def _cosine(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor,
+    projection: Answer,
+    *,
+    keep: Callable[[Tensor], Tensor] = lambda mask: mask,
+    by: Callable[[Tensor], Any] = torch.sum,
+    of: Callable[[Tensor], Tensor] = lambda cosine: 1 - cosine,
+    axis: int = -1,
+    unit: bool = True,
+) -> Tensor:
+    """The hidden-state loss with some parts replaced by slips."""
+    ours = projection(student)
+    cosine = F.cosine_similarity(ours, teacher, dim=-1) if unit else (ours * teacher).sum(-1)
+    if axis == 1:  # over the tokens: one cosine for each of the D numbers
+        return of(F.cosine_similarity(ours, teacher, dim=1)).mean()
+    return (of(cosine) * keep(mask)).sum() / by(mask)
+
+
+def _states(source: torch.Generator) -> Draws:
+    """Hidden states of widths d and D, with something at padding too; a projection d -> D."""
+    draws = []
+    for mask, (d, wide) in zip(MASKS, ((3, 5), (4, 4), (2, 6)), strict=True):
+        projection = nn.Linear(d, wide, bias=False).requires_grad_(False)
+        projection.weight.copy_(normal(source, wide, d, scale=1.0))
+        widths = (normal(source, *mask.shape, n) for n in (d, wide))
+        draws.append((*widths, mask, projection))
+    return draws
+
+
+@exercise(
+    look="Project the student, take one cosine for each token, then the mean over real tokens.",
+    draws=_states,
+    slips={
+        "padding is counted": Slip(
+            partial(_cosine, keep=torch.ones_like, by=torch.numel),
+            "Pick the rows with mask.bool().",
+        ),
+        "padding is left out of the sum, but not of the division": Slip(
+            partial(_cosine, by=torch.numel), "Divide by the number of real tokens, mask.sum()."
+        ),
+        "the tokens are summed, not averaged": Slip(
+            partial(_cosine, by=lambda mask: 1), "Divide by the number of real tokens."
+        ),
+        "each sentence has the same weight, whatever its length": Slip(
+            lambda s, t, m, p: torch.stack(
+                [_cosine(s[[i]], t[[i]], m[[i]], p) for i in range(len(m))]
+            ).mean(),
+            "Take the mean over all real tokens of the batch at once.",
+        ),
+        "this is the cosine: largest where the two agree": Slip(
+            partial(_cosine, of=lambda cosine: cosine), "A loss is 0 where they agree: 1 - cosine."
+        ),
+        "this is minus the cosine": Slip(
+            partial(_cosine, of=lambda cosine: -cosine), "A loss is 0 where they agree: 1 - cosine."
+        ),
+        "these are inner products, not cosines": Slip(
+            partial(_cosine, unit=False), "Divide by both lengths: F.cosine_similarity."
+        ),
+        "the cosine runs over the tokens": Slip(
+            partial(_cosine, axis=1), "A token's state is the last axis: dim=-1."
+        ),
+        "this is the squared error of TinyBERT": Slip(
+            lambda s, t, m, p: losses.hidden_state_mse(s, t, m, p), "Use the cosine here."
+        ),
+    },
+    otherwise=lambda answer, draws: _must_be_zero(
+        answer,
+        (draws[0][1], 2 * draws[0][1], draws[0][2], lambda x: x),
+        "a student whose states have the teacher's directions has a loss other than 0",
+        "The loss of one token is 1 - cosine.",
+    ),
+    extra=lambda answer, draws: check_gradients(answer, draws[0], reference=hidden_loss.reference),
+)
+def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor, projection: Any) -> Tensor:
+    """Scalar, eq. (8) of comet_lib.losses: states (B, L, d) and (B, L, D), projection d -> D."""
+    return losses.hidden_cosine(student, teacher.detach(), mask, projection)
+
+
+class _Toy(nn.Module):
+    """A model as the notebook's: ``model(batch)`` -> logits (M, C), maps (B, L, L), mask (B, L).
+
+    It starts each step from the same weights, and with gradients left from the step before.
+    """
+
+    def __init__(self, source: torch.Generator) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(normal(source, 4, n, scale=0.5) for n in (5, 4))
+        self.start = [weight.detach().clone() for weight in self.weights]
+        self.left = [normal(source, *weight.shape) for weight in self.weights]
+        self.watched = False
+        self.again()
+
+    def again(self) -> None:
+        for weight, start, left in zip(self.weights, self.start, self.left, strict=True):
+            weight.data, weight.grad = start.clone(), left.clone()
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        self.watched = torch.is_grad_enabled()
+        x, mask = batch["states"], batch["attention_mask"]
+        scores = (x @ self.weights[1] @ x.mT).masked_fill(mask[:, None] == 0, -torch.inf)
+        return x[:, 0] @ self.weights[0], scores.softmax(-1), mask
+
+
+def _step_draws(source: torch.Generator) -> Draws:
+    draws = []
+    for mask, alpha in zip(MASKS, (0.3, 0.5, 0.8), strict=True):
+        student, teacher = _Toy(source), _Toy(source)
+        batch = {"states": normal(source, *mask.shape, 4, scale=1.0), "attention_mask": mask}
+        optimiser = torch.optim.SGD(student.parameters(), lr=uniform(source, 0.2, 0.5))
+        loss = partial(hybrid.reference, temperature=uniform(source, 1.5, 4.0), alpha=alpha)
+        draws.append((student, teacher, batch, optimiser, loss))
+    return draws
+
+
+def _after_step(result: Any, student: _Toy, teacher: _Toy, *rest: Any) -> tuple[Tensor, ...]:
+    """The loss and the student's weights; puts both models back for the next answer."""
+    weights = [weight.detach().clone() for weight in student.weights]
+    taught = any(not torch.equal(a, b) for a, b in zip(teacher.weights, teacher.start, strict=True))
+    for model in (student, teacher):
+        model.again()
+    if not is_number(result):
+        shape = f" of shape {tuple(result.shape)}" if isinstance(result, Tensor) else ""
+        raise Misconception(
+            f"your function returned a {type(result).__name__}{shape}, but a number is wanted",
+            "Return loss.item().",
+        )
+    if taught:
+        raise Misconception("the teacher's weights changed", "Only the student is trained.")
+    return (value_of(result), *weights)
+
+
+def _step(
+    student: nn.Module,
+    teacher: nn.Module,
+    batch: Any,
+    optimiser: torch.optim.Optimizer,
+    loss_of: Answer,
+    *,
+    order: str = "zero backward step",
+    swapped: bool = False,
+    sign: int = 1,
+    all_tokens: bool = False,
+    maps: bool = True,
+) -> float:
+    """The step with some parts replaced by slips."""
+    with torch.no_grad():
+        their_logits, their_maps, mask = teacher(batch)
+    logits, our_maps, _ = student(batch)
+    mask = torch.ones_like(mask) if all_tokens else mask
+    our_maps = our_maps if maps else our_maps.detach()
+    pairs = [(logits, their_logits), (our_maps, their_maps)]
+    (a, b), (c, d) = [pair[::-1] for pair in pairs] if swapped else pairs
+    loss = loss_of(a, b, c, d, mask)
+    for part in order.split():
+        if part == "zero":
+            optimiser.zero_grad()
+        elif part == "backward" and loss.requires_grad:
+            (sign * loss).backward()
+        elif part == "step":
+            optimiser.step()
+    return loss.item()
+
+
+def _teacher_without_gradients(answer: Answer, draws: Draws) -> None:
+    answer(*draws[0])
+    if draws[0][1].watched:
+        raise Misconception(
+            "the step is right, but the teacher's forward pass keeps what a backward pass needs",
+            "Run the teacher inside `with torch.no_grad():`; it saves memory and time.",
+        )
+
+
+@exercise(
+    look="Forward of both, loss_of, then the three lines of every PyTorch step.",
+    draws=_step_draws,
+    read=_after_step,
+    slips={
+        "the gradients of the step before are still in this one": Slip(
+            partial(_step, order="backward step"), "Call optimiser.zero_grad() before backward()."
+        ),
+        "the student's weights did not move": Slip(
+            partial(_step, order="zero backward"), "Call backward(), then optimiser.step()."
+        ),
+        "the update comes before the backward pass": Slip(
+            partial(_step, order="step zero backward"), "zero_grad(), backward(), step()."
+        ),
+        "two updates are made": Slip(
+            partial(_step, order="zero backward step step"), "One step() for each batch."
+        ),
+        "the loss grows: the update goes uphill": Slip(
+            partial(_step, sign=-1), "Call backward() on the loss itself."
+        ),
+        "teacher and student are swapped in the loss": Slip(
+            partial(_step, swapped=True), "The student's logits and maps come first."
+        ),
+        "padding counts in the attention term": Slip(
+            partial(_step, all_tokens=True), "Pass the mask that the model returns."
+        ),
+        "no gradient reaches the student through its maps": Slip(
+            partial(_step, maps=False), "Detach nothing on the student's side."
+        ),
+    },
+    extra=_teacher_without_gradients,
+)
+def train_step(
+    student: nn.Module, teacher: nn.Module, batch: Any, optimiser: Any, loss_of: Answer
+) -> float:
+    """The loss of one batch before the update; moves the student's weights by one step."""
+    return _step(student, teacher, batch, optimiser, loss_of)
+
+
+def _share(
+    soft: Tensor,
+    attention: Tensor,
+    weights: list[Tensor],
+    alpha: float,
+    *,
+    norm: Callable[[list[Tensor]], Tensor] = lambda each: torch.cat(each).norm(),
+    parts: Callable[[float], tuple[float, float]] = lambda a: (a, 1 - a),
+    of: Callable[[Tensor, Tensor], Tensor] = lambda s, a: 100 * a / (s + a),
+) -> float:
+    """The share with some parts replaced by slips."""
+    norms = []
+    for part, loss in zip(parts(alpha), (soft, attention), strict=True):
+        each = torch.autograd.grad(
+            loss, weights, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        norms.append(part * norm([g.flatten() for g in each]))
+    return of(*norms).item()
+
+
+def _share_draws(source: torch.Generator) -> Draws:
+    """Losses of three weights, the last of which the attention never sees."""
+    draws = []
+    for size, alpha in ((1.0, 0.5), (0.05, uniform(source, 0.05, 0.2)), (4.0, 0.9)):
+        weights = [
+            normal(source, *shape, scale=1.0).requires_grad_() for shape in ((3, 2), (4,), (5,))
+        ]
+        sums = [
+            torch.stack([w.sin().sum() * k for k, w in enumerate(weights[:n], 1)]).sum()
+            for n in (3, 2)
+        ]
+        soft, attention = sums[0] ** 2, size * sums[1].cos()
+        draws.append((soft, attention, weights, alpha))
+    return draws
+
+
+def _graph_is_left(result: Any, soft: Tensor, attention: Tensor, *rest: Any) -> Any:
+    try:
+        for loss in (soft, attention):
+            torch.autograd.grad(loss, rest[0], retain_graph=True, allow_unused=True)
+    except RuntimeError:
+        raise Misconception(
+            "the graph is gone after your measurement, and the next one needs it",
+            "Pass retain_graph=True, each time.",
+        ) from None
+    if isinstance(result, Tensor) and result.ndim == 0:
+        return result.item()
+    return result
+
+
+@exercise(
+    look="The norm of each term's gradient over all weights together, times its own weight.",
+    draws=_share_draws,
+    read=_graph_is_left,
+    slips={
+        "this is a fraction, but percent are wanted": Slip(
+            partial(_share, of=lambda s, a: a / (s + a)), "Multiply by 100."
+        ),
+        "this is the share of the soft targets": Slip(
+            partial(_share, of=lambda s, a: 100 * s / (s + a)), "The attention's is wanted."
+        ),
+        "alpha weights the attention": Slip(
+            partial(_share, parts=lambda a: (1 - a, a)), "The attention's weight is 1 - alpha."
+        ),
+        "the terms have no weights": Slip(
+            partial(_share, parts=lambda a: (1, 1)), "Use alpha and 1 - alpha."
+        ),
+        "the attention is divided by the soft targets, not by both": Slip(
+            partial(_share, of=lambda s, a: 100 * a / s), "A share is a part of the whole: s + a."
+        ),
+        "the norms are squared": Slip(
+            partial(_share, norm=lambda each: torch.cat(each).square().sum()), "Take the root."
+        ),
+        "the norms of the tensors are added up": Slip(
+            partial(_share, norm=lambda each: torch.stack([g.norm() for g in each]).sum()),
+            "One norm over all weights: the root of the sum of all squares.",
+        ),
+        "absolute values are added up": Slip(
+            partial(_share, norm=lambda each: torch.cat(each).abs().sum()),
+            "The norm is the root of the sum of the squares.",
+        ),
+        "only the first tensor of weights is measured": Slip(
+            partial(_share, norm=lambda each: each[0].norm()), "Go through all weights."
+        ),
+        "this is the share of the loss, not of the gradient": Slip(
+            lambda s, a, w, alpha: (100 * (1 - alpha) * a / (alpha * s + (1 - alpha) * a)).item(),
+            "A size is not a pull: use torch.autograd.grad.",
+        ),
+    },
+)
+def gradient_share(soft: Tensor, attention: Tensor, weights: list[Tensor], alpha: float) -> float:
+    """Percent of the gradient that comes from the attention term, by norms over ``weights``.
+
+    A weight that a term does not see counts as 0. Leaves the graph for the next measurement.
+    """
+    return _share(soft, attention, weights, alpha)

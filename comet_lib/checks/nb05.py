@@ -4,17 +4,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
-from comet_lib.attention import layer_map
-from comet_lib.checks.draws import normal
-from comet_lib.checks.framework import Answer, Draws, Misconception, Slip, exercise
+from comet_lib import losses
+from comet_lib.attention import capture, layer_map
+from comet_lib.checks.draws import generator, normal, uniform, whole
+from comet_lib.checks.framework import (
+    Answer,
+    Draws,
+    Misconception,
+    Slip,
+    exercise,
+    is_number,
+    value_of,
+)
+from comet_lib.models import build_student, only_positions, xlmr_config
 
 IGNORE = -100
 
@@ -25,51 +38,136 @@ def _labels(
     """(B, L) labels: about a third of the positions have one, piece 0 among them."""
     labels = torch.randint(1, classes, (batch, length), generator=source)
     hidden = torch.rand(batch, length, generator=source) < 0.35
-    hidden[0, :2], hidden[-1, -1], hidden[0, 2] = True, False, False
+    hidden[0, 0], hidden[-1, -1], hidden[0, 2] = True, False, False
+    hidden[:, 1] = True  # no text without a hole
     if ignore != 0:
         labels[0, 0] = 0  # piece 0 is a piece like any other
     return torch.where(hidden, labels, ignore)
 
 
-def _must_be_bool(answer: Answer, draws: Draws) -> None:
-    kind = answer(*draws[0]).dtype
-    if kind != torch.bool:
+class _Wrong(NamedTuple):
+    """What a count of holes shows: ``wrong`` -> say it."""
+
+    wrong: bool
+    message: str
+    look: str
+
+
+def _two_tensors(result: Any, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        kind = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else ""
         raise Misconception(
-            f"the values are right, but of type {kind}, not torch.bool",
-            "hidden[mask] with whole numbers takes rows 0 and 1 again and again, without an "
-            "error; only a bool mask selects. Leave out .long(), .int() or .float().",
+            f"your function returned {kind or 'a ' + type(result).__name__}, but two tensors are "
+            "wanted",
+            "Return seen, labels.",
         )
+    for part in result:
+        if not isinstance(part, Tensor) or part.shape != shape:
+            raise Misconception(
+                "your function returned tensors of another shape than ids", "Both are (B, L)."
+            )
+    return result[0], result[1]
 
 
-@exercise(
-    look="Compare the labels with the number that marks a position without a label.",
-    draws=lambda source: [
-        (_labels(source, *shape, 50, ignore), ignore)
-        for shape, ignore in (((3, 9), 0), ((2, 14), -100), ((4, 7), -1))
-    ],
-    slips={
-        "True and False are swapped": Slip(
-            lambda y, ignore: y == ignore, "`ignore` marks the positions that were NOT hidden."
+def _holes(answer: Answer) -> None:
+    """Compare the shares of 60,000 pieces with the recipe, within five standard deviations."""
+    source = generator()
+    pieces, mask_id = 1000, 4
+    ids = torch.randint(5, pieces, (600, 100), generator=source)
+    ids[:, 10:20] = 0  # piece 0 is a piece like any other
+    special = torch.zeros_like(ids, dtype=torch.bool)
+    special[:, 0], special[:, -1], special[:, 50:] = True, True, True
+    seed = whole(source, 0, 2**40)
+    seen, labels = _two_tensors(
+        answer(ids, special, mask_id, pieces, torch.Generator().manual_seed(seed)), ids.shape
+    )
+    chosen = labels != IGNORE
+    masked, kept = (chosen & (seen == x) for x in (mask_id, ids))
+    swapped = chosen & ~masked & ~kept
+    share = chosen[~special].float().mean().item()
+    parts = [part.sum().item() / max(1, chosen.sum().item()) for part in (masked, swapped, kept)]
+    said = ", ".join(f"{100 * part:.0f} %" for part in parts)
+    others = seen[swapped]
+    again = _two_tensors(
+        answer(ids, special, mask_id, pieces, torch.Generator().manual_seed(seed)), ids.shape
+    )
+    other_seed = torch.Generator().manual_seed(seed + 1)
+    elsewhere = _two_tensors(answer(ids, special, mask_id, pieces, other_seed), ids.shape)
+    for found in (
+        _Wrong(
+            not chosen.any() or bool((labels[chosen] != ids[chosen]).any()),
+            "the labels are not the pieces that stood there",
+            "labels: ids where a piece was chosen, -100 elsewhere. Take them before you hide.",
         ),
-        "piece 0 is lost": Slip(
-            lambda y, ignore: y > 0, "0 is the number of a piece; only `ignore` means 'no label'."
+        _Wrong(
+            bool((chosen & special).any()),
+            "special pieces are chosen",
+            "Choose only where ~special.",
         ),
-        "every position is kept": Slip(
-            lambda y, ignore: torch.ones_like(y), "The label of most positions is `ignore`."
+        _Wrong(
+            bool(((seen != ids) & ~chosen).any()),
+            "pieces change that have no label",
+            "What the model sees differs from ids only where a piece was chosen.",
         ),
-        "the number -100 is written into your function": Slip(
-            lambda y, ignore: y != IGNORE, "Compare with `ignore`: other code marks with -1 or 0."
+        _Wrong(
+            bool((chosen == chosen[0]).all()),
+            "every text has its holes at the same positions",
+            "Draw one number for each piece: torch.rand(ids.shape, generator=generator).",
         ),
-        "these are the labels themselves, with 0 where there is none": Slip(
-            lambda y, ignore: y.masked_fill(y == ignore, 0),
-            "Return True or False for each position: the comparison itself.",
+        _Wrong(
+            abs(share - 0.15) > 0.012,
+            f"{100 * share:.0f} % of the pieces are chosen, not 15 %",
+            "Choose where a random number is below 0.15, and count special pieces neither way.",
         ),
-    },
-    extra=_must_be_bool,
-)
-def masked_positions(labels: Tensor, ignore: int) -> Tensor:
-    """bool (B, L), True where a piece was hidden."""
-    return labels != ignore
+        _Wrong(
+            parts[0] > 0.99,
+            "every chosen piece becomes the mask",
+            "80 % do; 10 % become a random piece, and 10 % stay as they are.",
+        ),
+        _Wrong(
+            parts[1] < 0.01,
+            "no chosen piece becomes a random one",
+            "80 % become the mask, 10 % a random piece, and 10 % stay as they are.",
+        ),
+        _Wrong(
+            max(abs(a - b) for a, b in zip(parts, (0.8, 0.1, 0.1), strict=True)) > 0.035,
+            f"of the chosen pieces {said} are masked, swapped and kept",
+            "80 % mask, 10 % random, 10 % unchanged: one random number decides among the three.",
+        ),
+        _Wrong(
+            len(others.unique()) < 100 or int(others.max()) < 0.9 * pieces,
+            "the random pieces are not drawn from the whole vocabulary, one for each place",
+            "torch.randint(pieces, ids.shape, generator=generator).",
+        ),
+        _Wrong(
+            not torch.equal(again[0], seen) or not torch.equal(again[1], labels),
+            "the same seed gives other holes the second time",
+            "Pass generator=generator to every random function.",
+        ),
+        _Wrong(
+            torch.equal(elsewhere[1], labels),
+            "another seed gives the same holes",
+            "Use the generator that you are given, not one of your own.",
+        ),
+    ):
+        if found.wrong:
+            raise Misconception(found.message, found.look)
+
+
+@exercise(look="Draw which pieces are chosen, then what happens to each.", verify=_holes)
+def hide(
+    ids: Tensor, special: Tensor, mask_id: int, pieces: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """What the model sees (B, L) and the labels (B, L), -100 where nothing was chosen.
+
+    15 % of the pieces (B, L) that are not special are chosen: 80 % of them become ``mask_id``,
+    10 % a random one of ``pieces``, 10 % stay. Devlin et al. 2019, arXiv 1810.04805.
+    """
+    chosen = (torch.rand(ids.shape, generator=generator) < 0.15) & ~special
+    fate = torch.rand(ids.shape, generator=generator)
+    other = torch.randint(pieces, ids.shape, generator=generator)
+    seen = torch.where(chosen & (fate >= 0.9), other, ids)
+    return seen.masked_fill(chosen & (fate < 0.8), mask_id), ids.masked_fill(~chosen, IGNORE)
 
 
 class _Head(nn.Module):
@@ -118,7 +216,12 @@ def _masked_shape(result: Any, hidden: Tensor, labels: Tensor, head: _Head) -> A
 def _head_runs_on_few(answer: Answer, draws: Draws) -> None:
     hidden, labels, head = draws[0]
     head.seen.clear()
-    answer(hidden, labels, head)
+    logits = answer(hidden.clone().requires_grad_(), labels, head)
+    if not logits.requires_grad:
+        raise Misconception(
+            "the numbers are right, but no gradient flows back through them",
+            "The student learns from these logits: leave out .detach() and torch.no_grad().",
+        )
     most, wanted = max(head.seen, default=0), int((labels != IGNORE).sum())
     if most > wanted:
         raise Misconception(
@@ -160,7 +263,7 @@ def _one_layer_each(result: Any, student_layers: int, teacher_layers: int) -> Te
         raise Misconception(
             f"your function returned shape {tuple(result.shape)}, but a list is wanted"
         )
-    if not isinstance(result, list | tuple | range | Tensor):
+    if not isinstance(result, list | tuple | range | Tensor | np.ndarray):
         raise Misconception(
             f"your function returned a {type(result).__name__}, but a list is wanted",
             "One teacher layer for each student layer, in the student's order: [3, 7, ...].",
@@ -170,11 +273,17 @@ def _one_layer_each(result: Any, student_layers: int, teacher_layers: int) -> Te
             f"for {student_layers} student layers you name {len(result)} teacher layers",
             "Each student layer learns from one teacher layer: a list of S numbers.",
         )
-    return torch.as_tensor(result if isinstance(result, Tensor) else list(result))
+    layers = torch.as_tensor(result if isinstance(result, Tensor) else np.asarray([*result]))
+    if layers.is_floating_point():
+        raise Misconception(
+            "your layers are fractions (3.0 is one too), and a layer has a whole number",
+            "Divide with // rather than /.",
+        )
+    return layers
 
 
 @exercise(
-    look="Student layer i takes teacher layer (i + 1) T / S - 1, rounded down; i starts at 0.",
+    look="Cut the teacher into S equal groups; each student layer takes the last one of its group.",
     draws=lambda source: [(6, 24), (2, 4), (3, 4), (3, 12), (5, 12), (4, 4), (1, 7)],
     read=_one_layer_each,
     slips={
@@ -195,9 +304,6 @@ def _one_layer_each(result: Any, student_layers: int, teacher_layers: int) -> Te
             lambda s, t: [(i + 1) * (t // s) - 1 for i in range(s)],
             "Multiply first, then divide: 4 // 3 is 1 and never reaches the last layer.",
         ),
-        "fractions are kept": Slip(
-            lambda s, t: [(i + 1) * t / s - 1 for i in range(s)], "Use // rather than /."
-        ),
         "the layers run from the first to the last, both included": Slip(
             lambda s, t: torch.linspace(0, t - 1, s).long(),
             "The first student layer takes the end of the first group, not teacher layer 0.",
@@ -217,7 +323,7 @@ def _nll(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @exercise(
-    look="exp of the mean cross-entropy over the masked positions.",
+    look="First the mean cross-entropy where a piece is hidden, then its exponential.",
     draws=lambda source: [
         (normal(source, b, length, v, scale=1.5), _labels(source, b, length, v))
         for b, length, v in ((3, 9, 7), (2, 12, 11))
@@ -228,6 +334,12 @@ def _nll(logits: Tensor, labels: Tensor) -> Tensor:
         ),
         "the losses are summed, not averaged": Slip(
             lambda x, y: _nll(x, y).sum().exp(), "It must not grow with the text: take the mean."
+        ),
+        "this is the mean of the perplexities of the texts": Slip(
+            lambda x, y: torch.stack(
+                [_nll(a[None], b[None]).mean().exp() for a, b in zip(x, y, strict=True)]
+            ).mean(),
+            "Take one mean over all hidden pieces, then exp.",
         ),
         "the exponential is taken before the mean": Slip(
             lambda x, y: _nll(x, y).exp().mean(), "Average first (the geometric mean of 1/p)."
@@ -243,6 +355,10 @@ def _nll(logits: Tensor, labels: Tensor) -> Tensor:
             lambda x, y: (-_nll(x, y).mean()).exp(),
             "A cross-entropy is already positive; this is the mean probability, below 1.",
         ),
+        "piece 0 is left out": Slip(
+            lambda x, y: _nll(x, y.where(y > 0, IGNORE)).mean().exp(),
+            "Only -100 means that there is no label.",
+        ),
         "positions without a label count as piece 0": Slip(
             lambda x, y: F.cross_entropy(x.flatten(0, 1), y.clamp_min(0).flatten()).exp(),
             "Leave out the positions whose label is -100.",
@@ -252,3 +368,501 @@ def _nll(logits: Tensor, labels: Tensor) -> Tensor:
 def perplexity(logits: Tensor, labels: Tensor) -> Tensor:
     """Scalar: exp of the mean loss where masked. Logits (B, L, V), labels (B, L)."""
     return _nll(logits, labels).mean().exp()
+
+
+class _Asked:
+    """A masked-LM model whose answer at a place depends on the place and on all pieces."""
+
+    def __init__(self, source: torch.Generator, pieces: int, length: int) -> None:
+        self.own, self.near = normal(source, 2, pieces, pieces, scale=1.0)
+        self.places = normal(source, length, pieces, scale=1.0)
+
+    def __call__(self, input_ids: Tensor, **_: Any) -> SimpleNamespace:
+        around = self.near[input_ids].mean(1, keepdim=True) * 3
+        return SimpleNamespace(logits=self.own[input_ids] + around + self.places)
+
+
+def _ask(
+    model: Answer,
+    ids: Tensor,
+    mask_id: int,
+    *,
+    read: int = 0,
+    hidden: str = "one",
+    of: Callable[[Tensor], Tensor] = lambda logits: logits.softmax(-1),
+) -> Tensor:
+    """The answers with some parts replaced by slips; ``read``: how far from the hole."""
+    places = torch.arange(1, ids.shape[1] - 1)
+    copies = ids.repeat(len(places), 1)
+    if hidden == "one":
+        copies[places - 1, places] = mask_id
+    elif hidden == "all":
+        copies[:, 1:-1] = mask_id
+    return of(model(input_ids=copies).logits[places - 1, places + read])
+
+
+def _one_row_a_hole(result: Any, model: _Asked, ids: Tensor, mask_id: int) -> Any:
+    length, pieces = ids.shape[1], len(model.own)
+    named = {
+        (length, pieces): "there is a row for <s> and </s> too, or there is no row for each hole",
+        (length - 2, length, pieces): "each copy has answers at all its positions",
+        (1, length, pieces): "this is the answer to one text, with no copies of it",
+    }
+    if isinstance(result, Tensor) and tuple(result.shape) in named:
+        raise Misconception(
+            named[tuple(result.shape)],
+            "One copy for each place from 1 to L - 2; keep of each only the answer at its hole.",
+        )
+    return result
+
+
+@exercise(
+    look="As many copies of the text as holes; in copy i, hide and read one place.",
+    draws=lambda source: [
+        (_Asked(source, 11, n), torch.randint(1, 11, (1, n), generator=source), 0) for n in (6, 9)
+    ],
+    read=_one_row_a_hole,
+    slips={
+        "nothing was hidden: the model sees each piece that it is asked for": Slip(
+            partial(_ask, hidden="nothing"), "Write mask_id into copy i at its place."
+        ),
+        "all pieces are hidden at once": Slip(
+            partial(_ask, hidden="all"), "Hide one place in each copy."
+        ),
+        "the answers are read one place after the hole": Slip(
+            partial(_ask, read=1), "Read at the place that you hid: places start at 1."
+        ),
+        "the answers are read one place before the hole": Slip(
+            partial(_ask, read=-1), "Read at the place that you hid: places start at 1."
+        ),
+        "these are logits, not probabilities": Slip(
+            partial(_ask, of=lambda logits: logits), "Finish with .softmax(-1)."
+        ),
+        "these are log-probabilities": Slip(
+            partial(_ask, of=lambda logits: logits.log_softmax(-1)), "Finish with .softmax(-1)."
+        ),
+        "the softmax runs over the holes": Slip(
+            partial(_ask, of=lambda logits: logits.softmax(0)), "The pieces are the last axis."
+        ),
+    },
+)
+def hole_by_hole(model: Answer, ids: Tensor, mask_id: int) -> Tensor:
+    """(L - 2, V): row i is what the model says of ids (1, L) with only piece i + 1 hidden."""
+    return _ask(model, ids, mask_id)
+
+
+def _models(source: torch.Generator) -> Draws:
+    """A student of two layers under a teacher of three; padding, and holes."""
+    torch_state = torch.get_rng_state()
+    torch.manual_seed(whole(source, 0, 2**40))
+    models = []
+    for width, depth in ((8, 2), (12, 3)):
+        sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": 2}
+        config = xlmr_config({**sizes, "intermediate_size": 16}, 40, 12)
+        config.initializer_range = 0.8  # maps that are not flat
+        models.append(build_student(config, "masked-lm").eval())
+    torch.set_rng_state(torch_state)
+    draws = []
+    for alpha, T in ((0.3, uniform(source, 1.5, 3.0)), (0.8, uniform(source, 0.4, 0.7))):
+        ids = torch.randint(5, 40, (3, 9), generator=source)
+        mask = torch.ones_like(ids)
+        mask[1, 6:] = mask[2, 4:] = 0
+        labels = _labels(source, 3, 9, 40).masked_fill(mask == 0, IGNORE)
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        draws.append((*models, batch, {0: 2, 1: 0} if alpha < 0.5 else {0: 1, 1: 2}, T, alpha))
+    return draws
+
+
+def _stage_one(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    batch: Mapping[str, Tensor],
+    matches: Mapping[int, int],
+    T: float,
+    alpha: float,
+    *,
+    layers: Callable[[Mapping[int, int]], list[int]] = lambda matches: [*matches.values()],
+    temperature: Callable[[float], float] = lambda T: T,
+    weights: Callable[[float], tuple[float, float]] = lambda a: (a, 1 - a),
+    everywhere: bool = False,
+    padding: bool = False,
+    kind: str = "kl",
+    swapped: bool = False,
+) -> Tensor:
+    """The loss with some parts replaced by slips."""
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    mask = text["attention_mask"]
+    hidden = mask == 1 if everywhere else batch["labels"] != IGNORE
+    with torch.no_grad(), capture(teacher) as theirs, only_positions(teacher, hidden):
+        answers = teacher(**text).logits
+    with capture(student) as ours, only_positions(student, hidden):
+        logits = student(**text).logits
+    logits, answers = (answers, logits) if swapped else (logits, answers)
+    soft = losses.soft_target_loss(logits, answers, temperature(T))
+    attention = losses.attention_loss(
+        [ours[i] for i in matches],
+        [theirs[j] for j in layers(matches)],
+        torch.ones_like(mask) if padding else mask,
+        kind,
+    )
+    a, b = weights(alpha)
+    return a * soft + b * attention
+
+
+def _with_gradients(result: Any, student: nn.Module, teacher: nn.Module, *rest: Any) -> Any:
+    """The loss, and its gradient in the student's weights."""
+    if not isinstance(result, Tensor) or result.ndim:
+        shape = f" of shape {tuple(result.shape)}" if isinstance(result, Tensor) else ""
+        raise Misconception(
+            f"your function returned a {type(result).__name__}{shape}, but a scalar tensor is "
+            "wanted",
+            "Return the loss itself, so that backward() can be called on it.",
+        )
+    if not result.requires_grad:
+        raise Misconception(
+            "no gradient reaches the student",
+            "torch.no_grad() belongs around the teacher only, and capture_maps has it inside: use "
+            "capture for the student.",
+        )
+    options: dict[str, Any] = {"retain_graph": True, "allow_unused": True}
+    if any(g is not None for g in torch.autograd.grad(result, [*teacher.parameters()], **options)):
+        raise Misconception(
+            "the gradient reaches the teacher", "Run the teacher inside torch.no_grad()."
+        )
+    each = torch.autograd.grad(result, [*student.parameters()], materialize_grads=True, **options)
+    return result, torch.cat([g.flatten() for g in each])
+
+
+@exercise(
+    look="Teacher without gradients, student with them, then the two losses and their weights.",
+    draws=_models,
+    read=_with_gradients,
+    seconds=20.0,
+    slips={
+        "alpha weights the attention": Slip(
+            partial(_stage_one, weights=lambda a: (1 - a, a)), "alpha belongs to the soft targets."
+        ),
+        "the two terms are added without weights": Slip(
+            partial(_stage_one, weights=lambda a: (1, 1)), "Use alpha and 1 - alpha."
+        ),
+        "the attention term is missing": Slip(
+            partial(_stage_one, weights=lambda a: (a, 0)), "Add (1 - alpha) times attention_loss."
+        ),
+        "the soft targets are missing": Slip(
+            partial(_stage_one, weights=lambda a: (0, 1 - a)), "Add alpha times soft_target_loss."
+        ),
+        "the temperature is left at 1": Slip(
+            partial(_stage_one, temperature=lambda T: 1.0), "Pass T to soft_target_loss."
+        ),
+        "the student's layers meet the teacher's first ones": Slip(
+            partial(_stage_one, layers=lambda m: [0, 1]),
+            "Student layer i learns from teacher layer matches[i].",
+        ),
+        "the teacher's layers are sorted, and lose their partners": Slip(
+            partial(_stage_one, layers=lambda m: sorted(m.values())),
+            "Take them in the order of matches: [theirs[j] for j in matches.values()].",
+        ),
+        "teacher and student are swapped in the soft targets": Slip(
+            partial(_stage_one, swapped=True), "The student's logits come first."
+        ),
+        "the soft targets count pieces in plain sight": Slip(
+            partial(_stage_one, everywhere=True), "Only where the labels are not -100."
+        ),
+        "the attention term counts padding": Slip(
+            partial(_stage_one, padding=True), "Pass batch['attention_mask'] to attention_loss."
+        ),
+        "the attention term is the MSE": Slip(
+            partial(_stage_one, kind="mse"), "Leave attention_loss at its row-wise KL."
+        ),
+    },
+)
+def stage_one_loss(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    batch: Mapping[str, Tensor],
+    matches: Mapping[int, int],
+    T: float,
+    alpha: float,
+) -> Tensor:
+    """Scalar: alpha * soft targets at the hidden pieces + (1 - alpha) * row-wise attention KL."""
+    return _stage_one(student, teacher, batch, matches, T, alpha)
+
+
+class _Line:
+    """``loss_of(batch)``: the mean squared error of one weight over the hidden pieces."""
+
+    def __init__(self, source: torch.Generator) -> None:
+        self.start, self.left = normal(source, 3, scale=1.0), normal(source, 3)
+        self.weight = self.start.clone().requires_grad_()
+        self.again()
+
+    def again(self) -> None:
+        self.weight.data, self.weight.grad = self.start.clone(), self.left.clone()
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return ((batch["x"] @ self.weight - 1) ** 2)[batch["labels"] != IGNORE].mean()
+
+
+def _batches(source: torch.Generator) -> Draws:
+    draws = []
+    for count in (2, 4, 3):
+        batches = []
+        for i in range(count):
+            labels = _labels(source, 2 + i % 2, 5 + i, 9)
+            labels[0, : i + 2] = 0  # piece 0 is a piece; how many holes there are differs
+            mask = torch.ones_like(labels)
+            x = normal(source, *labels.shape, 3, scale=1.0)
+            batches.append({"x": x, "labels": labels, "attention_mask": mask})
+        line = _Line(source)
+        draws.append((line, batches, torch.optim.SGD([line.weight], lr=0.1)))
+    return draws
+
+
+def _after(result: Any, line: _Line, batches: Any, optimiser: Any) -> tuple[Tensor, Tensor]:
+    weight = line.weight.detach().clone()
+    line.again()
+    if not is_number(result):
+        shape = f" of shape {tuple(result.shape)}" if isinstance(result, Tensor) else ""
+        raise Misconception(
+            f"your function returned a {type(result).__name__}{shape}, but a number is wanted",
+            "Return the mean loss over all hidden pieces of the step, a float.",
+        )
+    return value_of(result), weight
+
+
+def _accumulate(
+    loss_of: Answer,
+    batches: list[Mapping[str, Tensor]],
+    optimiser: torch.optim.Optimizer,
+    *,
+    count: Callable[[Mapping[str, Tensor]], Any] = lambda b: (b["labels"] != IGNORE).sum().item(),
+    total: Callable[[list[Any]], Any] = sum,
+    zero: bool = True,
+    steps: str = "one",
+    reported: bool = True,
+) -> float:
+    """The step with some parts replaced by slips."""
+    counts = [count(batch) for batch in batches]
+    if zero:
+        optimiser.zero_grad()
+    mean, plain = 0.0, 0.0
+    for batch, n in zip(batches, counts, strict=True):
+        if zero and steps == "last":
+            optimiser.zero_grad()
+        raw = loss_of(batch)
+        loss = raw * n / total(counts)
+        loss.backward()
+        mean, plain = mean + loss.item(), plain + raw.item() / len(batches)
+        if steps == "each":
+            optimiser.step()
+            optimiser.zero_grad()
+    if steps in ("one", "last"):
+        optimiser.step()
+    return mean if reported else plain
+
+
+@exercise(
+    look="One backward for each batch, weighted by its hidden pieces; one update at the end.",
+    draws=_batches,
+    read=_after,
+    slips={
+        "this is a mean of means: a piece in a batch with few holes counts more": Slip(
+            partial(_accumulate, count=lambda batch: 1), "Weigh each batch by its hidden pieces."
+        ),
+        "the gradients are added up, not averaged": Slip(
+            partial(_accumulate, count=lambda batch: 1, total=lambda counts: 1),
+            "Multiply each loss by the batch's share of the hidden pieces.",
+        ),
+        "each loss is multiplied by its count, but not divided by the sum": Slip(
+            partial(_accumulate, total=lambda counts: 1), "Divide by the step's hidden pieces."
+        ),
+        "the batches are weighed by all their pieces, not by the hidden ones": Slip(
+            partial(_accumulate, count=lambda batch: batch["labels"].numel()),
+            "Count where the labels are not -100.",
+        ),
+        "piece 0 is not counted": Slip(
+            partial(_accumulate, count=lambda batch: (batch["labels"] > 0).sum().item()),
+            "Only -100 means that there is no label.",
+        ),
+        "the batches are weighed by their texts": Slip(
+            partial(_accumulate, count=lambda batch: len(batch["labels"])),
+            "Count the hidden pieces: where the labels are not -100.",
+        ),
+        "the gradients of the step before are still in this one": Slip(
+            partial(_accumulate, zero=False), "Call optimiser.zero_grad() once, before the loop."
+        ),
+        "there is an update after each batch": Slip(
+            partial(_accumulate, steps="each"), "Call optimiser.step() once, after the loop."
+        ),
+        "only the last batch is in the update": Slip(
+            partial(_accumulate, steps="last"), "Call zero_grad() once, before the loop."
+        ),
+        "the weights did not move": Slip(
+            partial(_accumulate, steps="none"), "Call optimiser.step() after the loop."
+        ),
+        "the update is right, but the number returned is a mean of means": Slip(
+            partial(_accumulate, reported=False), "Add up the weighted losses."
+        ),
+    },
+)
+def accumulated_step(
+    loss_of: Answer, batches: list[Mapping[str, Tensor]], optimiser: torch.optim.Optimizer
+) -> float:
+    """One update from several batches, as if they were one; the mean loss over its hidden pieces.
+
+    ``loss_of(batch)`` is the mean over the hidden pieces of one batch.
+    """
+    return _accumulate(loss_of, batches, optimiser)
+
+
+def _count(
+    pieces: Tensor,
+    labels: Tensor,
+    vocabulary: int,
+    *,
+    more: float = 1.0,
+    keep: Callable[[Tensor], Tensor] = lambda labels: labels[labels != IGNORE],
+    by: Callable[[Tensor], Tensor] = torch.mean,
+    log: Callable[[Tensor], Tensor] = torch.log,
+    size: Callable[[Tensor, int], Any] = lambda counts, n: counts.sum(),
+) -> Tensor:
+    """The floor with some parts replaced by slips."""
+    counts = torch.bincount(pieces, minlength=vocabulary) + more
+    return by(-log(counts / size(counts, len(pieces)))[keep(labels)])
+
+
+@exercise(
+    look="Frequencies from the training pieces, then their mean surprise at the hidden ones.",
+    draws=lambda source: [
+        (
+            torch.cat([torch.randint(used, (n,), generator=source), torch.zeros(9).long()]),
+            _labels(source, b, length, size),
+            size,
+        )
+        for n, used, b, length, size in ((60, 7, 3, 9, 12), (200, 20, 2, 14, 20))
+    ],
+    slips={
+        "the mean runs over the training pieces": Slip(
+            lambda pieces, labels, n: _count(pieces, pieces, n),
+            "Measure at the hidden pieces of labels: held-out text.",
+        ),
+        "the frequencies come from the labels": Slip(
+            lambda pieces, labels, n: _count(labels[labels != IGNORE], labels, n),
+            "That peeks: count the training pieces.",
+        ),
+        "a piece starts at less than one": Slip(partial(_count, more=0.5), "Add 1 to each count."),
+        "the counts are divided by the number of pieces without the added ones": Slip(
+            partial(_count, size=lambda counts, n: n),
+            "Divide by the sum of the counts: add 1 first.",
+        ),
+        "piece 0 is left out": Slip(
+            partial(_count, keep=lambda labels: labels[labels > 0]), "Only -100 means: no label."
+        ),
+        "positions without a label count as piece 0": Slip(
+            partial(_count, keep=lambda labels: labels.clamp_min(0)), "Leave out labels of -100."
+        ),
+        "the losses are summed, not averaged": Slip(
+            partial(_count, by=torch.sum), "Take the mean."
+        ),
+        "this is the perplexity": Slip(
+            lambda *draw: _count(*draw).exp(), "Stop at the mean, in nats."
+        ),
+        "the sign is wrong": Slip(lambda *draw: -_count(*draw), "A loss is minus the logarithm."),
+        "the logarithms are to base 2": Slip(partial(_count, log=torch.log2), "Use torch.log."),
+        "this is the entropy of the frequencies": Slip(
+            lambda pieces, labels, n: torch.special.entr(
+                (c := torch.bincount(pieces, minlength=n) + 1.0) / c.sum()
+            ).sum(),
+            "Look up the frequency of each hidden piece, then take the mean.",
+        ),
+    },
+)
+def counting_floor(pieces: Tensor, labels: Tensor, vocabulary: int) -> Tensor:
+    """Scalar, nats: the loss at ``labels`` (B, L) of a model that knows only how frequent each
+    piece is among ``pieces`` (n,); every count starts at 1."""
+    return _count(pieces, labels, vocabulary)
+
+
+def _top(
+    logits: Tensor,
+    k: int,
+    T: float,
+    *,
+    heat: Callable[[float], float] = lambda T: T,
+    of_top: Callable[[Tensor], Tensor] = lambda top: top,
+    of_tail: Callable[[Tensor], Tensor] = torch.log,
+    renormalised: bool = False,
+    least: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is kept, with some parts replaced by slips."""
+    log_p = (logits / heat(T)).log_softmax(-1)
+    top, pieces = log_p.topk(k, dim=-1, largest=not least)
+    tail = of_tail(1 - top.exp().sum(-1))
+    return pieces, of_top(top.log_softmax(-1) if renormalised else top), tail
+
+
+def _three(result: Any, logits: Tensor, k: int, T: float) -> tuple[Tensor, ...]:
+    """Pieces in ascending order, with their numbers beside them; and the tail."""
+    if not isinstance(result, tuple | list) or len(result) != 3:
+        kind = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else ""
+        raise Misconception(
+            f"your function returned {kind or 'a ' + type(result).__name__}, but three tensors are "
+            "wanted",
+            "Return pieces, their log-probabilities, and the logarithm of the tail.",
+        )
+    pieces, top, tail = map(torch.as_tensor, result)
+    n = len(logits)
+    if pieces.shape != (n, k) or top.shape != (n, k) or tail.numel() != n:
+        raise Misconception(
+            f"your tensors have the shapes {[tuple(x.shape) for x in (pieces, top, tail)]}",
+            "(M, k), (M, k) and (M,) are wanted: topk along the last axis.",
+        )
+    order = pieces.argsort(-1)
+    return pieces.gather(-1, order), top.gather(-1, order), tail.reshape(n)
+
+
+@exercise(
+    look="Log-softmax at the temperature, topk, and what is left of 1.",
+    draws=lambda source: [
+        (normal(source, m, v, scale=1.5), k, uniform(source, *ends))
+        for m, v, k, ends in ((4, 30, 5, (1.5, 3.0)), (6, 20, 3, (0.8, 0.95)))
+    ],
+    read=_three,
+    slips={
+        "the temperature is missing": Slip(
+            partial(_top, heat=lambda T: 1.0), "Divide logits by T."
+        ),
+        "the logits are multiplied by the temperature": Slip(
+            partial(_top, heat=lambda T: 1 / T), "Divide logits by T."
+        ),
+        "these are probabilities, and logarithms are wanted": Slip(
+            partial(_top, of_top=torch.exp), "Keep log p: .log_softmax(-1)."
+        ),
+        "the tail is a probability, and its logarithm is wanted": Slip(
+            partial(_top, of_tail=lambda tail: tail), "Finish with .log()."
+        ),
+        "the tail is empty": Slip(
+            partial(_top, of_tail=lambda tail: torch.zeros_like(tail)),
+            "1 minus what the top holds.",
+        ),
+        "the tail is the mass of the top": Slip(
+            partial(_top, of_tail=lambda tail: (1 - tail).log()), "It is what the top leaves of 1."
+        ),
+        "the top is divided by its sum, as if there were no tail": Slip(
+            partial(_top, renormalised=True), "Keep the probabilities among all pieces."
+        ),
+        "these are the unlikeliest pieces": Slip(partial(_top, least=True), "topk: the largest."),
+        "these are logits, not log-probabilities": Slip(
+            lambda logits, k, T: (
+                _top(logits, k, T)[0],
+                (logits / T).topk(k).values,
+                _top(logits, k, T)[2],
+            ),
+            "Take the log-softmax over all pieces first.",
+        ),
+    },
+)
+def top_and_tail(logits: Tensor, k: int, T: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of logits (M, V) at temperature T: the k likeliest pieces (M, k), their log p (M, k), and the
+    logarithm (M,) of the mass of all others."""
+    return _top(logits, k, T)

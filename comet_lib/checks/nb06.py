@@ -4,31 +4,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comet_lib import losses
-from comet_lib.checks.draws import normal, probabilities, uniform
+from comet_lib.checks.draws import generator, normal, probabilities, uniform
 from comet_lib.checks.framework import (
     Answer,
     Draws,
     Misconception,
     Slip,
+    array_of,
     check_gradients,
     exercise,
+    is_number,
     refuse_infinity,
     refuse_nan,
     value_of,
 )
 
 
+def _table(result: Any, *draw: Any) -> Tensor:
+    """Probabilities as a tensor; an array or a list of rows will do."""
+    if isinstance(result, Tensor):
+        return result
+    try:
+        return torch.tensor(array_of(result, "a table (N, C)").astype(float))
+    except ValueError:
+        raise Misconception(
+            "your function returned parts of different lengths, but one table is wanted",
+            "Make the table first, and write every part into it.",
+        ) from None
+
+
 def _folds(source: torch.Generator) -> Draws:
     draws = []
-    for sizes, in_order in (((3, 4, 4), True), ((5, 2, 6, 3), True), ((4, 4, 5), False)):
+    for sizes, in_order in (((3, 4, 4), True), ((5, 2, 6, 1), True), ((4, 4, 5), False)):
         order = torch.arange(0)
         while torch.equal(order.argsort(), order):  # a few orders are their own inverse
             rows = torch.randperm(sum(sizes), generator=source).split(list(sizes))
@@ -62,6 +81,7 @@ def _every_row_is_filled(answer: Answer, draws: Draws) -> None:
 @exercise(
     look="Create a table of zeros, one row per tweet; for each fold write out[rows] = part.",
     draws=_folds,
+    read=_table,
     slips={
         "the targets are in the order of the folds": Slip(
             lambda rows, parts: torch.cat(parts),
@@ -73,6 +93,10 @@ def _every_row_is_filled(answer: Answer, draws: Draws) -> None:
         ),
         "each fold is written from row 0 on, over the one before": Slip(
             _from_row_zero, "Write fold k at the places rows[k], not at its first rows."
+        ),
+        "the folds' rows are sorted, but their parts are not": Slip(
+            lambda rows, parts: fold_targets.reference([r.sort().values for r in rows], parts),
+            "Row i of a part belongs to rows[k][i], in the order in which they come.",
         ),
     },
     otherwise=_every_row_is_filled,
@@ -89,6 +113,73 @@ def fold_targets(rows: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
     return out
 
 
+def _crossed(source: torch.Generator) -> Draws:
+    """Folds, and a ``fit`` whose answers tell which rows it was fitted on."""
+    draws: list[tuple[Any, ...]] = []
+    for folds, _ in _folds(source):
+        texts = normal(source, sum(map(len, folds)), 3, scale=1.5)
+
+        def fit(rows: Any, texts: Tensor = texts) -> Callable[[Any], Tensor]:
+            lesson = texts[torch.as_tensor(rows)].sum(0)
+            return lambda asked: (texts[torch.as_tensor(asked)] + lesson).softmax(-1)
+
+        draws.append((folds, fit))
+    return draws
+
+
+def _cross(
+    folds: Sequence[Tensor],
+    fit: Answer,
+    pick: Callable[[int, Sequence[Tensor]], Sequence[Tensor]],
+) -> Tensor:
+    """Fold k is answered by a model fitted on the folds that ``pick`` gives."""
+    parts = [fit(torch.cat(list(pick(k, folds))))(fold) for k, fold in enumerate(folds)]
+    return fold_targets.reference(folds, parts)
+
+
+def _other_folds(k: int, folds: Sequence[Tensor]) -> list[Tensor]:
+    return [fold for j, fold in enumerate(folds) if j != k]
+
+
+@exercise(
+    look="For each fold: fit on the rows of all the others, ask about its own; then fold_targets.",
+    draws=_crossed,
+    read=_table,
+    slips={
+        "every model was fitted on all rows, so it has seen what it is asked about": Slip(
+            partial(_cross, pick=lambda k, folds: folds), "Leave out fold k before you fit."
+        ),
+        "each model is asked about the very fold that it was fitted on": Slip(
+            partial(_cross, pick=lambda k, folds: [folds[k]]), "Fit on the others, ask about k."
+        ),
+        "one model answers for every fold, and it was fitted on most of them": Slip(
+            partial(_cross, pick=lambda k, folds: _other_folds(0, folds)), "Fit anew in the loop."
+        ),
+        "each model is fitted on only one other fold": Slip(
+            partial(_cross, pick=lambda k, folds: [folds[k - 1]]), "Join all the others: torch.cat."
+        ),
+        "each model is fitted only on the folds before or after its own": Slip(
+            partial(_cross, pick=lambda k, folds: folds[:k] or folds[1:]),
+            "Fold k learns from those on both sides.",
+        ),
+        "the targets are in the order of the folds, not of the tweets": Slip(
+            lambda folds, fit: torch.cat(
+                [fit(torch.cat(_other_folds(k, folds)))(fold) for k, fold in enumerate(folds)]
+            ),
+            "Use your fold_targets.",
+        ),
+    },
+    otherwise=_every_row_is_filled,
+)
+def out_of_fold(folds: Sequence[Tensor], fit: Callable[[Tensor], Answer]) -> Tensor:
+    """(N, C) targets in row order, each from a model that never saw the row.
+
+    ``folds`` are K index tensors that together hold 0 .. N-1 once; ``fit(rows)`` fits a model on
+    those rows, and returns ``ask``; ``ask(rows)`` gives (len(rows), C) probabilities.
+    """
+    return _cross(folds, fit, _other_folds)
+
+
 def _one_hot(probs: Tensor) -> Tensor:
     return F.one_hot(probs.argmax(-1), probs.shape[-1]).to(probs.dtype)
 
@@ -103,7 +194,19 @@ def _geometric(first: Tensor, second: Tensor, weight: float) -> Tensor:
         (probabilities(source, rows, 3), probabilities(source, rows, 3), uniform(source, *ends))
         for rows, ends in ((6, (0.1, 0.3)), (5, (0.6, 0.9)), (7, (0.2, 0.4)))
     ],
+    edge_case="with a share of 0 or 1, or a teacher that is certain",
+    edges=lambda source: [
+        (_one_hot(probabilities(source, 4, 3)), probabilities(source, 4, 3), share)
+        for share in (0.0, 0.02, 0.4, 1.0)
+    ],
+    read=_table,
     slips={
+        "the second teacher is left out": Slip(
+            lambda a, b, w: a, "Add its share, weight * second."
+        ),
+        "the weight is kept away from 0 and 1": Slip(
+            lambda a, b, w: a + min(max(w, 0.05), 0.95) * (b - a), "Take the weight as it comes."
+        ),
         "the two teachers are swapped": Slip(
             lambda a, b, w: w * a + (1 - w) * b, "With weight 0 only the first teacher counts."
         ),
@@ -139,6 +242,66 @@ def mix_targets(first: Tensor, second: Tensor, weight: float) -> Tensor:
     return (1 - weight) * first + weight * second
 
 
+def _priors(source: torch.Generator) -> Draws:
+    shares = [probabilities(source, 3) for _ in range(3)]
+    powers = (uniform(source, 0.2, 0.4), uniform(source, 0.6, 0.8), 1.5)
+    return [(probabilities(source, 5, 3), f, p) for f, p in zip(shares, powers, strict=True)]
+
+
+def _less(
+    probabilities: Tensor,
+    frequency: Tensor,
+    power: float,
+    *,
+    by: Callable[[Tensor, float], Tensor] = lambda f, power: f**power,
+    scale: Callable[[Tensor], Tensor] = lambda out: out / out.sum(1, keepdim=True),
+) -> Tensor:
+    """The targets, with one common slip."""
+    return scale(probabilities / by(frequency, power))
+
+
+@exercise(
+    look="Divide each column by its label's frequency ** power, then each row by its sum.",
+    draws=_priors,
+    edge_case="with a power of 0 or 1, or where the teacher is certain",
+    edges=lambda source: [
+        (torch.cat([probabilities(source, 1, 3), torch.eye(3)]), probabilities(source, 3), power)
+        for power in (0.0, 0.5, 1.0)
+    ],
+    read=_table,
+    slips={
+        "the rows no longer sum to 1": Slip(
+            partial(_less, scale=lambda out: out), "Divide each row by its sum."
+        ),
+        "frequent labels gain, where they should lose": Slip(
+            partial(_less, by=lambda f, power: f**-power), "Divide by the frequency."
+        ),
+        "the power is ignored: each label is divided by its whole frequency": Slip(
+            partial(_less, by=lambda f, power: f), "Raise the frequency to the power first."
+        ),
+        "the power is ignored: this is the square root": Slip(
+            partial(_less, by=lambda f, power: f**0.5), "Use `power`."
+        ),
+        "the columns were made to sum to 1, not the rows": Slip(
+            partial(_less, scale=lambda out: out / out.sum(0)), "One tweet is one row: sum(1)."
+        ),
+        "the whole table was divided by one number": Slip(
+            partial(_less, scale=lambda out: out / out.sum()), "Each row has a sum of its own."
+        ),
+        "a softmax is taken of the quotients": Slip(
+            partial(_less, scale=lambda out: out.softmax(1)), "Divide each row by its sum."
+        ),
+    },
+)
+def less_prior(probabilities: Tensor, frequency: Tensor, power: float) -> Tensor:
+    """(N, C) targets q_c / frequency_c ** power, each row scaled back to sum to 1.
+
+    ``frequency`` (C,) is the share of each label in the language (Menon et al. 2021,
+    arXiv 2007.07314).
+    """
+    return _less(probabilities, frequency, power)
+
+
 def _mixed(
     logits: Tensor,
     labels: Tensor,
@@ -155,12 +318,16 @@ def _mixed(
     """The loss with some parts replaced by common slips; with none, the right value."""
     known = labels != -100
     log_p, q = torch.log_softmax(logits, -1), teacher_probs
-    if soft_kind == "swapped":
+    if soft_kind == "softmax":
+        q = q.softmax(-1)
+    if soft_kind == "no log":
+        each = (torch.xlogy(q, q) - q * logits).sum(-1)
+    elif soft_kind == "swapped":
         each = (log_p.exp() * (log_p - q.log())).sum(-1)
     else:
-        each = ((q.log() if soft_kind == "KL" else 0) - log_p).mul(q).sum(-1)
+        each = ((0 if soft_kind == "cross-entropy" else q.log()) - log_p).mul(q).sum(-1)
     rows = {"all": torch.ones_like(known), "labelled": known, "unlabelled": ~known}[soft_rows]
-    soft = each[rows].sum() / {"rows": int(rows.sum()), "entries": q.numel()}[soft_count]
+    soft = each[rows].sum() / {"rows": int(rows.sum()), "entries": q.numel(), "one": 1}[soft_count]
     guess = {
         "labelled": labels,
         "as class 0": labels.clamp_min(0),
@@ -175,7 +342,8 @@ def _mixed(
 
 def _mixed_draws(source: torch.Generator, labelled: bool = True) -> Draws:
     draws = []
-    for known, unknown, ends in ((3, 4, (0.1, 0.3)), (2, 6, (0.6, 0.9)), (5, 2, (0.3, 0.45))):
+    sizes = ((3, 4, (0.1, 0.3)), (2, 6, (0.6, 0.9)), (5, 2, (0.3, 0.45)), (2, 3, (0, 0)))
+    for known, unknown, ends in (*sizes, (3, 2, (1, 1))):
         rows = known + unknown
         labels = torch.randint(1, 3, (rows,), generator=source)  # label 0 is a slip's stand-in
         labels[torch.randperm(rows, generator=source)[: unknown if labelled else rows]] = -100
@@ -244,6 +412,15 @@ def _certain_teacher_and_gradient(answer: Answer, draws: Draws) -> None:
         "the two losses are added without alpha": Slip(
             partial(_mixed, shares=lambda alpha: (1, 1)), "alpha * soft + (1 - alpha) * hard."
         ),
+        "alpha is ignored: both losses count by a half": Slip(
+            partial(_mixed, shares=lambda alpha: (0.5, 0.5)), "alpha * soft + (1 - alpha) * hard."
+        ),
+        "alpha is kept away from 0 and 1": Slip(
+            partial(
+                _mixed, shares=lambda a: (min(max(a, 0.05), 0.95), 1 - min(max(a, 0.05), 0.95))
+            ),
+            "Take alpha as it comes: 0 means labels only, 1 means soft targets only.",
+        ),
         "the hard loss has weight 1": Slip(
             partial(_mixed, shares=lambda alpha: (alpha, 1)), "alpha * soft + (1 - alpha) * hard."
         ),
@@ -266,6 +443,15 @@ def _certain_teacher_and_gradient(answer: Answer, draws: Draws) -> None:
         "the two sides of the KL divergence are swapped": Slip(
             partial(_mixed, soft_kind="swapped"), "The weights are the teacher's probabilities."
         ),
+        "the soft loss is summed over the rows, not averaged": Slip(
+            partial(_mixed, soft_count="one"), "reduction='batchmean' divides by the rows."
+        ),
+        "the student's logits are taken for log-probabilities": Slip(
+            partial(_mixed, soft_kind="no log"), "F.kl_div wants F.log_softmax(logits, -1)."
+        ),
+        "a softmax is taken of the teacher's probabilities": Slip(
+            partial(_mixed, soft_kind="softmax"), "They sum to 1 already."
+        ),
         "the soft loss is averaged over the classes too (reduction='mean')": Slip(
             partial(_mixed, soft_count="entries"),
             "A KL is a sum over classes: average over the rows only (reduction='batchmean').",
@@ -286,3 +472,321 @@ def mixed_loss(logits: Tensor, labels: Tensor, teacher_probs: Tensor, alpha: flo
     hard = F.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0
     soft = losses.soft_target_loss_from_probs(logits, teacher_probs)
     return losses.hybrid_loss(soft, hard, alpha)
+
+
+class _Toy(nn.Module):
+    """A student of a few weights that notes in which mode it was asked."""
+
+    def __init__(self, source: torch.Generator) -> None:
+        super().__init__()
+        self.words = nn.Embedding.from_pretrained(normal(source, 9, 4), freeze=False)
+        self.head = nn.Linear(4, 3)
+        self.head.weight.data, self.head.bias.data = normal(source, 3, 4), normal(source, 3)
+        self.modes: list[bool] = []
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> SimpleNamespace:
+        self.modes.append(self.training)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mean = (self.words(input_ids) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return SimpleNamespace(logits=self.head(mean))
+
+
+def _batches(source: torch.Generator) -> list[dict[str, Tensor]]:
+    found = []
+    for _, labels, probs, _ in _mixed_draws(source)[:3]:
+        ids = torch.randint(0, 9, (len(labels), 5), generator=source)
+        mask = (torch.arange(5) < torch.randint(2, 6, (len(labels), 1), generator=source)).long()
+        found.append(
+            {"input_ids": ids, "attention_mask": mask, "labels": labels, "teacher_probs": probs}
+        )
+    return found
+
+
+def _epoch(
+    student: Any,
+    batches: Iterable[dict[str, Tensor]],
+    alpha: float,
+    optimizer: torch.optim.Optimizer,
+    *,
+    zero: str = "before",
+    step: str = "each",
+    mask: bool = True,
+    share: Callable[[float], float] = lambda alpha: alpha,
+    only: int | None = None,
+) -> float:
+    """One pass, with one common slip."""
+    found: list[float] = []
+    student.train()
+    for batch in islice(batches, only):
+        seen = batch["attention_mask"] if mask else None
+        logits = student(input_ids=batch["input_ids"], attention_mask=seen).logits
+        loss = mixed_loss.reference(logits, batch["labels"], batch["teacher_probs"], share(alpha))
+        if zero == "before":
+            optimizer.zero_grad()
+        loss.backward()
+        if zero == "between":
+            optimizer.zero_grad()
+        if step == "each":
+            optimizer.step()
+        found.append(loss.item())
+    if step == "last":
+        optimizer.step()
+    return sum(found) / len(found)
+
+
+_EPOCH_SLIPS = {
+    "the gradients of one batch are added to those of the next": (
+        partial(_epoch, zero="never"),
+        "Call optimizer.zero_grad() once a batch, before backward.",
+    ),
+    "nothing was learned: the weights did not change": (
+        partial(_epoch, step="never"),
+        "zero_grad, then backward, then step, in this order, in every batch.",
+    ),
+    "the weights move only once, after the last batch": (
+        partial(_epoch, step="last"),
+        "optimizer.step() belongs into the loop.",
+    ),
+    "all gradients are added up, and the weights move once": (
+        partial(_epoch, zero="never", step="last"),
+        "zero_grad and step belong into the loop.",
+    ),
+    "the student reads the padding": (
+        partial(_epoch, mask=False),
+        "Pass the attention_mask with the input_ids.",
+    ),
+    "alpha and 1 - alpha are swapped": (
+        partial(_epoch, share=lambda alpha: 1 - alpha),
+        "mixed_loss takes alpha as it is.",
+    ),
+    "alpha is ignored": (partial(_epoch, share=lambda alpha: 0.5), "Pass alpha on to mixed_loss."),
+    "the soft targets are left out": (partial(_epoch, share=lambda alpha: 0.0), "Pass alpha on."),
+    "the labels are left out": (partial(_epoch, share=lambda alpha: 1.0), "Pass alpha on."),
+    "only the first batch was used": (
+        partial(_epoch, only=1),
+        "The return belongs after the loop, not into it.",
+    ),
+}
+
+
+def _trains(answer: Answer) -> None:
+    source = generator()
+    batches, alpha = _batches(source), uniform(source, 0.2, 0.4)
+    first = _Toy(source).eval()
+
+    def run(function: Answer) -> tuple[Any, Tensor, list[bool]]:
+        student = copy.deepcopy(first)
+        result = function(student, batches, alpha, torch.optim.SGD(student.parameters(), lr=0.3))
+        return result, nn.utils.parameters_to_vector(student.parameters()).detach(), student.modes
+
+    kept = copy.deepcopy(batches)
+    result, weights, modes = run(answer)
+    if any(old.keys() != new.keys() for old, new in zip(kept, batches, strict=True)):
+        raise Misconception(
+            "your function took entries out of the batches, so a second epoch would fail",
+            "Read them with batch[...], not with batch.pop(...).",
+        )
+    if not is_number(result):
+        raise Misconception(
+            f"your function returned a {type(result).__name__}, but one number is wanted",
+            "Return the mean of the batches' losses.",
+        )
+    wanted, right, _ = run(_epoch)
+    if not torch.allclose(weights, right, rtol=1e-3, atol=1e-5):
+        for message, (slip, look) in _EPOCH_SLIPS.items():
+            if torch.allclose(weights, run(slip)[1], rtol=1e-3, atol=1e-5):
+                raise Misconception(message, look)
+        raise Misconception("after one epoch the student's weights are not the right ones")
+    if not all(modes):
+        raise Misconception(
+            "the student was trained in eval mode, without its dropout",
+            "Begin with student.train(): whoever scored it last has left it in eval mode.",
+        )
+    if isinstance(result, Tensor) and result.requires_grad:
+        raise Misconception(
+            "the loss that you return keeps the whole graph of the batch in memory",
+            "Collect loss.item().",
+        )
+    if abs(float(result) - wanted) > 1e-4 * max(1, abs(wanted)):
+        total = abs(float(result) - wanted * len(batches)) < 1e-4 * max(1, abs(wanted))
+        raise Misconception(
+            "the weights are right, but the loss is the sum over the batches, not their mean"
+            if total
+            else "the weights are right, but the loss is not the mean of the batches' losses"
+        )
+
+
+@exercise(
+    look="Forward, mixed_loss, zero_grad, backward, step: for each batch, in this order.",
+    verify=_trains,
+)
+def train_epoch(
+    student: Any,
+    batches: Iterable[dict[str, Tensor]],
+    alpha: float,
+    optimizer: torch.optim.Optimizer,
+) -> float:
+    """One pass of training over ``batches``, in training mode; the mean of the batches' losses.
+
+    A batch holds input_ids and attention_mask (B, L), labels (B,) and teacher_probs (B, C).
+    """
+    return _epoch(student, batches, alpha, optimizer)
+
+
+def _keep(
+    student: nn.Module,
+    run_epoch: Callable[[], Any],
+    score: Callable[[], float],
+    epochs: int,
+    patience: int,
+    *,
+    better: Callable[[float, float], bool] = lambda new, old: new > old,
+    stop: Callable[[list[float], int, int], bool] = lambda s, best, n: len(s) - 1 - best >= n,
+) -> list[float]:
+    """Train and keep the best epoch, with one common slip."""
+    scores: list[float] = []
+    best, kept = 0, copy.deepcopy(student.state_dict())
+    for _ in range(epochs):
+        run_epoch()
+        scores.append(score())
+        if len(scores) == 1 or better(scores[-1], scores[best]):
+            best, kept = len(scores) - 1, copy.deepcopy(student.state_dict())
+        elif stop(scores, best, patience):
+            break
+    student.load_state_dict(kept)
+    return scores
+
+
+_FIT_SLIPS = {
+    "training never stops early": (
+        partial(_keep, stop=lambda s, best, n: False),
+        "Stop after `patience` epochs without a gain.",
+    ),
+    "training stops at the first epoch without a gain": (
+        partial(_keep, stop=lambda s, best, n: True),
+        "Wait for `patience` of them in a row.",
+    ),
+    "training stops one epoch too late": (
+        partial(_keep, stop=lambda s, best, n: len(s) - 1 - best > n),
+        "With patience 1 it stops at the first epoch without a gain.",
+    ),
+    "training stops one epoch too early": (
+        partial(_keep, stop=lambda s, best, n: len(s) - best >= n),
+        "With patience 1 it stops at the first epoch without a gain.",
+    ),
+    "all epochs without a gain are counted, though a better one came between": (
+        partial(
+            _keep,
+            stop=lambda s, best, n: sum(new <= max(s[:i]) for i, new in enumerate(s) if i) >= n,
+        ),
+        "Start the count again after each better epoch.",
+    ),
+    "each epoch is compared with the one before, not with the best": (
+        partial(
+            _keep,
+            stop=lambda s, best, n: len(s) > n and all(s[-i] <= s[-i - 1] for i in range(1, n + 1)),
+        ),
+        "A score that recovers is still no gain until it beats the best so far.",
+    ),
+    "the epoch with the lowest score is kept": (
+        partial(_keep, better=lambda new, old: new < old),
+        "A score is not a loss: more is better.",
+    ),
+    "of two equal epochs the later one is kept": (
+        partial(_keep, better=lambda new, old: new >= old),
+        "Only a better score counts as a gain: >, not >=.",
+    ),
+}
+#: Dev scores by epoch, and a patience, on which each slip does something else.
+_RUNS = (
+    ((3, 5, 4, 6, 5, 5.5, 4, 7), 2),
+    ((3, 5, 4, 6, 5, 6, 5, 7), 3),
+    ((5, 4, 3, 6, 7, 8), 1),
+    ((2, 4, 3, 3.5, 3, 5, 4, 4, 4), 3),
+    ((1, 2, 3), 2),
+)
+
+
+def _fits(answer: Answer) -> None:
+    source = generator()
+    shift = uniform(source, 40, 60)
+    tables = [([shift + x for x in scores], patience) for scores, patience in _RUNS]
+
+    def run(function: Answer, scores: Sequence[float], patience: int) -> tuple[Any, int, int, bool]:
+        """What is returned, the epochs run, the epoch whose weights are left, any loading."""
+        student, ran, loaded = nn.Linear(1, 1), [0], [False]
+        student.weight.data.zero_()
+
+        def load(*arguments: Any, **more: Any) -> Any:
+            loaded[0] = True
+            return nn.Module.load_state_dict(student, *arguments, **more)
+
+        def run_epoch() -> float:
+            if ran[0] == len(scores):
+                raise Misconception("your function runs more epochs than `epochs`")
+            ran[0] += 1
+            student.weight.data.add_(1)  # in place, as an optimizer does
+            return 1 / ran[0]
+
+        def score() -> float:
+            if not ran[0]:
+                raise Misconception("the student is scored before its first epoch")
+            return scores[round(student.weight.item()) - 1]
+
+        student.load_state_dict = load  # type: ignore[method-assign]
+        result = function(student, run_epoch, score, len(scores), patience)
+        values = array_of(result, "the list of all scores")
+        if values.ndim != 1:
+            raise Misconception(
+                f"your function returned shape {values.shape}, not a list of scores"
+            )
+        return values.tolist(), ran[0], round(student.weight.item()), loaded[0]
+
+    got = [run(answer, *table) for table in tables]
+    right = [run(_keep, *table) for table in tables]
+    if any(g[1:3] != r[1:3] for g, r in zip(got, right, strict=True)):
+        for message, (slip, look) in _FIT_SLIPS.items():
+            if all(g[1:3] == run(slip, *t)[1:3] for g, t in zip(got, tables, strict=True)):
+                raise Misconception(message, look)
+        if all(ran == left for _, ran, left, _ in got):
+            copied = all(loaded for *_, loaded in got)
+            raise Misconception(
+                "the weights that you kept have moved on: they are the last epoch's"
+                if copied
+                else "the student is left with the weights of its last epoch, not of its best",
+                "state_dict() hands out the weights themselves, which training goes on changing. "
+                "Keep copy.deepcopy(student.state_dict())."
+                if copied
+                else "Keep a copy of the best ones, and load_state_dict it at the end.",
+            )
+        at = next(i for i, (g, r) in enumerate(zip(got, right, strict=True)) if g[1:3] != r[1:3])
+        raise Misconception(
+            f"with the scores {[round(x - shift, 1) for x in tables[at][0]]} and patience "
+            f"{tables[at][1]} your function runs {got[at][1]} epochs and keeps number {got[at][2]}"
+        )
+    for (result, *_), (scores, *_) in zip(got, right, strict=True):
+        if result != scores:
+            raise Misconception(
+                "the right epoch is kept, but what you return is not the list of all scores",
+                "Return one score for each epoch that was run.",
+            )
+
+
+@exercise(
+    look="Run, score, keep a copy of the best, stop after `patience` epochs without a better one.",
+    verify=_fits,
+)
+def fit(
+    student: nn.Module,
+    run_epoch: Callable[[], Any],
+    score: Callable[[], float],
+    epochs: int,
+    patience: int,
+) -> list[float]:
+    """Up to ``epochs`` epochs; the student is left with the weights of the best. All scores.
+
+    ``run_epoch()`` trains the student for one epoch, ``score()`` is its score on dev. Training
+    stops after ``patience`` epochs in a row without a better score; of equal epochs the first
+    counts.
+    """
+    return _keep(student, run_epoch, score, epochs, patience)

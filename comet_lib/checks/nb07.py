@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from comet_lib.checks.draws import generator, numpy_generator, uniform, whole
@@ -25,7 +27,7 @@ from comet_lib.checks.framework import (
     refuse_nan,
     value_of,
 )
-from comet_lib.data import normalise
+from comet_lib.data import cleaned, normalise
 
 CLASSES = 3
 
@@ -132,12 +134,179 @@ def weighted_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
     return _average_f1(labels, predictions)
 
 
+def _tongues(source: torch.Generator) -> Draws:
+    """Languages of other sizes, in which the model is right more or less often."""
+    rng, draws = numpy_generator(source), []
+    for sizes in ((40, 25, 10), (15, 60, 30, 20)):
+        languages = np.repeat(["hau", "ibo", "swa", "yor"][: len(sizes)], sizes)
+        labels = rng.choice(CLASSES, len(languages), p=(0.55, 0.3, 0.15))
+        right = np.repeat(rng.permutation(np.linspace(0.3, 0.9, len(sizes))), sizes)
+        guess = np.where(rng.random(len(labels)) < right, labels, (labels + 1) % CLASSES)
+        order = rng.permutation(len(labels))
+        draws.append((labels[order], guess[order], languages[order]))
+    return draws
+
+
+def _mean_of(
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    languages: np.ndarray,
+    *,
+    score: Answer = _average_f1,
+    by_size: bool = False,
+) -> float:
+    codes, counts = np.unique(languages, return_counts=True)
+    scores = [score(labels[languages == c], predictions[languages == c]) for c in codes]
+    return float(np.average(scores, weights=counts if by_size else None))
+
+
+@exercise(
+    look="weighted_f1 of each language's tweets, then the plain mean of these scores.",
+    draws=_tongues,
+    slips={
+        "all tweets were scored in one heap, whatever their language": Slip(
+            lambda y, g, languages: _average_f1(y, g),
+            "Score each language by itself first: here = languages == code.",
+        ),
+        "a language with more tweets counts for more": Slip(
+            partial(_mean_of, by_size=True), "The plain mean gives each language the same weight."
+        ),
+        "this is the mean of the accuracies": Slip(
+            partial(_mean_of, score=_accuracy), "Score with weighted_f1."
+        ),
+        "this is the mean of the macro F1s": Slip(
+            partial(_mean_of, score=partial(_average_f1, weights="equal")),
+            "Score with weighted_f1.",
+        ),
+        "labels and predictions changed places": Slip(
+            lambda y, g, languages: _mean_of(g, y, languages), "The true labels come first."
+        ),
+    },
+)
+def mean_f1(labels: np.ndarray, predictions: np.ndarray, languages: np.ndarray) -> float:
+    """The plain mean over languages of weighted F1, in percent.
+
+    All (N,); ``languages`` holds the code of each tweet's language.
+    """
+    return _mean_of(labels, predictions, languages)
+
+
+class _Watch:
+    """A clock that only a call moves on, each by another time; the first two calls are slow."""
+
+    def __init__(self, times: np.ndarray) -> None:
+        self.times, self.calls, self.now = times, 0, 100.0
+
+    def clock(self) -> float:
+        return self.now
+
+    def call(self) -> None:
+        if self.calls == len(self.times):
+            raise Misconception(
+                "the model is called more often than warm_up + repeats", "Count the calls."
+            )
+        self.now += self.times[self.calls]
+        self.calls += 1
+
+
+def _timed(
+    call: Answer,
+    warm_up: int,
+    repeats: int,
+    clock: Answer,
+    *,
+    drop: bool = True,
+    warm: bool = True,
+    total: bool = False,
+) -> np.ndarray:
+    """The times of the calls, with one common slip."""
+    moments = [clock()]
+    for _ in range(repeats + (warm_up if warm else 0)):
+        call()
+        moments.append(clock())
+    times = np.diff(moments)[warm_up if drop and warm else 0 :]
+    return np.cumsum(times) if total else times
+
+
+_TIME_SLIPS: dict[str, tuple[Answer, str]] = {
+    "the warm-up calls are in the result": (
+        partial(_timed, drop=False),
+        "Call warm_up times before the clock starts.",
+    ),
+    "there is no warm-up": (
+        partial(_timed, warm=False),
+        "The first calls are slow: make warm_up calls, time no one.",
+    ),
+    "the clock is never set back: each time includes those before it": (
+        partial(_timed, total=True),
+        "Read the clock right before each call, and right after it.",
+    ),
+    "the times are negative": (lambda *a: -_timed(*a), "The end minus the start."),
+    "these are milliseconds": (lambda *a: 1000 * _timed(*a), "The clock counts seconds: leave it."),
+}
+
+
+def _times_calls(answer: Answer) -> None:
+    rng = numpy_generator(generator())
+    cases = [
+        (warm_up, repeats, np.r_[rng.uniform(5, 9, 2), rng.uniform(0.1, 1, warm_up + repeats - 2)])
+        for warm_up, repeats in ((2, 5), (3, 4), (0, 3))
+    ]
+
+    def run(function: Answer, warm_up: int, repeats: int, times: np.ndarray) -> Any:
+        watch = _Watch(times)
+        return function(watch.call, warm_up, repeats, watch.clock), watch.calls
+
+    for case in cases:
+        result, calls = run(answer, *case)
+        if is_number(result):
+            raise Misconception(
+                "there is one number where the time of each call is wanted",
+                "Return all times; the median is taken from them below.",
+            )
+        got = array_of(result, "an array with the time of each call").astype(float)
+        right = run(_timed, *case)[0]
+        if got.shape == right.shape and np.allclose(got, right) and calls == case[0] + case[1]:
+            continue
+        for message, (slip, look) in _TIME_SLIPS.items():
+            wrong = run(slip, *case)[0]
+            if got.shape == wrong.shape and np.allclose(got, wrong):
+                raise Misconception(message, look)
+        if got.shape != right.shape:
+            raise Misconception(
+                f"your function returned shape {got.shape}, but one time for each of the "
+                f"{case[1]} repeats is wanted"
+            )
+        if np.allclose(got, 0):
+            raise Misconception("all times are 0", "call() itself, between the two readings.")
+        if calls != case[0] + case[1]:
+            raise Misconception(
+                f"the model was called {calls} times, where {case[0]} to warm up and {case[1]} to "
+                "time are wanted"
+            )
+        raise Misconception("the times are not those of the calls after the warm-up")
+
+
+@exercise(
+    look="warm_up calls without the clock; then for each repeat: clock, call, clock.",
+    verify=_times_calls,
+)
+def call_times(
+    call: Callable[[], Any], warm_up: int, repeats: int, clock: Callable[[], float]
+) -> np.ndarray:
+    """(repeats,) seconds that each of ``repeats`` calls took, after ``warm_up`` calls untimed.
+
+    ``clock()`` is the time now, in seconds.
+    """
+    return _timed(call, warm_up, repeats, clock)
+
+
 def _skewed(source: torch.Generator) -> Draws:
     """Bootstrap scores to which a normal curve does not fit."""
     rng = numpy_generator(source)
     return [
         (uniform(source, 50, 70) - uniform(source, 2, 5) * rng.exponential(size=size),)
-        for size in (400, 1000, 2000)
+        for size in (1000, 2000, 4000)
     ]
 
 
@@ -154,6 +323,19 @@ def _low_high(result: Any, scores: np.ndarray) -> Tensor:
     return torch.tensor(ends.astype(float))
 
 
+def _percentiles(result: Any, scores: np.ndarray) -> Tensor:
+    """The pair; a percentile by any of the usual definitions counts as the reference's.
+
+    They differ in where they stand between two neighbors of the sorted scores.
+    """
+    ends, inside = _low_high(result, scores), np.sort(scores)
+    at = np.array([0.025, 0.975]) * len(scores)
+    below, above = inside[np.floor(at).astype(int) - 1], inside[np.ceil(at).astype(int)]
+    if ((below - 1e-4 <= ends.numpy()) & (ends.numpy() <= above + 1e-4)).all():
+        return torch.tensor(np.percentile(scores, (2.5, 97.5)))
+    return ends
+
+
 def _normal_interval(scores: np.ndarray, scale: float = 1.0) -> tuple[float, float]:
     middle, width = scores.mean(), 1.96 * scores.std() * scale
     return middle - width, middle + width
@@ -162,7 +344,7 @@ def _normal_interval(scores: np.ndarray, scale: float = 1.0) -> tuple[float, flo
 @exercise(
     look="Cut 2.5 % of the sorted scores off at each end: np.percentile(scores, (2.5, 97.5)).",
     draws=_skewed,
-    read=_low_high,
+    read=_percentiles,
     slips={
         "5 % are cut off at each end, which leaves a 90 % interval": Slip(
             partial(np.percentile, q=(5, 95)), "95 % stay inside, so 2.5 % go at each end."
@@ -274,6 +456,132 @@ def paired_difference(
     return _differences(labels, ours, theirs, rows)
 
 
+def _swaps(source: torch.Generator) -> Draws:
+    """Scores of predictions, and who swaps: no one and everyone too, which give the same size."""
+    rng, draws = numpy_generator(source), []
+    for size, right in ((30, (0.6, 0.5)), (40, (0.5, 0.65)), (25, (0.7, 0.4))):
+        labels = rng.choice(CLASSES, size, p=(0.5, 0.3, 0.2))
+        pair = [_guess(rng, labels, share) for share in right]
+        swaps = rng.random((60, size)) < 0.5
+        swaps[:2] = [[False], [True]]
+        draws.append((partial(_average_f1, labels), *pair, swaps))
+    return draws
+
+
+def _permuted(
+    score: Answer,
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    swaps: np.ndarray,
+    *,
+    one: int = 1,
+    as_large: Callable[[np.ndarray, float], np.ndarray] = lambda d, found: abs(d) >= abs(found),
+    second: bool = True,
+) -> float:
+    """The p-value, with one common slip."""
+    found = score(ours) - score(theirs)
+    moved = [
+        score(np.where(s, theirs, ours)) - score(np.where(s, ours, theirs) if second else theirs)
+        for s in swaps
+    ]
+    return float((as_large(np.array(moved), found).sum() + one) / (len(swaps) + one))
+
+
+@exercise(
+    look="The share of the swaps, and of the real difference itself, that are as large either way.",
+    draws=_swaps,
+    slips={
+        "the answers as they are do not count as one of the draws, so p can be 0": Slip(
+            partial(_permuted, one=0), "(1 + how many are as large) / (1 + the number of draws)."
+        ),
+        "the test is one-sided: a difference as large the other way does not count": Slip(
+            partial(_permuted, as_large=lambda d, found: d >= found), "Compare abs() with abs()."
+        ),
+        "a difference that is exactly as large does not count": Slip(
+            partial(_permuted, as_large=lambda d, found: abs(d) > abs(found)), "Use >=."
+        ),
+        "these are the differences that are smaller": Slip(
+            partial(_permuted, as_large=lambda d, found: abs(d) <= abs(found)),
+            "A small p must mean that chance seldom does as well.",
+        ),
+        "this is the share of draws below zero, which swapping keeps near one half": Slip(
+            partial(_permuted, as_large=lambda d, found: d <= 0),
+            "Compare with the real difference.",
+        ),
+        "only our answers are swapped, theirs stay": Slip(
+            partial(_permuted, second=False), "Where one takes the other's answer, both must."
+        ),
+        "this is in percent": Slip(lambda *draw: 100 * _permuted(*draw), "Return a share, 0 to 1."),
+    },
+    seconds=20.0,
+)
+def permutation_p(
+    score: Callable[[np.ndarray], float], ours: np.ndarray, theirs: np.ndarray, swaps: np.ndarray
+) -> float:
+    """p of the difference score(ours) - score(theirs), if it did not matter whose answer is whose.
+
+    ``ours`` and ``theirs`` (N,) are predictions; where ``swaps`` (draws, N) bool is true, the two
+    models exchange their answers. Two-sided; the answers as they are count as one draw more.
+    """
+    return _permuted(score, ours, theirs, swaps)
+
+
+def _by_seed(source: torch.Generator) -> Draws:
+    rng = numpy_generator(source)
+    return [(rng.normal(uniform(source, -1, 3), 1.0, size=n),) for n in (3, 4, 6)]
+
+
+def _t_interval(
+    differences: np.ndarray,
+    *,
+    quantile: Callable[[int], float] = lambda n: float(stats.t.ppf(0.975, n - 1)),
+    ddof: int = 1,
+    root: bool = True,
+) -> tuple[float, float]:
+    """The interval, with one common slip."""
+    n = len(differences)
+    wide = quantile(n) * np.std(differences, ddof=ddof) / (np.sqrt(n) if root else 1)
+    return float(np.mean(differences) - wide), float(np.mean(differences) + wide)
+
+
+@exercise(
+    look="mean +- t * s / sqrt(n), with s = std(ddof=1) and t = scipy.stats.t.ppf(0.975, n - 1).",
+    draws=_by_seed,
+    read=_low_high,
+    slips={
+        "1.96 is taken for t, as if there were many seeds": Slip(
+            partial(_t_interval, quantile=lambda n: 1.96),
+            "With 3 seeds t is 4.3: so few say little about their own spread.",
+        ),
+        "t has one degree of freedom too many": Slip(
+            partial(_t_interval, quantile=lambda n: float(stats.t.ppf(0.975, n))),
+            "The mean uses up one: n - 1 are left.",
+        ),
+        "5 % are cut off at each end, which leaves a 90 % interval": Slip(
+            partial(_t_interval, quantile=lambda n: float(stats.t.ppf(0.95, n - 1))),
+            "95 % stay inside, so 2.5 % go at each end: 0.975.",
+        ),
+        "the spread is divided by n, not by n - 1": Slip(
+            partial(_t_interval, ddof=0), "np.std needs ddof=1 for a sample."
+        ),
+        "this is where one more seed may fall, not where the mean of the recipe lies": Slip(
+            partial(_t_interval, root=False), "Divide the standard deviation by sqrt(n)."
+        ),
+        "these are the smallest and the largest difference": Slip(
+            lambda d: (float(min(d)), float(max(d))),
+            "Three draws leave out the truth one time in four.",
+        ),
+        "this is the bootstrap's percentile of a handful of numbers": Slip(
+            partial(np.percentile, q=(2.5, 97.5)), "Use t: a few seeds cannot be resampled."
+        ),
+        "the high end comes first": Slip(lambda d: _t_interval(d)[::-1], "Return low, high."),
+    },
+)
+def seed_interval(differences: np.ndarray) -> tuple[float, float]:
+    """low and high: Student's 95 % interval of the mean of (n,) differences, one for each seed."""
+    return _t_interval(differences)
+
+
 def _word(rng: np.random.Generator) -> str:
     return "".join(rng.choice(list("abdeghiklmnorstuwyẹọ\u0300\u0301"), int(rng.integers(4, 9))))
 
@@ -288,9 +596,11 @@ def _train_and_dev(source: torch.Generator) -> Draws:
     draws = []
     for _ in range(3):
         rng = numpy_generator(source)
-        train, fresh = _tweets(rng, whole(source, 16, 21)), _tweets(rng, 5)
+        train, fresh = _tweets(rng, whole(source, 22, 27)), _tweets(rng, 5)
+        words = train[9].split()
         dev = [
             *fresh,
+            fresh[0],  # twice in dev is not in train
             train[0],
             train[1],
             train[1],  # twice
@@ -299,7 +609,17 @@ def _train_and_dev(source: torch.Generator) -> Draws:
             train[4].swapcase(),  # not word for word
             _without_marks(train[5]),  # other words
             train[6].rsplit(" ", 1)[0],  # a piece
+            train[7] + " " + fresh[1],  # more than it
+            train[8].replace(" ", ""),  # no spaces
+            " ".join([words[-1], *words[:-1]]),  # the same words
+            train[10].rstrip("."),  # no full stop
+            train[11] + " x2",
+            train[12],
+            train[13],
         ]
+        train[11] += " x²"
+        train[12] = unicodedata.normalize("NFD", train[12])
+        train[13] = f" {train[13]} ".replace(" ", "  ")
         draws.append((train, [dev[i] for i in rng.permutation(len(dev))]))
     return draws
 
@@ -343,6 +663,19 @@ def _alike(
     return [form(text) in known for text in dev_texts]
 
 
+def _one_side(
+    train_texts: Sequence[str], dev_texts: Sequence[str], *forms: Callable[[str], str]
+) -> list[bool]:
+    """Train in the first form, dev in the second."""
+    known = {forms[0](text) for text in train_texts}
+    return [forms[1](text) in known for text in dev_texts]
+
+
+def _also_twice(train_texts: Sequence[str], dev_texts: Sequence[str]) -> list[bool]:
+    forms, found = [*map(normalise, dev_texts)], _alike(train_texts, dev_texts)
+    return [leaked or forms.count(form) > 1 for leaked, form in zip(found, forms, strict=True)]
+
+
 def _first_only(train_texts: Sequence[str], dev_texts: Sequence[str]) -> list[bool]:
     forms = [*map(normalise, dev_texts)]
     found = enumerate(_alike(train_texts, dev_texts))
@@ -357,6 +690,36 @@ def _first_only(train_texts: Sequence[str], dev_texts: Sequence[str]) -> list[bo
         "texts are compared as they are written": Slip(
             partial(_alike, form=str),
             "Normalise both: one tone mark has two spellings, and spaces may double.",
+        ),
+        "only the dev texts are normalised": Slip(
+            lambda train, dev: _one_side(train, dev, str, normalise),
+            "Train has both spellings too.",
+        ),
+        "only the training texts are normalised": Slip(
+            lambda train, dev: _one_side(train, dev, normalise, str), "Dev has both spellings too."
+        ),
+        "punctuation is taken out, so that texts count that are not the same": Slip(
+            partial(_alike, form=lambda text: normalise(re.sub(r"[^\w\s\u0300-\u036f]", "", text))),
+            "That is the looser match of the next exercise; here the task is word for word.",
+        ),
+        "all spaces are taken out": Slip(
+            partial(_alike, form=lambda text: normalise(text).replace(" ", "")),
+            "A run of white space becomes one space, not none.",
+        ),
+        "the order of the words is lost": Slip(
+            partial(_alike, form=lambda text: " ".join(sorted(normalise(text).split()))),
+            "Compare the whole text, not its set of words.",
+        ),
+        "signs that only look related count as equal (NFKC)": Slip(
+            partial(_alike, form=lambda text: normalise(unicodedata.normalize("NFKC", text))),
+            "NFKC makes ² a 2; NFC only joins a letter and its mark.",
+        ),
+        "a text that is twice in dev counts as leaked": Slip(
+            _also_twice, "Ask whether it is in train."
+        ),
+        "a text that only holds a training tweet counts as leaked": Slip(
+            lambda train, dev: [any(normalise(t) in normalise(d) for t in train) for d in dev],
+            "Ask for the whole text in a set, not for a piece of a longer string.",
         ),
         "runs of white space are not collapsed": Slip(
             partial(_alike, form=partial(unicodedata.normalize, "NFC")), "Use normalise."
@@ -391,3 +754,61 @@ def leaked_rows(train_texts: Sequence[str], dev_texts: Sequence[str]) -> list[bo
     Both are lists of str of one language; texts are equal when their normalised forms are.
     """
     return _alike(train_texts, dev_texts)
+
+
+def _disguises(text: str, rng: np.random.Generator) -> dict[str, tuple[str, str, bool]]:
+    """What the two texts differ in: one, the other, and whether they are loose copies."""
+    words = text.split()
+    return {
+        "in capital and small letters": (text, text.swapcase(), True),
+        "in their punctuation": (text, text.rstrip(".") + "!?", True),
+        "in an apostrophe or a hyphen": (f"{text} n'oma", f"{text} n-oma", True),
+        "in their spaces": (text, text.replace(" ", "   "), True),
+        "in a space where a sign stood": (text, text.replace(" ", "-"), True),
+        "in an emoji": (text, f"{text} \U0001f602", True),
+        "in a mention": (text, f"@user {text}", True),
+        "in a link": (text, f"{text} https://t.co/{_ascii(rng)}", True),
+        "in the Unicode spelling of a mark": (text, unicodedata.normalize("NFD", text), True),
+        "in a letter": (text, text.replace(words[1], words[1] + "k"), False),
+        "in a tone mark": (f"{text} ọkọ\u0301", f"{text} ọkọ\u0300", False),
+        "in a number": (f"{text} 19", f"{text} 20", False),
+        "in whether a mark is there at all": (f"{text} ọwọ", f"{text} owo", False),
+        "in the order of their words": (text, " ".join([*words[1:], words[0]]), False),
+        "in everything, but have no letters": ("\U0001f602 !", "\U0001f44d", False),
+    }
+
+
+def _ascii(rng: np.random.Generator) -> str:
+    return "".join(rng.choice(list("abcdefgh"), 6))
+
+
+def _keys(answer: Answer) -> None:
+    rng = numpy_generator(generator())
+    for text in _tweets(rng, 4):
+        for what, (one, other, alike) in _disguises(text, rng).items():
+            keys = [answer(x) for x in (one, other)]
+            if not all(isinstance(key, str) for key in keys):
+                raise Misconception(
+                    f"your function returned a {type(keys[0]).__name__}, but a str is wanted"
+                )
+            if (keys[0] == keys[1]) != alike:
+                kind = "differ" if alike else "are equal"
+                raise Misconception(
+                    f"the keys of two texts {kind} that differ only {what}"
+                    if alike
+                    else f"the keys of two texts {kind} though these differ {what}",
+                    f"Compare loose_key({one!r}) and loose_key({other!r}).",
+                )
+
+
+@exercise(
+    look="Lower case, NFC, no mentions and links; then only letters (L), marks (M), numbers (N).",
+    verify=_keys,
+)
+def loose_key(text: str) -> str:
+    """A key that is equal for loose copies: texts with the same letters, marks and numbers.
+
+    Case, punctuation, emoji, spaces, mentions, links and the Unicode spelling of a mark do not
+    count. A text without a letter or number is its own key.
+    """
+    return cleaned(text).replace(" ", "")

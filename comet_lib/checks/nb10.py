@@ -14,10 +14,68 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from comet_lib.attention import capture
-from comet_lib.checks.draws import attention_maps, mask_of, whole
+from comet_lib.checks.draws import attention_maps, generator, mask_of, whole
 from comet_lib.checks.framework import Answer, Draws, Misconception, Slip, exercise
 from comet_lib.lab import routing
 from comet_lib.losses import attention_loss, soft_target_loss
+
+# --- What counting can do ------------------------------------------------------------------
+
+
+def _ids(source: torch.Generator) -> Draws:
+    draws = []
+    for count in (40, 60):
+        texts = routing.draw_texts(count, whole(source, 0, 2**40))["input_ids"]
+        texts[:3, 1:9] = torch.tensor([4, 11, 11, 4, 5, 6, 7, 8])  # a tie, and the last word
+        draws.append((texts[torch.randperm(count, generator=source)],))
+    return draws
+
+
+def _counted(ids: Tensor, first: int = len(routing.SPECIAL), shift: bool = True) -> Tensor:
+    counts = F.one_hot(ids, len(routing.SPECIAL) + len(routing.WORDS)).sum(1)
+    return counts[:, first:].argmax(1) + (0 if shift else first)
+
+
+@exercise(
+    look="Count each word in each text; the first word with the largest count; words start at 0.",
+    draws=_ids,
+    slips={
+        "special pieces are counted as words": Slip(
+            partial(_counted, first=0), "Leave out the first len(routing.SPECIAL) counts."
+        ),
+        "special pieces are counted, then subtracted: some numbers are below 0": Slip(
+            lambda ids: _counted(ids, 0) - len(routing.SPECIAL),
+            "Leave out the first len(routing.SPECIAL) counts before argmax.",
+        ),
+        "these are numbers of pieces, not of words": Slip(
+            partial(_counted, shift=False), "Word 0 is piece 4: subtract len(routing.SPECIAL)."
+        ),
+        "the marker is counted as a word": Slip(
+            lambda ids: _counted(ids, 3), "[here] is piece 3, and words begin at 4."
+        ),
+        "of several the last is taken": Slip(
+            lambda ids: 7 - F.one_hot(ids, 12).sum(1)[:, 4:].flip(1).argmax(1),
+            "Of several take the first: argmax does.",
+        ),
+        "this is how often the word occurs, not which word it is": Slip(
+            lambda ids: F.one_hot(ids, 12).sum(1)[:, 4:].amax(1), "argmax, not max."
+        ),
+        "the least frequent word is returned": Slip(
+            lambda ids: F.one_hot(ids, 12).sum(1)[:, 4:].argmin(1), "argmax."
+        ),
+        "all texts are counted together": Slip(
+            lambda ids: F.one_hot(ids, 12).sum((0, 1))[4:].argmax().expand(len(ids)),
+            "Sum over the places of a text, dim 1.",
+        ),
+        "the first word of each text is returned": Slip(
+            lambda ids: torch.where(ids[:, 1] == 3, ids[:, 2], ids[:, 1]) - 4, "Count them."
+        ),
+    },
+)
+def most_frequent(input_ids: Tensor) -> Tensor:
+    """(N,) the most frequent word of each text, of several the first, from pieces (N, L)."""
+    return _counted(input_ids)
+
 
 # --- Which head finds the marker? ----------------------------------------------------------
 
@@ -58,6 +116,19 @@ def _read(maps: Tensor, at: Tensor) -> Tensor:
             lambda maps, at: maps[torch.arange(len(maps)), :, :, at].mean((0, 2)),
             "The classifier reads <s>, so take row 0.",
         ),
+        "the largest weight of any text is taken": Slip(
+            lambda maps, at: _read(maps, at).amax(0), "Average over the texts: .mean(0)."
+        ),
+        "this is how much the answer looks at itself": Slip(
+            lambda maps, at: maps[torch.arange(len(maps)), :, at, at].mean(0),
+            "The row is that of <s>: 0.",
+        ),
+        "the first text's place is read in every text": Slip(
+            lambda maps, at: maps[:, :, 0, at[0]].mean(0), "Pair each text with its own place."
+        ),
+        "the row after that of <s> is read": Slip(
+            lambda maps, at: maps[torch.arange(len(maps)), :, 1, at].mean(0), "<s> is token 0."
+        ),
         "the texts are added up, not averaged": Slip(
             lambda maps, at: _read(maps, at).sum(0), "Divide by the number of texts: .mean(0)."
         ),
@@ -74,7 +145,7 @@ def weight_on_answer(maps: Tensor, answer_at: Tensor) -> Tensor:
 
 def _steps(source: torch.Generator) -> Draws:
     draws = []
-    for soft, attention in ((0.7, 1.6), (1.8, 0.6), (1.3, 2.2)):
+    for soft, attention, layers in ((0.7, 1.6, (0, 1)), (1.8, 0.6, (1,)), (1.3, 2.2, (0,))):
         student = routing.new_model(routing.STUDENT, 0)
         with torch.no_grad():
             for weight in student.parameters():
@@ -82,7 +153,8 @@ def _steps(source: torch.Generator) -> Draws:
         batch = routing.draw_texts(6, whole(source, 0, 2**40))
         maps = attention_maps(source, batch["attention_mask"], 2).double()
         logits = 2 * torch.randn(6, len(routing.WORDS), generator=source).double()
-        draws.append((student.double(), {**batch, "logits": logits, "maps": maps}, soft, attention))
+        told = {**batch, "logits": logits, "maps": maps}
+        draws.append((student.double(), told, soft, attention, layers))
     return draws
 
 
@@ -112,7 +184,12 @@ def _step(
     batch: routing.Texts,
     soft: float,
     attention: float,
+    layers: Sequence[int] = (0, 1),
     *,
+    all_layers: bool = False,
+    padding: bool = False,
+    turned: bool = False,
+    temperature: float = 1.0,
     labels: float = 1.0,
     frozen: bool = False,
     kind: str = "kl",
@@ -122,16 +199,20 @@ def _step(
     scale: float = 1.0,
 ) -> Tensor:
     """:func:`comet_lib.lab.routing.hybrid_step` with some parts replaced by slips."""
-    with capture(student) as maps:
+    layers = (0, 1) if all_layers else layers
+    with capture(student, layers) as maps:
         logits = student(**routing.inputs(batch)).logits
-    ours, theirs = [*maps.values()], [*batch["maps"].unbind(1)]
+    ours, theirs = [*maps.values()], [batch["maps"][:, layer] for layer in layers]
     if frozen:
         ours = [one.detach() for one in ours]
     if swapped:
-        theirs.reverse()
-    term = attention_loss(ours, theirs, batch["attention_mask"], kind)
+        theirs = [batch["maps"][:, 1 - layer] for layer in layers]
+    mask = batch["attention_mask"]
+    mask = torch.ones_like(mask) if padding else mask
+    term = attention_loss(*((theirs, ours) if turned else (ours, theirs)), mask, kind)
     loss = labels * F.cross_entropy(logits, batch["labels"])
-    loss = loss + (soft if weighted[0] else 1) * soft_target_loss(logits, batch["logits"])
+    answers = soft_target_loss(logits, batch["logits"], temperature)
+    loss = loss + (soft if weighted[0] else 1) * answers
     loss = loss + (attention if weighted[1] else 1) * scale * term
     for _ in range(passes):
         loss.backward(retain_graph=True)
@@ -147,7 +228,7 @@ def _step(
             partial(_step, scale=0.0), "Add attention * attention_loss(maps, theirs, mask)."
         ),
         "the soft targets are missing": Slip(
-            lambda s, b, soft, a: _step(s, b, 0.0, a),
+            lambda s, b, soft, a, layers: _step(s, b, 0.0, a, layers),
             "Add soft * soft_target_loss(logits, batch['logits']).",
         ),
         "the hard labels are missing": Slip(
@@ -159,6 +240,19 @@ def _step(
         "the maps are compared by their squared error": Slip(
             partial(_step, kind="mse"), 'Use the row-wise KL: kind="kl", the default.'
         ),
+        "layers is not used: both layers are matched whatever it says": Slip(
+            partial(_step, all_layers=True),
+            "Take the student's and the teacher's maps of `layers` only: section 5 needs one.",
+        ),
+        "rows of padding are counted": Slip(
+            partial(_step, padding=True), "Give attention_loss the batch's attention_mask."
+        ),
+        "the maps are swapped: the teacher is measured against the student": Slip(
+            partial(_step, turned=True), "attention_loss takes the student's maps first."
+        ),
+        "the soft targets are at temperature 2": Slip(
+            partial(_step, temperature=2.0), "Here the temperature is 1."
+        ),
         "the first layer is compared with the teacher's second": Slip(
             partial(_step, swapped=True), "Keep the order: layer i learns from layer i."
         ),
@@ -169,7 +263,12 @@ def _step(
             partial(_step, weighted=(True, False)), "Multiply the attention term by attention."
         ),
         "the two layers are summed, not averaged": Slip(
-            partial(_step, scale=2.0), "attention_loss takes the mean over the layers."
+            lambda s, b, soft, a, layers: _step(s, b, soft, a, layers, scale=len(layers)),
+            "attention_loss takes the mean over the layers.",
+        ),
+        "the two layers are averaged twice": Slip(
+            lambda s, b, soft, a, layers: _step(s, b, soft, a, layers, scale=1 / len(layers)),
+            "attention_loss takes the mean over the layers already.",
         ),
         "backward runs twice, so the gradient is twice too large": Slip(
             partial(_step, passes=2), "Call loss.backward() once, on the sum of the terms."
@@ -259,3 +358,71 @@ def others_maps(maps: Tensor, mask: Tensor) -> Tensor:
     """(N, layers, L, L) from maps of the same shape and mask (N, L): each text has the maps of the
     next text with as many tokens; the last of them has the first's."""
     return routing.others_maps(maps, mask)
+
+
+#: Orders of the last axis that follow a rule.
+RULES: dict[str, Any] = {
+    "turned round": lambda rows: rows.flip(-1),
+    "sorted": lambda rows: rows.sort(-1)[0],
+    "sorted, the largest first,": lambda rows: rows.sort(-1, descending=True)[0],
+    "moved on by one": lambda rows: rows.roll(1, -1),
+    "moved back by one": lambda rows: rows.roll(-1, -1),
+}
+
+
+def _is_scrambled(answer: Answer) -> None:
+    source = generator()
+    for lengths in ((9, 6, 7), (8, 8, 5, 6)):
+        mask = mask_of(lengths)
+        maps = attention_maps(source, mask, 2)
+        got = answer(maps, mask)
+        if not isinstance(got, Tensor) or got.shape != maps.shape:
+            shape = tuple(got.shape) if isinstance(got, Tensor) else f"a {type(got).__name__}"
+            raise Misconception(f"your function returned {shape}, not {tuple(maps.shape)}")
+        if (got * (1 - mask)[:, None, None]).any():
+            raise Misconception(
+                "padding gets weight", "Draw an order of each text's own first n places only."
+            )
+        valid = [(g[:, :n, :n], m[:, :n, :n]) for g, m, n in zip(got, maps, lengths, strict=True)]
+        if not all(torch.allclose(g.sum(-1), m.sum(-1), atol=1e-5) for g, m in valid):
+            raise Misconception("rows no longer sum to 1", "Keep the numbers; move them only.")
+        if not all(torch.allclose(g.sort(-1)[0], m.sort(-1)[0], atol=1e-6) for g, m in valid):
+            what = "the rows hold other numbers than before"
+            if all(torch.allclose(g.sum(-2), m.sum(-2), atol=1e-5) for g, m in valid):
+                what = "the rows themselves are in another order, and their numbers in the old one"
+            raise Misconception(what, "Each row keeps its own numbers: gather along the last axis.")
+        if all(torch.equal(g, m) for g, m in valid):
+            raise Misconception("nothing has moved", "Draw an order: torch.rand(...).argsort(-1).")
+        for name, rule in RULES.items():
+            if all(torch.equal(g, rule(m)) for g, m in valid):
+                raise Misconception(f"each row is {name}, which is a rule", "Draw the order.")
+        # Which of its old places does each number come from? The same for each row is a rule.
+        orders = [(g[..., :, None] - m[..., None, :]).abs().argmin(-1) for g, m in valid]
+        if all((order == order[:1, :1]).all() for order in orders):
+            raise Misconception(
+                "all rows are put into the same order, so a rule is left",
+                "Each row needs an order of its own: one random number for each entry.",
+            )
+        if all((order == order[:, :1]).all() for order in orders):
+            raise Misconception(
+                "all rows of a map are put into the same order, so a column stays a column",
+                "Each row needs an order of its own: one random number for each entry.",
+            )
+        if all((order == order[:1]).all() for order in orders):
+            raise Misconception(
+                "both layers get the same order", "Draw one random number for each entry."
+            )
+
+
+@exercise(
+    look="For each text of n tokens: a random order of n places for each row; gather.",
+    verify=_is_scrambled,
+)
+def scrambled_maps(maps: Tensor, mask: Tensor) -> Tensor:
+    """Maps (N, layers, L, L), mask (N, L): each row's numbers in a random order over the valid
+    keys."""
+    scrambled = torch.zeros_like(maps)
+    for number, length in enumerate(mask.sum(1).tolist()):
+        rows = maps[number, :, :, :length]
+        scrambled[number, :, :, :length] = rows.gather(-1, torch.rand(rows.shape).argsort(-1))
+    return scrambled

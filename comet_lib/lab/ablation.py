@@ -4,9 +4,9 @@ A run trains one student and keeps its predictions, not its weights, as one line
 (the first line holds settings and true labels, no text). So every comparison can be computed later
 (:mod:`comet_lib.lab.comparison`), and a stopped ablation continues with the missing runs.
 
-To be quick, a student has no spliced tweets and no stage 1 unless its variant names them
-(:mod:`comet_lib.lab.variants`), and at most ``tweets`` tweets per language: a result holds for that
-shortened recipe.
+To be quick, a student has tweets in one form, no transfer text, no spliced tweets and no stage 1
+unless its variant names them (:mod:`comet_lib.lab.variants`): a result holds for that shortened
+recipe.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,7 +56,9 @@ def ablate(
     variants = chosen_variants(only)
     if not summary:
         chosen = chosen_profile(profile, data, languages)
-        chosen = chosen.with_(train_limit=min(tweets, chosen.train_limit or tweets))
+        stage = replace(chosen.stage2, epochs=2 * chosen.stage2.epochs)  # a tweet has one form here
+        limit = min(tweets, chosen.train_limit or tweets)
+        chosen = chosen.with_(train_limit=limit, stage2=stage)
         run(chosen, output, variants, seeds, say=say)
     say(write_summary(output), err=False)
     say(f"wrote {output}/runs.jsonl, ablation.md and ablation.png")

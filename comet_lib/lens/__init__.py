@@ -1,12 +1,13 @@
 """The attention lens: teacher, student and their difference, on one token axis.
 
     lens = AttentionLens.from_models(teacher, student, tokenizer, "Ounjẹ náà dára gan-an.")
-    lens                      # in a notebook: the three maps, linked, with a picture beside them
+    lens                      # in a notebook: the three maps, and a box to type another sentence
     lens.figure(3, 1)         # teacher layer 3, student layer 1, as a matplotlib figure
     lens.export("lens.html")  # one page that opens without a network; or .png, .svg
 
-One data object (:mod:`comet_lib.lens.data`) and three faces: :mod:`~comet_lib.lens.static`,
-:mod:`~comet_lib.lens.widget` (needs anywidget) and :mod:`~comet_lib.lens.export`.
+One data object (:mod:`comet_lib.lens.data`, read from models by :mod:`comet_lib.lens.reading`) and
+three faces: :mod:`~comet_lib.lens.static`, :mod:`~comet_lib.lens.widget` (needs anywidget) and
+:mod:`~comet_lib.lens.export`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 from matplotlib.figure import Figure
 
 from comet_lib.errors import CometError
-from comet_lib.lens.data import LensData, from_arrays, from_models
+from comet_lib.lens.data import LensData, from_arrays
 from comet_lib.lens.export import write_lens
+from comet_lib.lens.reading import from_models
 from comet_lib.lens.static import lens_figure
 from comet_lib.widgets.view import live_view, png
 
@@ -44,13 +46,18 @@ def _lens_of(build: Callable[P, LensData]) -> Callable[P, AttentionLens]:
 
 
 class AttentionLens:
-    """One lens on one text; ``data`` holds everything it shows."""
+    """One lens on one text; ``data`` holds everything it shows, and follows its text box."""
 
     from_models = staticmethod(_lens_of(from_models))
     from_arrays = staticmethod(_lens_of(from_arrays))
 
     def __init__(self, data: LensData) -> None:
-        self.data = data
+        self._data = data
+
+    @property
+    def data(self) -> LensData:
+        live = self.__dict__.get("widget")
+        return self._data if live is None else live.data
 
     @cached_property
     def widget(self) -> LensWidget:
@@ -62,7 +69,7 @@ class AttentionLens:
             )
         from comet_lib.lens.widget import LensWidget
 
-        return LensWidget(self.data)
+        return LensWidget(self._data)
 
     @property
     def selection(self) -> dict[str, int]:
@@ -88,10 +95,7 @@ class AttentionLens:
         return write_lens(self.data, path, self.selection)
 
     def __repr__(self) -> str:
-        chosen = self.data.start() | self.selection
-        return "AttentionLens: " + self.data.finding(
-            chosen["teacher_layer"], chosen["student_layer"], chosen["step"]
-        )
+        return "AttentionLens: " + self.data.finding(**(self.data.start() | self.selection))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
         """The picture, and the widget if anywidget is installed."""

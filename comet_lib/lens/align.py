@@ -19,6 +19,7 @@ from comet_lib.errors import CometError
 
 LABEL = 24  # characters in a label, at most
 _JOINERS = "\u200c\u200d"  # invisible, but scripts and emoji need them
+_SELECTORS = "\ufe0e\ufe0f"  # after an emoji: as text, as a picture
 
 
 def token_starts(spans: Sequence[tuple[int, int]], special: Sequence[int], text: str) -> np.ndarray:
@@ -72,13 +73,17 @@ def labels(
 ) -> tuple[str, ...]:
     """What to write at each place: the text itself, with its tone marks; "▁" where a word begins.
 
-    Special tokens, and tokens without text of their own, show their piece.
+    Special tokens, and tokens without text of their own, show their piece: some tokenizers give
+    the "▁" that opens a text the same offsets as the first letter.
     """
-    found = []
-    for start, end, piece in zip(starts.tolist(), ends.tolist(), pieces, strict=True):
-        body = text[start:end] if start >= 0 else ""
+    found: list[str] = []
+    places = [*starts.tolist(), -2]
+    for i, (end, piece) in enumerate(zip(ends.tolist(), pieces, strict=True)):
+        start = places[i]
+        body = text[start:end] if start >= 0 and start != places[i + 1] else ""
         if body.strip():
-            begins = start == 0 or text[start - 1].isspace()
+            marked = i > 0 and found[-1] == "▁" and places[i - 1] == start
+            begins = not marked and (start == 0 or text[start - 1].isspace())
             found.append(("▁" if begins else "") + body.rstrip())
         else:
             found.append(piece)
@@ -88,12 +93,15 @@ def labels(
 def shown(token: str, limit: int = LABEL) -> str:
     """A label that cannot disturb its surroundings, at most ``limit`` characters and "…".
 
-    Control, format and bidirectional marks are spelled out (‹202E›); letters keep their marks
-    (Unicode NFC). HTML is not escaped here; code that writes HTML does that.
+    Control, format and bidirectional marks are spelled out (‹202E›), and so is a joiner with
+    nothing to join; letters keep their marks (Unicode NFC). HTML is not escaped here; code that
+    writes HTML does that.
     """
     safe = ""
+    joins = "" if set(token) <= set(_JOINERS + _SELECTORS) else _JOINERS
     for c in unicodedata.normalize("NFC", token):
-        hidden = unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in _JOINERS
+        hidden = unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in joins
+        hidden |= not joins and c in _SELECTORS
         safe += f"‹{ord(c):04X}›" if hidden else c
     if len(safe) > limit:
         end = limit

@@ -14,22 +14,24 @@ H heads, N places on the token axis.
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from comet_lib.attention import capture_maps, layer_map
+from comet_lib.attention import layer_map
 from comet_lib.errors import CometError
-from comet_lib.lens.align import aggregate, labels, quoted, segments, shown, token_starts
+from comet_lib.lens.align import quoted, shown
 from comet_lib.similarity import cka_table, entropy, js_divergence
 
 LEVELS = 255
+SAME = 0.0005  # attention a token; below it two maps look at the same tokens
+SCALE = f"0: alike, {math.log(2):.2f}: nothing in common"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,37 @@ def quantise(maps: np.ndarray) -> Quantised:
 
 
 @dataclass(frozen=True, eq=False)
+class Answers:
+    """What two classifiers and any baselines answer, as probabilities of C ``labels``."""
+
+    labels: tuple[str, ...]
+    teacher: np.ndarray  # (C,)
+    student: np.ndarray  # (K, C)
+    baselines: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> (C,)
+
+
+@dataclass(frozen=True, eq=False)
+class Occlusion:
+    """How much probability a model's own answer loses when no token may look at one place.
+
+    Negative: the answer gains. Special tokens are never hidden (0). After Zeiler and Fergus 2014,
+    arXiv 1311.2901.
+    """
+
+    teacher: np.ndarray  # (N,)
+    student: np.ndarray  # (K, N)
+
+
+@dataclass(frozen=True, eq=False)
+class Measures:
+    """What the maps of all layers measure at one step, in nats."""
+
+    js: np.ndarray  # (S, T) Jensen-Shannon divergence, mean over the rows
+    teacher_entropy: np.ndarray  # (T,) mean over the rows
+    student_entropy: np.ndarray  # (S,)
+
+
+@dataclass(frozen=True, eq=False)
 class LensData:
     """Everything the lens draws. Rows of the maps sum to one; what touches padding is zero."""
 
@@ -68,6 +101,15 @@ class LensData:
     student_entropy: np.ndarray  # (K, S)
     teacher_heads: Quantised | None = None  # (T, H, N, N)
     student_heads: Quantised | None = None  # (K, S, H, N, N)
+    text: str = ""  # what the models read
+    answers: Answers | None = None
+    read: Callable[[str], LensData] | None = None  # another text, the same models
+    occlude: Callable[[], Occlusion] | None = None
+
+    @cached_property
+    def occlusion(self) -> Occlusion | None:
+        """Computed when first asked for: it takes a forward pass for every token."""
+        return self.occlude() if self.occlude else None
 
     def pair(
         self,
@@ -104,22 +146,52 @@ class LensData:
         counts = dict(zip(self.start(), (teachers, students, steps, *heads), strict=True))
         return {name: (-name.endswith("_head"), n - 1) for name, n in counts.items()}
 
-    def finding(self, teacher_layer: int, student_layer: int, step: int = -1) -> str:
-        """One sentence on a pair of layers (head means)."""
-        name = f"Teacher layer {teacher_layer} and student layer {student_layer}"
+    def measures(self, step: int = -1, teacher_head: int = -1, student_head: int = -1) -> Measures:
+        """Distances and entropies of the layers' head means, or of one head in every layer."""
+        if teacher_head < 0 and student_head < 0:
+            return Measures(self.js[step], self.teacher_entropy, self.student_entropy[step])
+        teacher, student = self.teacher.values(), self.student.values(step)
+        if teacher_head >= 0:
+            teacher = _heads(self.teacher_heads, "teacher").values()[:, teacher_head]
+        if student_head >= 0:
+            student = _heads(self.student_heads, "student").values(step)[:, student_head]
+        row = torch.from_numpy(self.mask)[None]
+        one, other = torch.from_numpy(teacher), torch.from_numpy(student)
+        return Measures(js_table(other, one, row), _entropies(one, row), _entropies(other, row))
+
+    def finding(
+        self,
+        teacher_layer: int,
+        student_layer: int,
+        step: int = -1,
+        teacher_head: int = -1,
+        student_head: int = -1,
+    ) -> str:
+        """One sentence on a pair of layers: where the student looks otherwise, and how far apart
+        the two maps are."""
+        teacher_name = f"teacher layer {teacher_layer}" + _head(teacher_head)
+        name = f"Student layer {student_layer}" + _head(student_head)
         if self.steps:
             name += f" at step {self.steps[step]}"
-        js = float(self.js[step, student_layer, teacher_layer])
         valid = np.flatnonzero(self.mask)
         if len(valid) < 2:
-            return f"{name}: {len(valid)} token, nothing to compare"
-        teacher, student = self.pair(teacher_layer, student_layer, step)
-        more = (student - teacher)[valid][:, valid].mean(0)
+            return f"{name} and {teacher_name}: {len(valid)} token, nothing to compare"
+        js = self.measures(step, teacher_head, student_head).js[student_layer, teacher_layer]
+        maps = self.pair(teacher_layer, student_layer, step, teacher_head, student_head)
+        more = (maps[1] - maps[0])[valid][:, valid].mean(0)
         up, down = (quoted(self.tokens[valid[i]]) for i in (more.argmax(), more.argmin()))
-        return (
-            f"{name} are {js:.2f} nats apart (JS): "
-            f"the student looks more at {up} and less at {down}"
-        )
+        looks = f"looks more at {up} and less at {down} than {teacher_name}"
+        if float(np.abs(more).max()) < SAME:
+            looks = f"looks at the same tokens as {teacher_name}"
+        return f"{name} {looks}: {js:.2f} nats apart ({SCALE})"
+
+
+def _head(head: int) -> str:
+    return "" if head < 0 else f", head {head},"
+
+
+def _entropies(maps: Tensor, row: Tensor) -> np.ndarray:
+    return np.array([float(entropy(one[None], row)) for one in maps])
 
 
 def _heads(heads: Quantised | None, who: str) -> Quantised:
@@ -162,8 +234,23 @@ def payload(data: LensData, heads: bool = True) -> tuple[dict[str, Any], bytes]:
         "studentEntropy": _short(data.student_entropy),
         "headsLeftOut": not heads and (data.teacher_heads or data.student_heads) is not None,
         "blocks": blocks,
+        "text": data.text,
     }
+    if data.answers:
+        header["answers"] = {
+            "labels": list(data.answers.labels),
+            "teacher": _short(data.answers.teacher),
+            "student": _short(data.answers.student),
+            "baselines": {name: _short(p) for name, p in data.answers.baselines.items()},
+        }
     return header, b"".join(codes)
+
+
+def occlusion_payload(occlusion: Occlusion | None) -> dict[str, Any]:
+    """An occlusion as JSON; empty without one."""
+    if occlusion is None:
+        return {}
+    return {"teacher": _short(occlusion.teacher), "student": _short(occlusion.student)}
 
 
 def _short(numbers: np.ndarray, digits: int = 5) -> Any:
@@ -229,10 +316,8 @@ def from_arrays(
         matches=chosen,
         js=np.stack([js_table(one, teacher_maps, row) for one in student_maps]),
         cka=np.stack([cka_table(one[at], teacher_maps[at]).numpy() for one in student_maps]),
-        teacher_entropy=np.array([float(entropy(one[None], row)) for one in teacher_maps]),
-        student_entropy=np.array(
-            [[float(entropy(one[None], row)) for one in maps] for maps in student_maps]
-        ),
+        teacher_entropy=_entropies(teacher_maps, row),
+        student_entropy=np.stack([_entropies(one, row) for one in student_maps]),
         teacher_heads=None if teacher_heads is None else quantise(teacher_heads.numpy()),
         student_heads=None if student_heads is None else quantise(student_heads.numpy()),
     )
@@ -276,111 +361,3 @@ def _matches(matches: Sequence[int] | None, students: int, teachers: int) -> tup
             f"of the {students} student layers."
         )
     return tuple(int(t) for t in matches)
-
-
-# ------------------------------------------------------------------------ from models
-
-
-def from_models(
-    teacher: PreTrainedModel,
-    student: PreTrainedModel | Mapping[int, PreTrainedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    student_tokenizer: PreTrainedTokenizerBase | None = None,
-    matches: Sequence[int] | None = None,
-    heads: bool = False,
-    max_length: int = 128,
-) -> LensData:
-    """A lens on two models: one forward pass of each, every layer's head mean captured.
-
-    Args:
-        teacher, student: encoders that :func:`comet_lib.attention.capture` supports. ``student``
-            may be a dict from training step to checkpoint.
-        tokenizer: the teacher's, and the student's too unless ``student_tokenizer`` is given;
-            then both maps are brought to the segments that both tokenizers share (see
-            :mod:`comet_lib.lens.align`).
-        text: one text; at most ``max_length`` tokens of it are read.
-        matches: as in :func:`from_arrays`.
-        heads: keep every single head too (that multiplies the size by the number of heads).
-
-    Raises:
-        CometError: no text, a tokenizer without character offsets, or ids that a model's
-            vocabulary does not have.
-    """
-    text = unicodedata.normalize("NFC", text)
-    if not text.strip():
-        raise CometError("text is empty: give a sentence to look at.")
-    tokenizers = [tokenizer] if student_tokenizer is None else [tokenizer, student_tokenizer]
-    read = [_read(one, text, max_length) for one in tokenizers]
-    end = min(max(stop for _, stop in one.spans) for one in read)
-    if len(read) == 2 and end < len(text.rstrip()):  # one was cut: let both read the same
-        text = text[:end]
-        read = [_read(one, text, max_length) for one in tokenizers]
-    starts = [token_starts(one.spans, one.special, text) for one in read]
-    if len(read) == 2:
-        first, last, common = segments(*starts)
-    else:
-        first = last = np.arange(len(starts[0]))
-        common = starts[0]
-    groups = [np.flatnonzero(first == k) for k in range(len(common))]
-    names = labels(
-        common,
-        np.array([max(read[0].spans[i][1] for i in group) for group in groups]),
-        ["".join(read[0].pieces[i] for i in group) for group in groups],
-        text,
-    )
-
-    def maps(model: PreTrainedModel, one: _Read, segment: np.ndarray, who: str) -> np.ndarray:
-        size = int(model.config.vocab_size)
-        if int(one.ids.max()) >= size:
-            raise CometError(
-                f"the {who} has {size} word embeddings, but the tokenizer gave the id "
-                f"{int(one.ids.max())}: give the {who}'s own tokenizer."
-            )
-        ids = one.ids[None].to(model.device)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        found = capture_maps(model, inputs, heads=heads, small=True)
-        array = torch.stack([found[k][0].float().cpu() for k in sorted(found)]).numpy()
-        return aggregate(array, segment) if len(read) == 2 else array
-
-    checkpoints = student if isinstance(student, Mapping) else {0: student}
-    students = {step: maps(model, read[-1], last, "student") for step, model in checkpoints.items()}
-    return from_arrays(
-        names,
-        maps(teacher, read[0], first, "teacher"),
-        students if isinstance(student, Mapping) else students[0],
-        matches,
-    )
-
-
-@dataclass(frozen=True)
-class _Read:
-    """One text as a tokenizer sees it."""
-
-    ids: Tensor  # (n,)
-    spans: list[tuple[int, int]]  # characters of the text
-    special: list[int]
-    pieces: list[str]
-
-
-def _read(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> _Read:
-    if not tokenizer.is_fast:
-        raise CometError(
-            f"{type(tokenizer).__name__} gives no character offsets: load the fast tokenizer."
-        )
-    batch = tokenizer(
-        text,
-        truncation=True,
-        max_length=max_length,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-    )
-    ids = list(batch["input_ids"])
-    if not ids:
-        raise CometError("the tokenizer found no token in text: give a sentence to look at.")
-    return _Read(
-        torch.tensor(ids),
-        [(int(a), int(b)) for a, b in batch["offset_mapping"]],
-        list(batch["special_tokens_mask"]),
-        [str(piece) for piece in tokenizer.convert_ids_to_tokens(ids)],
-    )

@@ -19,16 +19,26 @@ import matplotlib.pyplot as plt
 
 from comet_lib.errors import CometError
 from comet_lib.files import whole_file, write_text
-from comet_lib.lens.data import LensData, payload
+from comet_lib.lens.align import shown
+from comet_lib.lens.data import LensData, occlusion_payload, payload
 from comet_lib.lens.static import lens_figure
 
 HERE = Path(__file__).parent
+REPOSITORY = "https://github.com/comet-course/comet"  # as [tool.comet] in pyproject.toml says
 LIMIT = 1_000_000  # bytes; above it a page leaves single heads out
 
 _PAGE_CSS = """
 :root { color-scheme: light dark; }
 body { margin: 0; padding: 20px clamp(12px, 3vw, 40px); background: #ffffff; color: #1d1d1f; }
-@media (prefers-color-scheme: dark) { body { background: #17171a; color: #ececee; } }
+header p, footer { max-width: 70ch; }
+header, footer { font: 14px/1.5 system-ui, "Segoe UI", sans-serif; }
+h1 { font-size: 21px; line-height: 1.3; margin: 0; overflow-wrap: anywhere; }
+footer { margin-top: 20px; }
+a { color: #0062a0; }
+@media (prefers-color-scheme: dark) {
+  body { background: #17171a; color: #ececee; }
+  a { color: #7cc4f0; }
+}
 """
 
 _START = """
@@ -36,7 +46,7 @@ const page = JSON.parse(document.getElementById("lens-data").textContent);
 const text = atob(page.maps);
 const maps = new Uint8Array(text.length);
 for (let i = 0; i < text.length; i++) maps[i] = text.charCodeAt(i);
-const state = { header: page.header, maps, ...page.selection };
+const state = { header: page.header, maps, occlusion: page.occlusion, ...page.selection };
 const listeners = {};
 const model = {
   get: (name) => state[name],
@@ -59,12 +69,22 @@ _PAGE = """<!DOCTYPE html>
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
+<meta name="description" content="{finding}">
 <style>{style}</style>
 </head>
 <body>
+<header>
+<h1>{title}</h1>
+<p>A large language model (the teacher) and a small one that learned from it (the student) read the
+same sentence. These maps show which tokens each of them looks at, and where the two differ.</p>
+</header>
 <main id="lens"></main>
-<noscript><p>{title}. The maps are drawn by a script inside this page; allow it to see them.</p>
+<noscript><p>{finding}. The maps are drawn by a script inside this page; allow it to see them.</p>
 </noscript>
+<footer>
+<p>A page of <a href="{repository}">the comet course on knowledge distillation</a>. It holds its
+data and works without a network.</p>
+</footer>
 <script type="application/json" id="lens-data">{data}</script>
 <script type="module">{script}</script>
 </body>
@@ -92,13 +112,20 @@ def _page(data: LensData, selection: Mapping[str, int] | None, heads: bool) -> s
         f"default-src 'none'; base-uri 'none'; form-action 'none'; "
         f"script-src {_hash(script)}; style-src {_hash(style)}"
     )
-    sentence = data.finding(chosen["teacher_layer"], chosen["student_layer"], chosen["step"])
+    name = "Attention lens" + (f": “{shown(data.text, 80)}”" if data.text else "")
     return _PAGE.format(
         policy=policy,
-        title=html.escape(sentence),
+        title=html.escape(name),
+        finding=html.escape(data.finding(**chosen)),
+        repository=REPOSITORY,
         style=style,
         data=embedded_json(
-            {"header": header, "selection": chosen, "maps": base64.b64encode(maps).decode()}
+            {
+                "header": header,
+                "selection": chosen,
+                "occlusion": occlusion_payload(data.occlusion),
+                "maps": base64.b64encode(maps).decode(),
+            }
         ),
         script=script,
     )

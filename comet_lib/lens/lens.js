@@ -1,23 +1,31 @@
 // The attention lens in the browser: a plain ES module, used as it is by the notebook widget
 // and by the exported page. `model` gives the data and the selection:
-//   header  object, maps  bytes (see payload.py)
-//   teacher_layer, student_layer, step, teacher_head, student_head, row  whole numbers
+//   header  object, maps  bytes (see payload in data.py); changed together, for another text
+//   teacher_layer, student_layer, step, teacher_head, student_head  whole numbers
+// and, where they are known,
+//   occlusion  {teacher: [N], student: [K][N]}, or {}
+//   live  whether another text can be read; tried  the texts read so far. The model then has
+//   send({id, text}) and send({id, hide: true}), answered as LensWidget says (widget.py).
 // Text reaches the page by textContent and canvas fillText alone.
 
 const LIGHT = {
   map: "#fcfdbf #fed799 #feb078 #fc8961 #f1605d #d8456c #b73779 #932b80 #721f81 #51127c #2c115f #100b2d #000004",
   signed: "#7f3b08 #aa5306 #d0730f #ef9e3c #fdc57f #fde4c0 #f6f6f7 #dddfed #bfbbda #988dbe #70589f #4d207d #2d004b",
-  ink: "#1d1d1f", faint: "#6b6b70", line: "#c9c9ce", paper: "#ffffff", mark: "#0072b2",
-  teacher: "#0072b2", student: "#d98200",
+  ink: "#1d1d1f", faint: "#6b6b70", line: "#8a8a90", paper: "#ffffff", mark: "#0072b2",
+  teacher: "#0072b2", student: "#c06f00",
 };
 const DARK = {
   map: "#000004 #100b2d #2c115f #51127c #721f81 #932b80 #b73779 #d8456c #f1605d #fc8961 #feb078 #fed799 #fcfdbf",
   signed: "#ffd9a0 #f9b04f #e08a1c #b0660d #784309 #432606 #17171a #25203a #443a6b #6a5ca0 #9284c6 #bbb0e2 #e4defa",
-  ink: "#ececee", faint: "#a2a2a8", line: "#4a4a50", paper: "#17171a", mark: "#56b4e9",
+  ink: "#ececee", faint: "#a2a2a8", line: "#75757d", paper: "#17171a", mark: "#56b4e9",
   teacher: "#56b4e9", student: "#e69f00",
 };
 const GRID = "#00224e #003170 #2a3f6d #434e6c #575d6d #6a6c71 #7d7c78 #918b78 #a59c74 #bcae6c #d2c060 #e9d34e #fee838";
-const HELP = "Arrow keys move the query (up, down) and the key (left, right); in the grid of layers they choose the layers.";
+const HELP = "Arrow keys move up and down through the tokens that look, left and right through those looked at; in the grid of layers they choose the layers. Escape lets go.";
+const TYPED = 60; // ms without a key before a text is sent
+const PATIENCE = 4000; // ms without an answer before the box says so
+const AXIS = 16; // height of an axis title
+const SCALE = "0: alike, 0.69: nothing in common"; // nats
 
 // ------------------------------------------------------------------ numbers and colours
 
@@ -53,6 +61,63 @@ function readMap(bytes, block, index) {
   const values = new Float32Array(n * n);
   for (let i = 0; i < n * n; i++) values[i] = scale * bytes[start + i] * bytes[start + i];
   return values;
+}
+
+/** What was read of one text: the header's parts by name, and its maps. */
+function readData(model) {
+  const header = model.get("header"), raw = model.get("maps");
+  const bytes = raw instanceof Uint8Array ? raw : new Uint8Array(raw.buffer ?? raw, raw.byteOffset ?? 0, raw.byteLength);
+  const { tokens, mask, blocks } = header;
+  const valid = mask.flatMap((m, i) => (m ? [i] : []));
+  const data = { ...header, n: tokens.length, valid, bytes, T: blocks.teacher.shape[0], S: blocks.student.shape[1] };
+  data.names = tokens.map((token) => token.replace(/^▁/u, "_")); // the block is too heavy on an axis
+  data.teacherMap = (t, head) => head >= 0 && blocks.teacherHeads
+    ? readMap(bytes, blocks.teacherHeads, [t, head]) : readMap(bytes, blocks.teacher, [t]);
+  data.studentMap = (k, s, head) => head >= 0 && blocks.studentHeads
+    ? readMap(bytes, blocks.studentHeads, [k, s, head]) : readMap(bytes, blocks.student, [k, s]);
+  return data;
+}
+
+/** The mean row of a map: how much each token is looked at. */
+function meanRow({ n, valid }, values) {
+  return Array.from({ length: n }, (_, k) => valid.reduce((sum, q) => sum + values[q * n + k], 0) / (valid.length || 1));
+}
+
+/** Distances and entropies of all layers: of head means, as the header has them, or of the heads chosen. */
+function measure(data, { k, th, sh }) {
+  if (th < 0 && sh < 0) {
+    return { js: data.js[k], cka: data.cka[k], teacherEntropy: data.teacherEntropy, studentEntropy: data.studentEntropy[k] };
+  }
+  const { n, valid } = data, m = valid.length;
+  const entr = (x) => (x > 0 ? -x * Math.log(x) : 0);
+  const prepare = (values) => {
+    const p = new Float64Array(m * m), h = new Float64Array(m);
+    for (let q = 0; q < m; q++) {
+      let total = 0;
+      for (let j = 0; j < m; j++) total += values[valid[q] * n + valid[j]];
+      for (let j = 0; j < m; j++) h[q] += entr(p[q * m + j] = values[valid[q] * n + valid[j]] / (total || 1));
+    }
+    const centred = p.slice(), gram = new Float64Array(m * m);
+    for (let j = 0; j < m; j++) {
+      let mean = 0;
+      for (let q = 0; q < m; q++) mean += p[q * m + j] / m;
+      for (let q = 0; q < m; q++) centred[q * m + j] -= mean;
+    }
+    for (let a = 0; a < m; a++) for (let b = 0; b < m; b++) for (let j = 0; j < m; j++) gram[a * m + b] += centred[a * m + j] * centred[b * m + j];
+    return { p, h, gram, entropy: h.reduce((a, b) => a + b, 0) / (m || 1) };
+  };
+  const dot = (a, b) => { let sum = 0; for (let i = 0; i < a.length; i++) sum += a[i] * b[i]; return sum; };
+  const js = (a, b) => {
+    let sum = 0;
+    for (let i = 0; i < m * m; i++) sum += entr((a.p[i] + b.p[i]) / 2);
+    for (let q = 0; q < m; q++) sum -= (a.h[q] + b.h[q]) / 2;
+    return Math.max(0, sum / (m || 1));
+  };
+  const cka = (a, b) => dot(a.gram, b.gram) / (Math.sqrt(dot(a.gram, a.gram) * dot(b.gram, b.gram)) || 1);
+  const teacher = Array.from({ length: data.T }, (_, t) => prepare(data.teacherMap(t, th)));
+  const student = Array.from({ length: data.S }, (_, s) => prepare(data.studentMap(k, s, sh)));
+  const table = (of) => student.map((b) => teacher.map((a) => of(a, b)));
+  return { js: table(js), cka: table(cka), teacherEntropy: teacher.map((a) => a.entropy), studentEntropy: student.map((b) => b.entropy) };
 }
 
 function largest(values) {
@@ -100,7 +165,8 @@ function choices(parent, label, options, onChange) {
 /** Keys pressed in a control stay with it: a notebook goes to another cell at an arrow, or adds one at "b". */
 function keepKeys(control) {
   control.addEventListener("keydown", (event) => {
-    if (!event.shiftKey && !event.ctrlKey && !event.altKey && !event.metaKey) event.stopPropagation();
+    const typed = event.shiftKey && event.key.length === 1; // a capital letter
+    if (typed || !(event.shiftKey || event.ctrlKey || event.altKey || event.metaKey)) event.stopPropagation();
   });
 }
 
@@ -136,21 +202,63 @@ const quoted = (token) => `\u201c\u2068${token.replace(/^▁(?=.)/u, "")}\u2069\
 const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
 const number = (x) => (Math.abs(x) < 0.0995 && x !== 0 ? x.toFixed(3) : x.toFixed(2));
 
+/** Each token of a text with two bars under it. */
+function strip(parent, data, label, onPoint) {
+  const box = make("div", parent, "lens-strip");
+  const head = make("p", box, "lens-faint", label);
+  const line = make("div", box, "lens-sentence");
+  line.setAttribute("aria-hidden", "true"); // the maps and the sentences say the same in words
+  const words = data.tokens.map((token, i) => {
+    const word = make("span", line, data.mask[i] ? "lens-word" : "lens-word lens-padding");
+    if (token.startsWith("▁")) word.classList.add("lens-begins");
+    make("bdi", word, "", token.replace(/^▁(?=.)/u, ""));
+    const bars = make("span", word, "lens-bars");
+    if (onPoint && data.mask[i]) {
+      word.addEventListener("pointerenter", () => onPoint(i, false));
+      word.addEventListener("click", () => onPoint(i, true));
+    }
+    return { word, pieces: [make("i", bars, "lens-t"), make("i", bars, "lens-s")] };
+  });
+  if (onPoint) line.addEventListener("pointerleave", () => onPoint(null, false));
+  return {
+    box, head, words,
+    draw(values, top, lit = null) {
+      words.forEach(({ word, pieces }, i) => {
+        word.classList.toggle("lens-lit", i === lit);
+        pieces.forEach((piece, which) => {
+          piece.style.height = `${((100 * Math.abs(values[which][i])) / top).toFixed(1)}%`;
+          piece.classList.toggle("lens-below", values[which][i] < 0);
+        });
+      });
+    },
+  };
+}
+
+/** How many tokens two texts share at their beginnings and at their ends. */
+function sharedEnds(one, other) {
+  const most = Math.min(one.length, other.length);
+  let begin = 0, end = 0;
+  while (begin < most && one[begin] === other[begin]) begin++;
+  while (end < most - begin && one[one.length - 1 - end] === other[other.length - 1 - end]) end++;
+  return [begin, end];
+}
+
+const indexOfMost = (values) => values.indexOf(Math.max(...values));
+const signed = (x, digits = 2) => {
+  const size = Math.abs(x).toFixed(digits);
+  return (Number(size) === 0 ? "" : x < 0 ? "\u2212" : "+") + size;
+};
+
 // ------------------------------------------------------------------ the lens
 
 function render({ model, el }) {
   const begun = performance.now();
-  const header = model.get("header");
-  const raw = model.get("maps");
-  const bytes = raw instanceof Uint8Array ? raw : new Uint8Array(raw.buffer ?? raw, raw.byteOffset ?? 0, raw.byteLength);
-  const { tokens, mask, matches, steps, blocks } = header;
-  const n = tokens.length;
-  const [T, S] = [blocks.teacher.shape[0], blocks.student.shape[1]];
-  const names = tokens.map((token) => token.replace(/^▁/u, "_")); // the block is too heavy on an axis
   const canvasFont = (size) => `${size}px system-ui, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif`;
 
-  let theme = LIGHT, tables = null, metric = "js", pointer = null, pair = null;
-  let width = 0, side = 0, gutter = 0, foot = 0, size = 12, every = 1;
+  let now = readData(model), kept = null; // the text shown, and the one it is compared with
+  let theme = LIGHT, tables = null, metric = "js", pointer = null, pinned = false, pair = null;
+  let width = 0, columns = 3, side = 0, gutter = 0, foot = 0, size = 12, every = 1;
+  const { steps, blocks } = now;
   const get = (name) => model.get(name);
   const set = (changes) => {
     for (const [name, value] of Object.entries(changes)) model.set(name, value);
@@ -159,10 +267,17 @@ function render({ model, el }) {
 
   // ---- the page
 
-  const root = make("div", el, "comet-lens");
-  root.classList.toggle("lens-heads", Boolean(blocks.teacherHeads)); // longer captions
+  const root = make("section", el, "comet-lens");
+  root.setAttribute("aria-label", "Attention lens");
+  const head = make("div", root, "lens-head");
+  const box = get("live") ? textBox() : null;
+  const answers = make("table", head, "lens-answers");
+  const compared = make("p", root, "lens-compared");
+  compared.setAttribute("aria-live", "polite");
   const title = make("p", root, "lens-finding");
   title.setAttribute("aria-live", "polite");
+  const looks = make("span", title);
+  const apart = make("span", title, "lens-apart");
   const bar = make("div", root, "lens-bar");
   let slider = null, stepText = null;
   if (steps.length > 1) {
@@ -187,24 +302,23 @@ function render({ model, el }) {
     teacher: headChoice("teacher", blocks.teacherHeads),
     student: headChoice("student", blocks.studentHeads),
   };
-  if (header.headsLeftOut) make("span", bar, "lens-faint", "Single heads are left out to keep this page small.");
+  if (now.headsLeftOut) make("span", bar, "lens-faint", "Single heads are left out to keep this page small.");
   if (!bar.childNodes.length) bar.remove();
 
   const maps = make("div", root, "lens-maps");
-  const axis = make("canvas", maps, "lens-axis");
-  axis.setAttribute("aria-hidden", "true");
   const panels = ["teacher", "student", "difference"].map((name) => {
-    const box = make("div", maps, "lens-panel");
-    const caption = make("div", box, "lens-caption");
-    const heading = make("span", caption);
-    const canvas = make("canvas", box, "lens-map");
+    const panel = make("div", maps, "lens-panel");
+    const heading = make("div", panel, "lens-caption");
+    const axis = make("canvas", panel, "lens-axis");
+    axis.setAttribute("aria-hidden", "true");
+    const canvas = make("canvas", panel, "lens-map");
     canvas.dataset.map = name;
     canvas.tabIndex = 0;
     canvas.setAttribute("role", "application");
     canvas.setAttribute("aria-roledescription", "attention map");
-    const legend = make("canvas", box, "lens-legend");
+    const legend = make("canvas", panel, "lens-legend");
     legend.setAttribute("role", "img");
-    return { name, heading, canvas, legend, values: null, paint: document.createElement("canvas") };
+    return { name, heading, axis, canvas, legend, values: null, paint: document.createElement("canvas") };
   });
   const under = make("div", root, "lens-under");
   const readout = make("p", under, "lens-readout");
@@ -214,24 +328,14 @@ function render({ model, el }) {
   make("i", key, "lens-s");
   make("span", key, "", "student");
   readout.setAttribute("aria-live", "polite");
-
-  const sentence = make("div", root, "lens-sentence");
-  sentence.setAttribute("aria-hidden", "true"); // the maps say the same in words
-  const words = tokens.map((token, i) => {
-    const word = make("span", sentence, mask[i] ? "lens-word" : "lens-word lens-padding");
-    if (token.startsWith("▁")) word.classList.add("lens-begins");
-    make("bdi", word, "", token.replace(/^▁(?=.)/u, ""));
-    const bars = make("span", word, "lens-bars");
-    const pieces = [make("i", bars, "lens-t"), make("i", bars, "lens-s")];
-    word.addEventListener("pointerenter", () => mask[i] && point(i, pointer?.k ?? null));
-    return { word, pieces };
-  });
+  const strips = make("div", root, "lens-strips");
+  let attention = null, hidden = null, keptStrip = null;
 
   const lower = make("div", root, "lens-lower");
   const gridBox = make("div", lower, "lens-gridbox");
   const gridBar = make("div", gridBox, "lens-bar");
   const metricSelect = choices(
-    gridBar, "distance of the layers", [[0, "Jensen-Shannon, nats"], [1, "linear CKA, 1 is alike"]],
+    gridBar, "compare layers by", [[0, "distance (Jensen-Shannon, nats)"], [1, "similarity (linear CKA, 0 to 1)"]],
     (value) => { metric = value ? "cka" : "js"; drawGrid(); },
   );
   const grid = make("canvas", gridBox, "lens-grid");
@@ -241,44 +345,237 @@ function render({ model, el }) {
   const notes = make("div", lower, "lens-notes");
   const gridText = make("p", notes, "lens-gridtext");
   gridText.setAttribute("aria-live", "polite");
-  make("p", notes, "lens-faint", "Click a cell to see that pair of layers. The darker a cell, the more alike the two. Framed in orange: the teacher layer that a student layer learns from. Bars: entropy of each layer's attention; the thin line is the most it can be.");
-  make("p", notes, "lens-faint", HELP);
+  make("p", notes, "lens-faint", "Click a cell to see that pair of layers. The darker a cell, the more alike the two. Orange frame: the teacher layer that a student layer learns from; blue frame: the pair shown. Bars: entropy of each layer's attention, from 0 (each token looks at one) to the thin line (it looks at all alike).");
+  make("p", notes, "lens-faint", `A click or a tap keeps a row lit. ${HELP}`);
   make("p", notes, "lens-faint", "Colour grows with the square root of the attention. Maps are stored in one byte a number; the error is at most 0.4 % of a map's largest number.");
+
+  // ---- another text
+
+  /** The text box; its `replied` takes the kernel's messages. */
+  function textBox() {
+    const form = make("div", head, "lens-ask");
+    const label = make("label", form, "lens-text");
+    make("span", label, "lens-faint", "Your sentence: type, and maps and answers follow");
+    const text = make("textarea", label);
+    text.rows = 2;
+    text.maxLength = 4000;
+    text.spellcheck = false;
+    text.value = now.text ?? "";
+    keepKeys(text);
+    const tools = make("div", form, "lens-bar");
+    const history = make("select", tools);
+    history.setAttribute("aria-label", "sentences tried");
+    keepKeys(history);
+    const keep = make("button", tools);
+    keep.type = "button";
+    const status = make("span", tools, "lens-status");
+    status.setAttribute("role", "status");
+
+    let serial = 0, flight = null, wanted = null, typing = 0, hiding = 0;
+    const say = (words, fault = false) => {
+      status.textContent = words;
+      status.classList.toggle("lens-fault", fault);
+      text.setAttribute("aria-invalid", String(fault));
+    };
+    const send = (content, since) => {
+      flight = { id: ++serial, since, hides: Boolean(content.hide) };
+      const { id } = flight;
+      setTimeout(() => {
+        if (flight?.id === id) say(`The kernel has not answered: it is busy, or gone (then run this cell again). Shown is still ${quoted(now.text)}.`, true);
+      }, PATIENCE);
+      try {
+        model.send({ id, ...content });
+      } catch {
+        say(`No kernel answers: run this cell again. Shown is still ${quoted(now.text)}.`, true);
+      }
+    };
+    const ask = (words, since) => { // one text at a time; of those typed meanwhile, the last
+      clearTimeout(typing);
+      clearTimeout(hiding);
+      if (flight) wanted = { words, since };
+      if (flight && performance.now() - flight.since < PATIENCE) return;
+      wanted = null;
+      send({ text: words }, since);
+    };
+    const replied = ({ id, error, ms }) => {
+      if (flight?.id !== id) return;
+      const { since, hides } = flight;
+      flight = null;
+      if (wanted) return ask(wanted.words, wanted.since);
+      if (error) say(error, true);
+      if (hides) return undefined;
+      if (now.answers && !losses()) hiding = setTimeout(() => send({ hide: true }, performance.now()), 300);
+      if (error) return undefined;
+      say(`read in ${ms} ms`);
+      requestAnimationFrame(() => setTimeout(() => { // after it is painted
+        root.dataset.typed = String(Math.round(performance.now() - since));
+      }));
+      return undefined;
+    };
+    text.addEventListener("input", (event) => {
+      if (event.isComposing) return;
+      const since = performance.now();
+      clearTimeout(typing);
+      typing = setTimeout(() => ask(text.value, since), TYPED);
+    });
+    text.addEventListener("compositionend", () => ask(text.value, performance.now()));
+    text.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.shiftKey || event.ctrlKey || event.metaKey || event.isComposing) return;
+      event.preventDefault();
+      ask(text.value, performance.now());
+    });
+    history.addEventListener("change", () => {
+      const words = get("tried")[Number(history.value)];
+      text.value = words;
+      ask(words, performance.now());
+    });
+    keep.addEventListener("click", () => {
+      kept = kept ? null : now;
+      fresh();
+      drawPair();
+      if (kept) {
+        say("Now change a word.");
+        text.focus();
+      }
+    });
+    return {
+      replied,
+      draw() {
+        keep.textContent = kept ? "Stop comparing" : "Compare with this sentence";
+        const tried = get("tried") ?? [];
+        history.replaceChildren();
+        make("option", history, "", `sentences tried (${tried.length})`).value = "";
+        tried.forEach((words, i) => {
+          const short = [...words].length > 60 ? `${[...words].slice(0, 60).join("")}…` : words;
+          make("option", history, "", short).value = String(i);
+        });
+        history.hidden = tried.length < 2;
+        if (document.activeElement !== text) text.value = now.text;
+      },
+    };
+  }
+
+  /** Builds what depends on the tokens. */
+  function fresh() {
+    strips.replaceChildren();
+    keptStrip = kept && strip(strips, kept, `Compared with: ${kept.text} (mean attention)`);
+    attention = strip(strips, now, "", (q, click) => point(q, null, click));
+    hidden = now.answers ? strip(strips, now, "", (q, click) => point(q, null, click)) : null;
+    if (kept) {
+      const [begin, end] = sharedEnds(kept.tokens, now.tokens);
+      for (const one of [keptStrip, attention]) {
+        one.words.forEach(({ word }, i) => word.classList.toggle("lens-changed", i >= begin && i < one.words.length - end));
+      }
+    }
+    pointer = null;
+    pinned = false;
+    box?.draw();
+  }
 
   // ---- what is shown
 
   const stepIndex = () => clamp(get("step") < 0 ? get("step") + blocks.student.shape[0] : get("step"), 0, blocks.student.shape[0] - 1);
 
   function readPair() {
-    const [t, s, k] = [clamp(get("teacher_layer"), 0, T - 1), clamp(get("student_layer"), 0, S - 1), stepIndex()];
-    const [th, sh] = [get("teacher_head"), get("student_head")];
-    const teacher = th >= 0 && blocks.teacherHeads
-      ? readMap(bytes, blocks.teacherHeads, [t, th]) : readMap(bytes, blocks.teacher, [t]);
-    const student = sh >= 0 && blocks.studentHeads
-      ? readMap(bytes, blocks.studentHeads, [k, s, sh]) : readMap(bytes, blocks.student, [k, s]);
+    const [t, s, k] = [clamp(get("teacher_layer"), 0, now.T - 1), clamp(get("student_layer"), 0, now.S - 1), stepIndex()];
+    const th = blocks.teacherHeads ? get("teacher_head") ?? -1 : -1, sh = blocks.studentHeads ? get("student_head") ?? -1 : -1;
+    const teacher = now.teacherMap(t, th), student = now.studentMap(k, s, sh);
     const difference = student.map((v, i) => v - teacher[i]);
     pair = {
       t, s, k, th, sh,
       top: Math.max(largest(teacher), largest(student), 1e-9), limit: Math.max(largest(difference), 1e-9),
     };
+    pair.measures = measure(now, pair);
     [teacher, student, difference].forEach((values, i) => { panels[i].values = values; });
   }
 
-  function finding() {
-    const name = `Teacher layer ${pair.t} and student layer ${pair.s}` + (steps.length ? ` at step ${steps[pair.k]}` : "");
-    const valid = mask.flatMap((m, i) => (m ? [i] : []));
-    if (valid.length < 2) return `${name}: ${valid.length} token, nothing to compare`;
-    const teacher = readMap(bytes, blocks.teacher, [pair.t]);
-    const student = readMap(bytes, blocks.student, [pair.k, pair.s]);
-    const more = valid.map((key) => valid.reduce((sum, q) => sum + student[q * n + key] - teacher[q * n + key], 0));
+  const headName = (h) => (h < 0 ? "" : `, head ${h},`);
+
+  function drawFinding() {
+    const { tokens, valid } = now;
+    const name = `Student layer ${pair.s}${headName(pair.sh)}` + (steps.length ? ` at step ${steps[pair.k]}` : "");
+    const other = `teacher layer ${pair.t}${headName(pair.th)}`;
+    apart.textContent = "";
+    if (valid.length < 2) {
+      looks.textContent = `${name} and ${other}: ${valid.length} token, nothing to compare`;
+      return;
+    }
+    const [a, b] = [0, 1].map((i) => meanRow(now, panels[i].values));
+    const more = valid.map((i) => b[i] - a[i]);
     const at = (value) => quoted(tokens[valid[more.indexOf(value)]]);
-    const js = header.js[pair.k][pair.s][pair.t].toFixed(2);
-    return `${name} are ${js} nats apart (JS): the student looks more at ${at(Math.max(...more))} and less at ${at(Math.min(...more))}`;
+    const [most, least] = [Math.max(...more), Math.min(...more)];
+    const same = Math.max(most, -least) < 0.0005;
+    looks.textContent = same ? `${name} looks at the same tokens as ${other}`
+      : `${name} looks more at ${at(most)} and less at ${at(least)} than ${other}`;
+    apart.textContent = `${pair.measures.js[pair.s][pair.t].toFixed(2)} nats apart (${SCALE})`;
   }
 
-  /** The colours of a panel, one pixel a number; drawn large by `drawPanel`. */
+  /** Rows of the answers' table: name, class, probabilities now, and those of the text kept. */
+  function answerRows() {
+    const rows = (data) => data?.answers && [
+      ["teacher", "lens-t", data.answers.teacher],
+      ["student", "lens-s", data.answers.student[pair.k]],
+      ...Object.entries(data.answers.baselines ?? {}).map(([name, p]) => [name, "lens-b", p]),
+    ];
+    const before = rows(kept);
+    return (rows(now) ?? []).map(([name, colour, p], i) => ({ name, colour, p, before: before?.[i]?.[2] }));
+  }
+
+  function drawAnswers() {
+    answers.hidden = !now.answers;
+    answers.replaceChildren();
+    if (!now.answers) return;
+    make("caption", answers, "lens-faint", "What they answer: probability of each label" + (kept ? " (and the change)" : ""));
+    const head = make("tr", make("thead", answers));
+    for (const label of ["", ...now.answers.labels]) make("th", head, "", label).scope = "col";
+    const body = make("tbody", answers);
+    for (const { name, colour, p, before } of answerRows()) {
+      const row = make("tr", body);
+      make("th", row, "", name).scope = "row";
+      p.forEach((value, i) => {
+        const cell = make("td", row, i === indexOfMost(p) ? "lens-most" : "");
+        make("span", cell, "", value.toFixed(2) + (before ? ` (${signed(value - before[i])})` : ""));
+        make("i", cell, colour).style.width = `${(100 * value).toFixed(1)}%`;
+      });
+    }
+  }
+
+  /** What changed between the text kept and this one, in words. */
+  function drawCompared() {
+    compared.hidden = !kept || kept === now;
+    if (compared.hidden) return;
+    const [begin, end] = sharedEnds(kept.tokens, now.tokens);
+    const changed = [kept, now].map(({ tokens }) => tokens.slice(begin, tokens.length - end).map((token) => token.replace(/^▁/u, " ")).join("").trim());
+    const parts = [`${changed[0] ? quoted(changed[0]) : "Nothing"} became ${changed[1] ? quoted(changed[1]) : "nothing"}.`];
+    for (const [i, { name, p, before }] of answerRows().entries()) {
+      const [was, is] = [indexOfMost(before), indexOfMost(p)];
+      const { labels } = now.answers;
+      const who = i < 2 ? `The ${name}` : name;
+      parts.push(was === is ? `${who} still says ${labels[is]} (${before[is].toFixed(2)}, now ${p[is].toFixed(2)}).`
+        : `${who} said ${labels[was]} (${before[was].toFixed(2)}) and now says ${labels[is]} (${p[is].toFixed(2)}).`);
+    }
+    const old = keptRows();
+    const moved = ["teacher", "student"].map((name, which) => {
+      const row = meanRow(now, panels[which].values);
+      const shift = row.map((x, i) => (i < begin ? x - old[which][i] : i >= now.n - end ? x - old[which][i - now.n + kept.n] : 0));
+      const at = indexOfMost(shift.map(Math.abs));
+      return `for the ${name} at ${quoted(now.tokens[at])} (${signed(shift[at], 3)})`;
+    });
+    if (begin + end) parts.push(`Of the tokens in both, mean attention changed most ${moved.join(", ")}.`);
+    compared.textContent = parts.join(" ");
+  }
+
+  const keptRows = () => [kept.teacherMap(pair.t, pair.th), kept.studentMap(pair.k, pair.s, pair.sh)].map((values) => meanRow(kept, values));
+
+  /** Occlusion at this step: what each model's answer loses when a token is hidden; null if unknown. */
+  function losses() {
+    const { teacher, student } = get("occlusion") ?? {};
+    return teacher && hidden && teacher.length === now.n ? [teacher, student[pair.k]] : null;
+  }
+
+/** The colours of a panel, one pixel a number; drawn large by `drawPanel`. */
   function paintPanel(panel) {
-    const signed = panel.name === "difference";
+    const { n } = now, signed = panel.name === "difference";
     const table = signed ? tables.signed : tables.map;
     panel.paint.width = panel.paint.height = n;
     const context = panel.paint.getContext("2d");
@@ -314,7 +611,7 @@ function render({ model, el }) {
 
   /** Labels along an axis: every so many, and the lit one always. */
   function axisLabels(context, vertical, lit) {
-    const cell = side / n;
+    const { n, names, mask } = now, cell = side / n;
     context.font = canvasFont(size);
     context.textBaseline = "middle";
     context.textAlign = "right";
@@ -324,7 +621,7 @@ function render({ model, el }) {
       if (!strong && along - last < 0.95 * size) return;
       last = along;
       context.save();
-      context.translate(...(vertical ? [gutter, along] : [along, side + 6]));
+      context.translate(...(vertical ? [AXIS + gutter - 4, along] : [along, side + 6]));
       if (!vertical) context.rotate(-Math.PI / 2);
       if (strong) {
         const wide = context.measureText(names[i]).width;
@@ -333,18 +630,26 @@ function render({ model, el }) {
         context.font = `600 ${canvasFont(size)}`;
       }
       context.fillStyle = strong ? theme.mark : mask[i] ? theme.ink : theme.faint;
-      context.fillText(names[i], 0, 0, (vertical ? gutter : foot) - 4);
+      context.fillText(names[i], 0, 0, (vertical ? gutter : foot - 8) - 4);
       context.restore();
     };
     for (let i = 0; i < n; i += every) {
       if (lit === null || Math.abs(i - lit) * cell >= 1.1 * size) one(i, false); // room for the lit one
     }
     if (lit !== null) one(lit, true);
+    context.save(); // the axis title
+    context.translate(...(vertical ? [AXIS / 2, side / 2] : [side / 2, side + foot + AXIS / 2]));
+    if (vertical) context.rotate(-Math.PI / 2);
+    context.font = canvasFont(12);
+    context.fillStyle = theme.faint;
+    context.textAlign = "center";
+    context.fillText(vertical ? "token that looks" : "token looked at", 0, 0);
+    context.restore();
   }
 
   function drawPanel(panel) {
-    const context = fit(panel.canvas, side, side + foot);
-    const cell = side / n;
+    const context = fit(panel.canvas, side, side + foot + AXIS);
+    const { n, mask } = now, cell = side / n;
     context.imageSmoothingEnabled = false;
     context.drawImage(panel.paint, 0, 0, side, side);
     mask.forEach((m, i) => {
@@ -373,10 +678,7 @@ function render({ model, el }) {
       context.strokeRect(0.5, 0.5, side - 1, side - 1);
     }
     axisLabels(context, false, k);
-  }
-
-  function drawAxis() {
-    axisLabels(fit(axis, gutter + 8, side), true, pointer ? pointer.q : null);
+    if (!panel.axis.hidden) axisLabels(fit(panel.axis, AXIS + gutter, side), true, q);
   }
 
   function drawLegend(panel) {
@@ -404,40 +706,50 @@ function render({ model, el }) {
 
   function describePoint() {
     if (!pointer || pointer.q === null) return "Point at a cell or a token: its row lights up in all three maps. Until then the bars show the mean row.";
-    const { q, k } = pointer;
+    const { q, k } = pointer, { n, tokens } = now;
     const [a, b] = panels.map((panel) => panel.values);
-    if (k === null) return `${quoted(tokens[q])} looks at the tokens with long bars.`;
+    const lost = losses();
+    const without = (i) => (lost ? ` Hidden, ${quoted(tokens[i])} takes ${lost[0][i].toFixed(2)} from the teacher's answer, ${lost[1][i].toFixed(2)} from the student's.` : "");
+    const pin = pinned ? " Kept: click again or press Escape to let go." : "";
+    if (k === null) return `${quoted(tokens[q])} looks at the tokens with long bars.${without(q)}${pin}`;
     const [x, y] = [a[q * n + k], b[q * n + k]];
-    return `${quoted(tokens[q])} looks at ${quoted(tokens[k])}: teacher ${number(x)}, student ${number(y)}, difference ${y >= x ? "+" : "−"}${number(Math.abs(y - x))}`;
+    return `${quoted(tokens[q])} looks at ${quoted(tokens[k])}: teacher ${number(x)}, student ${number(y)}, difference ${y >= x ? "+" : "−"}${number(Math.abs(y - x))}.${without(k)}${pin}`;
   }
 
-  function drawSentence() {
-    const q = pointer && pointer.q !== null ? pointer.q : null;
-    const average = (values, k) => { // no row chosen: the mean over the rows
-      let sum = 0, rows = 0;
-      for (let i = 0; i < n; i++) if (mask[i]) { sum += values[i * n + k]; rows++; }
-      return rows ? sum / rows : 0;
-    };
-    const shares = [0, 1].map((which) => tokens.map((_, k) =>
-      q === null ? average(panels[which].values, k) : panels[which].values[q * n + k]));
-    const top = Math.max(...shares[0], ...shares[1], 1e-9);
-    words.forEach(({ word, pieces }, k) => {
-      word.classList.toggle("lens-lit", k === q);
-      pieces.forEach((piece, which) => { piece.style.width = `${((100 * shares[which][k]) / top).toFixed(1)}%`; });
-    });
+  function drawStrips() {
+    const q = pointer && pointer.q !== null ? pointer.q : null, { n } = now;
+    const rows = [0, 1].map((i) => (q === null ? meanRow(now, panels[i].values) : [...panels[i].values.slice(q * n, (q + 1) * n)]));
+    const old = kept && keptRows();
+    const top = Math.max(...rows.flat(), ...(old ?? []).flat(), 1e-9);
+    attention.draw(rows, top, q);
+    attention.head.textContent = (q === null ? "Where they look: each token's mean attention" : `Where ${quoted(now.tokens[q])} looks`) + ` (longest bar: ${number(top)})`;
+    keptStrip?.draw(old, top);
+    const lost = losses();
+    if (!hidden) return;
+    hidden.box.hidden = !lost;
+    if (!lost) return;
+    const most = Math.max(...lost.flat().map(Math.abs), 1e-9);
+    hidden.draw(lost, most, q);
+    const own = [now.answers.teacher, now.answers.student[pair.k]].map((p) => now.answers.labels[indexOfMost(p)]);
+    const at = lost.map((values) => quoted(now.tokens[indexOfMost(values)]));
+    hidden.head.textContent = `What the answer loses when a token is hidden from all others (longest bar: ${number(most)}; hollow: it gains). ` +
+      `The teacher's ${quoted(own[0])} loses most without ${at[0]}, the student's ${quoted(own[1])} without ${at[1]}. Where a model looks need not be what its answer hangs on.`;
   }
 
   function drawPointer() {
-    drawAxis();
     panels.forEach(drawPanel);
-    drawSentence();
+    drawStrips();
     readout.textContent = describePoint();
     root.dataset.row = pointer && pointer.q !== null ? String(pointer.q) : "";
     root.dataset.column = pointer && pointer.k !== null ? String(pointer.k) : "";
   }
 
-  function point(q, k) {
-    if (pointer && pointer.q === q && pointer.k === k) return;
+  /** Light row q and cell k. A click keeps them lit; a second one on the same lets go. */
+  function point(q, k, click = false) {
+    if (pinned && !click) return;
+    const same = pointer ? pointer.q === q && pointer.k === k : q === null;
+    if (same && !click) return;
+    pinned = click && q !== null && !(pinned && same);
     pointer = q === null ? null : { q, k };
     drawPointer();
   }
@@ -448,13 +760,15 @@ function render({ model, el }) {
 
   function drawGrid() {
     const room = Math.max(160, Math.min(gridBox.clientWidth || 400, 760));
-    const strip = 46, left = 24, below = 34;
+    const { T, S, matches } = now, { measures } = pair;
+    const strip = 46, left = 24, below = 34; // the frames are drawn in the cells' margins
     const w = clamp((room - left - strip - 34) / T, 6, 64), h = clamp(w, 18, 28);
     const [width, height] = [left + T * w + 10 + strip + 24, strip + 12 + S * h + below];
     const context = fit(grid, width, height);
     const top = strip + 8;
     cells = { left, top, w, h };
-    const table = header[metric][pair.k];
+    const edge = w < 20 ? 2 : 4;
+    const table = measures[metric];
     const all = table.flat();
     const [low, high] = [Math.min(...all), Math.max(...all)];
     const share = (v) => (high === low ? 0.5 : metric === "js" ? (v - low) / (high - low) : (high - v) / (high - low));
@@ -465,34 +779,37 @@ function render({ model, el }) {
       for (let t = 0; t < T; t++) {
         const at = Math.round(255 * share(table[s][t]));
         context.fillStyle = css(tables.grid, at);
-        context.fillRect(left + t * w, top + s * h, w - 1, h - 1);
-        if (w >= 30) {
+        context.fillRect(left + t * w + edge, top + s * h + edge, w - 2 * edge, h - 2 * edge);
+        if (w >= 36) {
           context.fillStyle = at > 140 ? "#000" : "#fff";
           context.fillText(table[s][t].toFixed(2), left + (t + 0.5) * w, top + (s + 0.5) * h);
         }
       }
     }
     context.lineWidth = 2;
+    const frame = (t, s, inset) => context.strokeRect(left + t * w + inset, top + s * h + inset, w - 2 * inset, h - 2 * inset);
     context.strokeStyle = theme.student;
-    matches.forEach((t, s) => context.strokeRect(left + t * w + 0.5, top + s * h + 0.5, w - 2, h - 2));
-    context.lineWidth = 3;
+    matches.forEach((t, s) => frame(t, s, edge - 1));
     context.strokeStyle = theme.mark;
-    context.strokeRect(left + pair.t * w - 1.5, top + pair.s * h - 1.5, w + 2, h + 2);
+    if (edge < 4) context.setLineDash([3, 3]); // on the other frame
+    frame(pair.t, pair.s, 1);
+    context.setLineDash([]);
 
-    // entropy: above, the teacher's layers; at the right, the student's
-    const most = Math.log(Math.max(2, mask.reduce((a, b) => a + b, 0)));
-    header.teacherEntropy.forEach((e, t) => {
+    // entropy: above, the teacher's layers; at the right, the student's; filled: the layer shown
+    const most = Math.log(Math.max(2, now.valid.length));
+    const bar = (x, y, w, h, filled) => {
+      context.fillRect(x, y, w, h);
+      if (!filled && w > 3 && h > 3) context.clearRect(x + 1.5, y + 1.5, w - 3, h - 3);
+    };
+    context.fillStyle = theme.teacher;
+    measures.teacherEntropy.forEach((e, t) => {
       const tall = (strip - 8) * Math.min(1, e / most);
-      context.globalAlpha = t === pair.t ? 1 : 0.45;
-      context.fillStyle = theme.teacher;
-      context.fillRect(left + t * w, top - 6 - tall, w - 1, tall);
+      bar(left + t * w + 1, top - 6 - tall, w - 2, tall, t === pair.t);
     });
-    header.studentEntropy[pair.k].forEach((e, s) => {
-      context.globalAlpha = s === pair.s ? 1 : 0.45;
-      context.fillStyle = theme.student;
-      context.fillRect(left + T * w + 6, top + s * h, (strip - 8) * Math.min(1, e / most), h - 1);
+    context.fillStyle = theme.student;
+    measures.studentEntropy.forEach((e, s) => {
+      bar(left + T * w + 6, top + s * h + 2, (strip - 8) * Math.min(1, e / most), h - 4, s === pair.s);
     });
-    context.globalAlpha = 1;
     context.strokeStyle = theme.line;
     context.lineWidth = 1;
     context.beginPath();
@@ -508,36 +825,45 @@ function render({ model, el }) {
     for (let s = 0; s < S; s++) context.fillText(String(s), left - 10, top + (s + 0.5) * h);
     context.textAlign = "left";
     context.fillText("teacher layer", left, top + S * h + 24);
+    context.fillText("entropy", left + T * w + 6, top - 16);
     context.save();
     context.translate(left + T * w + 6 + strip + 4, top);
     context.rotate(Math.PI / 2);
     context.fillText("student layer", 0, 0);
     context.restore();
 
-    const [js, cka] = [header.js[pair.k][pair.s][pair.t], header.cka[pair.k][pair.s][pair.t]];
-    gridText.textContent =
-      `Teacher layer ${pair.t}: entropy ${header.teacherEntropy[pair.t].toFixed(2)} of ${most.toFixed(2)} nats. ` +
-      `Student layer ${pair.s}: ${header.studentEntropy[pair.k][pair.s].toFixed(2)}. ` +
-      `Apart: ${js.toFixed(3)} nats (JS); alike: ${cka.toFixed(2)} (CKA).`;
-    grid.setAttribute("aria-label", `Distance of each of ${S} student layers from each of ${T} teacher layers. ${gridText.textContent}`);
+    const one = (who, head) => (head < 0 ? `${who}: mean of the heads` : `${who}: head ${head} of every layer`);
+    const heads = pair.th < 0 && pair.sh < 0 ? "" : `The table speaks of the heads chosen (${one("teacher", pair.th)}; ${one("student", pair.sh)}). `;
+    gridText.textContent = heads +
+      `Teacher layer ${pair.t}: entropy ${measures.teacherEntropy[pair.t].toFixed(2)} of ${most.toFixed(2)} nats. ` +
+      `Student layer ${pair.s}: ${measures.studentEntropy[pair.s].toFixed(2)}. ` +
+      `Distance: ${measures.js[pair.s][pair.t].toFixed(3)} nats (Jensen-Shannon; ${SCALE}). Similarity: ${measures.cka[pair.s][pair.t].toFixed(2)} (CKA; 1: alike).`;
+    const what = metric === "js" ? "Distance" : "Similarity";
+    grid.setAttribute("aria-label", `${what} of each of ${S} student layers and each of ${T} teacher layers. ${gridText.textContent}`);
   }
 
   // ---- drawing all
 
+  const breadth = () => Math.floor(root.getBoundingClientRect().width); // clientWidth rounds up
+
+  /** Three maps side by side, or two, or one: the most for which they stay large enough. */
   function layout() {
-    width = root.clientWidth;
-    const room = width || 900;
-    const dense = Math.max(...tokens.map((token) => [...token].length));
-    size = clamp((room / 3.6 / n) * 0.72, 10, 13);
-    gutter = Math.min(clamp(8 + dense * size * 0.62, 36, 110), room * 0.16);
-    foot = gutter;
-    const gaps = 3 * 14;
-    side = Math.floor(clamp((room - gutter - gaps) / 3, 80, 430));
+    width = breadth();
+    const room = width || 900, { n, tokens } = now;
+    const longest = Math.max(...tokens.map((token) => [...token].length));
+    for (columns = 3; columns > 0; columns--) {
+      size = clamp((room / (columns + 0.6) / n) * 0.72, 10, 13);
+      gutter = Math.min(clamp(8 + longest * size * 0.62, 36, 110), room * 0.16, Math.max(24, room - 240 - AXIS));
+      side = Math.floor(clamp((room - AXIS - gutter - (columns - 1) * 14) / columns, 80, 430));
+      if (side >= 200) break;
+    }
+    columns = Math.max(1, columns);
+    foot = gutter + 6;
     // Labels nearer than this: one's "_" is a macron on the next, and dots below meet accents.
     every = Math.max(1, Math.ceil((1.2 * 9) / (side / n)));
     size = clamp(((side / n) * every) / 1.3, 9, size);
-    root.classList.toggle("lens-narrow", side < 200); // captions then take two lines, or three with a head
-    maps.style.gridTemplateColumns = `${gutter}px repeat(3, ${side}px)`;
+    root.classList.toggle("lens-stacked", columns === 1);
+    panels.forEach((panel, i) => { panel.axis.hidden = i % columns !== 0; });
   }
 
   function drawAll() {
@@ -551,18 +877,17 @@ function render({ model, el }) {
   function drawPair() {
     readPair();
     const head = (h) => (h < 0 ? "" : `, head ${h}`);
-    const titles = [
-      `teacher, layer ${pair.t}${head(blocks.teacherHeads ? pair.th : -1)}`,
-      `student, layer ${pair.s}${head(blocks.studentHeads ? pair.sh : -1)}`,
-      "student − teacher",
-    ];
+    const titles = [`teacher, layer ${pair.t}${head(pair.th)}`, `student, layer ${pair.s}${head(pair.sh)}`, "student − teacher"];
     panels.forEach((panel, i) => {
       panel.heading.textContent = titles[i];
-      panel.canvas.setAttribute("aria-label", `${titles[i]}: ${n} by ${n} tokens. ${HELP}`);
+      panel.heading.style.maxWidth = `${side}px`;
+      panel.canvas.setAttribute("aria-label", `${titles[i]}: ${now.n} by ${now.n} tokens. ${HELP}`);
       paintPanel(panel);
       drawLegend(panel);
     });
-    title.textContent = finding();
+    drawFinding();
+    drawAnswers();
+    drawCompared();
     if (slider) {
       slider.value = String(pair.k);
       stepText.textContent = String(steps[pair.k]);
@@ -578,7 +903,7 @@ function render({ model, el }) {
   // ---- what the reader does
 
   const cellAt = (panel, event) => {
-    const box = panel.canvas.getBoundingClientRect();
+    const box = panel.canvas.getBoundingClientRect(), { n, mask } = now;
     const [k, q] = [event.clientX - box.left, event.clientY - box.top].map((v) => Math.floor(v / (side / n)));
     const inside = k >= 0 && q >= 0 && k < n && q < n && mask[q] && mask[k];
     return inside ? [q, k] : [null, null];
@@ -586,7 +911,9 @@ function render({ model, el }) {
   panels.forEach((panel) => {
     panel.canvas.addEventListener("pointermove", (event) => point(...cellAt(panel, event)));
     panel.canvas.addEventListener("pointerleave", () => point(null, null));
+    panel.canvas.addEventListener("click", (event) => point(...cellAt(panel, event), true));
     onArrows(panel.canvas, (dx, dy) => {
+      const { mask } = now;
       const first = mask.indexOf(1), last = mask.lastIndexOf(1);
       if (first < 0) return;
       const { q, k } = pointer ?? { q: null, k: null };
@@ -595,19 +922,25 @@ function render({ model, el }) {
         while (j > first && j < last && !mask[j]) j += d || 1;
         return clamp(j, first, last);
       };
+      pinned = false;
       point(step(q, dy), step(k, dx));
+      pinned = true;
     });
   });
-  sentence.addEventListener("pointerleave", () => point(null, null));
+  root.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || !pinned) return;
+    event.stopPropagation();
+    point(null, null, true);
+  });
 
   grid.addEventListener("click", (event) => {
     const box = grid.getBoundingClientRect();
     const t = Math.floor((event.clientX - box.left - cells.left) / cells.w);
     const s = Math.floor((event.clientY - box.top - cells.top) / cells.h);
-    if (t >= 0 && t < T && s >= 0 && s < S) set({ teacher_layer: t, student_layer: s });
+    if (t >= 0 && t < now.T && s >= 0 && s < now.S) set({ teacher_layer: t, student_layer: s });
   });
   onArrows(grid, (dx, dy) => set({
-    teacher_layer: clamp(pair.t + dx, 0, T - 1), student_layer: clamp(pair.s + dy, 0, S - 1),
+    teacher_layer: clamp(pair.t + dx, 0, now.T - 1), student_layer: clamp(pair.s + dy, 0, now.S - 1),
   }));
 
   const chosen = ["teacher_layer", "student_layer", "step", "teacher_head", "student_head"];
@@ -618,6 +951,13 @@ function render({ model, el }) {
     queueMicrotask(() => { waiting = false; drawPair(); });
   };
   chosen.forEach((name) => model.on(`change:${name}`, changed));
+  const another = () => {
+    now = readData(model);
+    fresh();
+    drawAll();
+  };
+  const more = { "change:header": another, "change:occlusion": changed, "change:tried": () => box?.draw(), "msg:custom": (message) => box?.replied(message) };
+  for (const [name, call] of Object.entries(more)) model.on(name, call);
 
   // In the next frame: a change of theme may swap style sheets, and in between the page is narrow.
   const themes = new MutationObserver(() => requestAnimationFrame(drawAll));
@@ -626,8 +966,9 @@ function render({ model, el }) {
   const scheme = window.matchMedia("(prefers-color-scheme: dark)");
   scheme.addEventListener("change", drawAll);
   const sizes = new ResizeObserver(() => {
-    if (root.clientWidth && root.clientWidth !== width) drawAll();
+    if (breadth() && breadth() !== width) drawAll();
   });
+  fresh();
   drawAll();
   sizes.observe(root);
   metricSelect.value = "0";
@@ -640,6 +981,7 @@ function render({ model, el }) {
     sizes.disconnect();
     scheme.removeEventListener("change", drawAll);
     chosen.forEach((name) => model.off(`change:${name}`, changed));
+    for (const [name, call] of Object.entries(more)) model.off(name, call);
   };
 }
 

@@ -5,6 +5,7 @@ Imported only when a lens is shown, because anywidget belongs to the extra ``not
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import anywidget
 import traitlets
 
 from comet_lib.errors import CometError
-from comet_lib.lens.data import LensData, payload
+from comet_lib.lens.data import LensData, occlusion_payload, payload
 
 HERE = Path(__file__).parent
+TRIED = 20  # texts that the lens remembers
 
 
 class LensWidget(anywidget.AnyWidget):
@@ -22,6 +24,11 @@ class LensWidget(anywidget.AnyWidget):
 
     ``teacher_layer`` and ``student_layer`` count from 0, ``step`` is an index into the steps, and
     head -1 is the mean. A value that the data does not have raises :class:`CometError`.
+
+    If the lens has its models, the reader can type another text. The browser then sends
+    ``{"id": number, "text": text}``, and later ``{"id": number, "hide": True}`` for its occlusion,
+    which is slower. Each is answered by new traits and a message ``{"id": number, "ms": time}``,
+    with ``error`` if the text cannot be read; then nothing else changes.
     """
 
     _esm = (HERE / "lens.js").read_text(encoding="utf-8")
@@ -29,6 +36,9 @@ class LensWidget(anywidget.AnyWidget):
 
     header = traitlets.Dict().tag(sync=True)
     maps = traitlets.Bytes().tag(sync=True)
+    occlusion = traitlets.Dict().tag(sync=True)
+    live = traitlets.Bool().tag(sync=True)  # whether another text can be read
+    tried = traitlets.List(traitlets.Unicode()).tag(sync=True)  # texts, the newest last
     teacher_layer = traitlets.Int().tag(sync=True)
     student_layer = traitlets.Int().tag(sync=True)
     step = traitlets.Int().tag(sync=True)
@@ -37,8 +47,37 @@ class LensWidget(anywidget.AnyWidget):
 
     def __init__(self, data: LensData) -> None:
         header, maps = payload(data)
-        self._limits = data.limits()
-        super().__init__(header=header, maps=maps, **data.start())
+        self.data, self._limits = data, data.limits()
+        super().__init__(
+            header=header,
+            maps=maps,
+            occlusion=occlusion_payload(data.occlusion),
+            live=data.read is not None,
+            tried=[data.text],
+            **data.start(),
+        )
+        self.on_msg(self._asked)
+
+    def read(self, text: str) -> None:
+        """Show another text. Raises :class:`CometError` if it cannot be read."""
+        if self.data.read is None:
+            raise CometError("this lens was built from arrays, so it has no model to read a text.")
+        data = self.data.read(text)
+        header, maps = payload(data)
+        with self.hold_sync():  # one message to the browser
+            self.data, self.header, self.maps, self.occlusion = data, header, maps, {}
+            self.tried = [*(old for old in self.tried if old != data.text), data.text][-TRIED:]
+
+    def _asked(self, _: Any, content: dict[str, Any], buffers: Any) -> None:
+        begun, reply = time.perf_counter(), {"id": content.get("id")}
+        try:
+            if content.get("hide"):
+                self.occlusion = occlusion_payload(self.data.occlusion)
+            else:
+                self.read(str(content["text"]))
+        except Exception as error:  # here a traceback would go to a log that nobody reads
+            reply["error"] = str(error) or type(error).__name__
+        self.send(reply | {"ms": round(1000 * (time.perf_counter() - begun))})
 
     @traitlets.validate("teacher_layer", "student_layer", "step", "teacher_head", "student_head")
     def _within(self, proposal: Any) -> int:

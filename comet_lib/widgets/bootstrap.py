@@ -1,4 +1,4 @@
-"""One slider, the number of test tweets: how the bootstrap interval narrows."""
+"""One slider, the number of tweets scored: how the bootstrap interval narrows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def intervals_by_size(
 ) -> np.ndarray:
     """(len(sizes), 2) low and high end, in percent, of the 95 % interval of weighted F1.
 
-    As if the test split had ``size`` tweets: each draw picks that many of the given ones, with
+    As if ``size`` tweets were scored: each draw picks that many of the given ones, with
     replacement. Labels and predictions (N,) are integers in LABELS order.
     """
     if not len(labels) or len(labels) != len(predictions):
@@ -112,7 +112,7 @@ class BootstrapView(View):
         self._place = axes.axvline(self.tweets, color=GREY, linestyle=":", linewidth=1)
         log_ticks(axes, SIZES)
         axes.set_xlim(SIZES[0] * 0.9, SIZES[-1] * 1.1)
-        axes.set(xlabel="tweets in the test split (log scale)", ylabel="weighted F1, percent")
+        axes.set(xlabel="tweets scored (log scale)", ylabel="weighted F1, percent")
         bare(axes)
         title = axes.set_title(" ", loc="left", fontsize=11)
         return figure, [self._place, *self._ends.values(), title]
@@ -134,4 +134,4 @@ class BootstrapView(View):
             f"{name} lies between {low:.1f} and {high:.1f}"
             for name, (low, high) in self.intervals.items()
         ]
-        return f"With {self.tweets:,} test tweets " + " and ".join(parts)
+        return f"With {self.tweets:,} tweets " + " and ".join(parts)

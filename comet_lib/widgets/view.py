@@ -16,7 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-DPI = 80  # of a view's picture
+DPI = 110  # of a view's picture
+SHOWN = 100  # page pixels an inch, where there is room
+# A white picture glares on a dark page: white becomes black there, and hues stay.
+DARK = """<style>
+body[data-jp-theme-light="false"] .comet-view, body.vscode-dark .comet-view,
+html[theme="dark"] .comet-view { filter: invert(0.88) hue-rotate(180deg); }
+</style>"""
 #: The background of numbers that stand on bars.
 LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
 
@@ -101,12 +107,14 @@ class View:
 
     def __init__(self, **controls: Any) -> None:
         self._controls = controls
-        # A box stretches its contents, and a stretched picture is not sharp; 4 px are its margins.
-        shape = {"max_width": "calc(100% - 4px)", "align_self": "flex-start"}
+        # A box stretches its contents in both directions; 4 px are its margins.
+        shape = {"max_width": "calc(100% - 4px)", "height": "auto", "align_self": "flex-start"}
         self._image = ipywidgets.Image(format="png", layout=shape)
+        self._image.add_class("comet-view")
         self._sentence = ipywidgets.HTML()  # a Label is one line, cut off where it is too long
+        dark = ipywidgets.HTML(DARK, layout={"display": "none"})
         self.box = ipywidgets.VBox(
-            [ipywidgets.VBox(list(controls.values())), self._image, self._sentence]
+            [ipywidgets.VBox(list(controls.values())), self._image, self._sentence, dark]
         )
         for name, control in controls.items():
             control.description = name.replace("_", "-")
@@ -130,6 +138,8 @@ class View:
         """The figure for the present values."""
         if self._painter is None:
             self._painter = Painter(*self.build())
+            inches = self._painter.figure.get_size_inches()[0]
+            self._image.layout.width = f"{SHOWN * inches:.0f}px"
         self.move(self._painter.figure)
         return self._painter.figure
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from comet_lib.models import count_parameters, on_meta, xlmr_config
 
@@ -80,6 +82,8 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             "right at small sizes",
         ),
         "tuple": (lambda v, d, m: (v * d, m * d), "returned a tuple"),
+        "two types": (lambda v, d, m: d * (v + m + 6), "1 too many"),
+        "three positions": (lambda v, d, m: d * (v + m + 7), "2 too many"),
         "other": (lambda v, d, m: d**2 * v, "is right, on random input"),
     },
     "layer_parameters": {
@@ -160,4 +164,121 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         ),
         "other": (lambda d, f, n, t: d * f * n * t, "is right, on random input"),
     },
+}
+
+
+def widest(layers: int, budget: int, v: int, heads: int, m: int) -> int:
+    fits = [w for w in range(heads, 500, heads) if whole(v, w, layers, heads, 4 * w, m) <= budget]
+    return max(fits, default=0)
+
+
+def needed(ids: Any, share: float) -> int:
+    counts = np.sort(np.unique([i for text in ids for i in text], return_counts=True)[1])[::-1]
+    return int((counts.cumsum() < share * counts.sum()).sum()) + 1
+
+
+def learn(model: Any, batches: Any, rate: float) -> list[float]:
+    worker = torch.optim.AdamW(model.parameters(), lr=rate)
+    losses = []
+    for pointers, targets in batches:
+        worker.zero_grad(set_to_none=False)
+        loss = -model(pointers).log_softmax(-1).gather(-1, targets[..., None]).mean()
+        loss.backward()
+        worker.step()
+        losses.append(loss.detach())
+    return losses
+
+
+def late(model: Any, batches: Any, rate: float) -> list[float]:
+    """Clears the gradients between backward and step."""
+    worker = torch.optim.AdamW(model.parameters(), lr=rate)
+    losses = []
+    for pointers, targets in batches:
+        loss = F.cross_entropy(model(pointers).flatten(0, 2), targets.flatten())
+        loss.backward()
+        worker.zero_grad()
+        worker.step()
+        losses.append(loss.item())
+    return losses
+
+
+def one_short(model: Any, batches: Any, rate: float) -> list[float]:
+    last = learn(copy.deepcopy(model), batches, rate)[-1]
+    return [*learn(model, batches[:-1], rate), last]
+
+
+def halved(model: Any, batches: Any, rate: float) -> list[float]:
+    return learn(model, batches, rate / 2)
+
+
+def start(student: Any, teacher: Any, chosen: Any) -> Any:
+    mine, theirs = student.state_dict(), teacher.state_dict()
+    for name in mine:
+        if name.startswith("embeddings"):
+            mine[name] = theirs[name]
+        for i, j in enumerate(chosen):
+            if name.startswith(f"encoder.layer.{i}."):
+                mine[name] = theirs[name.replace(f"layer.{i}.", f"layer.{j}.", 1)]
+    student.load_state_dict(mine)
+    return student
+
+
+def shared(student: Any, teacher: Any, chosen: Any) -> Any:
+    for i, j in enumerate(chosen):
+        student.encoder.layer[i] = teacher.encoder.layer[j]
+    return student
+
+
+def with_pooler(student: Any, teacher: Any, chosen: Any) -> Any:
+    student.pooler.load_state_dict(teacher.pooler.state_dict())
+    return start(student, teacher, chosen)
+
+
+def backwards(student: Any, teacher: Any, chosen: Any) -> Any:
+    for i, j in enumerate(chosen):
+        teacher.encoder.layer[j].load_state_dict(student.encoder.layer[i].state_dict())
+    return student
+
+
+SOLUTIONS["widest_student"] = [widest, lambda *a: torch.tensor(widest(*a))]
+SOLUTIONS["pieces_needed"] = [needed, lambda ids, share: np.int64(needed(ids, share))]
+SOLUTIONS["learn"] = [learn, lambda m, b, r: tuple(map(float, learn(m, b, r)))]
+SOLUTIONS["start_from"] = [start, lambda s, t, chosen: start(s, t, tuple(chosen))]
+
+MUTANTS["widest_student"] = {
+    "closest": (
+        lambda n, b, v, h, m: min(
+            range(h, 500, h), key=lambda w: abs(whole(v, w, n, h, 4 * w, m) - b)
+        ),
+        "parameters and does not fit",
+    ),
+    "smallest": (lambda n, b, v, h, m: h, "fits, and so does"),
+    "not 0": (lambda *a: max(widest(*a), a[3]), "where not even one column"),
+    "nothing": (lambda *a: 1, "is not a multiple of the heads"),
+    "list": (lambda *a: [widest(*a)], "returned a list"),
+}
+MUTANTS["pieces_needed"] = {
+    "fractions": (lambda ids, share: needed(ids, share) + (share == 1), "with share = 1"),
+    "few": (lambda ids, share: needed(ids, share * 0.9), "make up less than"),
+    "many": (lambda ids, share: needed(ids, share) + 2, "pieces do, not"),
+    "ids": (lambda ids, share: list(range(needed(ids, share))), "returned a list"),
+}
+MUTANTS["learn"] = {
+    "cleared late": (late, "the model never changes"),
+    "one step short": (one_short, "the last step is missing"),
+    "half the rate": (halved, "the first loss is right and the second"),
+    "last loss": (lambda m, b, r: learn(m, b, r)[-1], "returned a Tensor"),
+    "every second": (lambda m, b, r: learn(m, b, r)[::2], "returned a list of 3"),
+    "other loss": (
+        lambda m, b, r: [-x for x in learn(m, b, r)],
+        "the first loss is -",
+    ),
+}
+MUTANTS["start_from"] = {
+    "shared": (shared, "share a tensor"),
+    "the teacher": (lambda s, t, chosen: t, "its own number of layers"),
+    "backwards": (backwards, "the teacher was changed"),
+    "pooler": (with_pooler, "pooler.dense.weight does not hold"),
+    "states": (lambda s, t, chosen: start(s, t, chosen).state_dict(), "returned a OrderedDict"),
+    "nothing": (lambda s, t, chosen: s, "embeddings.word_embeddings.weight does not"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -79,6 +80,8 @@ SOLUTIONS: dict[str, list[Answer]] = {
     "attention_map": [
         lambda q, k, m: torch.softmax(scores(q, k).masked_fill(hidden(m), -INF), dim=-1),
         lambda q, k, m: (scores(q, k) - 1e4 * (1 - m[:, None, None, :])).softmax(-1),
+        lambda q, k, m: F.normalize(scores(q, k).softmax(-1) * ~hidden(m), p=1, dim=-1),
+        raw_exp,
         slow_map,
     ],
     "head_mean": [
@@ -162,11 +165,26 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             lambda q, k, m: scores(q, k).masked_fill(hidden(m), -INF).sigmoid(),
             "a sigmoid",
         ),
-        "overflow": (raw_exp, "overflow"),
+        "-30": (
+            lambda q, k, m: scores(q, k).masked_fill(hidden(m), -30.0).softmax(-1),
+            "not exactly nothing",
+        ),
+        "both axes": (
+            lambda q, k, m: scores(q, k).masked_fill(pairs(m)[:, None] == 0, -1e30).softmax(-1),
+            "hides queries as well as keys",
+        ),
+        "zero rows": (
+            lambda q, k, m: fast_map(q, k, m) * m[:, None, :, None],
+            "padded queries are set to zero",
+        ),
         "exp alone": (lambda q, k, m: torch.exp(scores(q, k)) * ~hidden(m), "do not sum to 1"),
         "two slips": (lambda q, k, m: (q @ k.mT).softmax(-1), "two things at once"),
         "minus infinity over queries": (
             lambda q, k, m: scores(q, k).masked_fill(m[:, None, :, None] == 0, -INF).softmax(-1),
+            "padded queries are NaN",
+        ),
+        "zero over zero": (
+            lambda q, k, m: fast_map(q, k, m) + (q - q).sum(-1, keepdim=True) / 0,
             "returned NaN",
         ),
         "mean of heads": (lambda q, k, m: slow_map(q, k, m).mean(1), "returned shape"),
@@ -200,6 +218,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             lambda v, m: v[(m[:, :, None] + m[:, None, :]) > 0].mean(),
             "as soon as one of its two",
         ),
+        "not 0": (lambda v, m: v[(v * pairs(m)) != 0].mean(), "places that hold 0 are left out"),
         "by row": (lambda v, m: (v * pairs(m)).mean(-1), "but a scalar"),
         "item": (lambda v, m: slow_pairs(v, m).item(), "returned a float"),
         "other": (lambda v, m: slow_pairs(v, m) * 1.01, "is right, on random input"),
@@ -213,10 +232,137 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         ),
         "weights": (lambda a, r: (0.5 * a + torch.eye(a.shape[-1])) @ r, "do not sum to 1"),
         "first sentence": (lambda a, r: (half(a) @ r)[0], "returned shape"),
-        "other": (
+        "other weights": (
             lambda a, r: (0.9 * a + 0.1 * torch.eye(a.shape[-1])) @ r,
-            "is right, on random input",
+            "the map counts 0.9 and the residual connection 0.1",
         ),
+        "transposed": (lambda a, r: (half(a) @ r).mT, "the result is transposed"),
+        "other": (lambda a, r: (half(a) @ r).flip(0), "is right, on random input"),
         "list": (lambda a, r: (half(a) @ r).tolist(), "returned a list"),
     },
+}
+
+
+def slow_looks(maps: Tensor, mask: Tensor, offset: int) -> Tensor:
+    layers, batch, heads, length, _ = maps.shape
+    total, count = torch.zeros(layers, heads), 0
+    for b in range(batch):
+        for q in range(length):
+            if 0 <= q + offset < length and mask[b, q] and mask[b, q + offset]:
+                total, count = total + maps[:, b, :, q, q + offset], count + 1
+    return total / count
+
+
+def slow_cka(x: Tensor, y: Tensor) -> Tensor:
+    """By the tokens' Gram matrices, centred on both sides (HSIC)."""
+    centre = torch.eye(len(x)) - 1 / len(x)
+    k, m = centre @ x @ x.T @ centre, centre @ y @ y.T @ centre
+    return (k * m).sum() / ((k * k).sum() * (m * m).sum()).sqrt()
+
+
+def js(p: Tensor, q: Tensor) -> Tensor:
+    def entropy(row: Tensor) -> Tensor:
+        return torch.special.entr(row).sum(-1)
+
+    return entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
+
+
+def table(maps: Any, others: Any, m: Tensor) -> Any:
+    return [
+        [((js(a, b) * m).sum() / m.sum()).item() for b in others.values()] for a in maps.values()
+    ]
+
+
+def careless(p: Tensor, q: Tensor) -> Tensor:
+    middle = (p + q) / 2
+    return ((p * (p / middle).log() + q * (q / middle).log()) / 2).sum(-1)
+
+
+def occluded(model: Any, ids: Tensor, mask_id: int) -> Tensor:
+    before = model(input_ids=ids).logits.softmax(-1)[0]
+    lost = torch.zeros(ids.shape[1])
+    for i in range(ids.shape[1]):
+        hidden_one = ids.clone()
+        hidden_one[0, i] = mask_id
+        after = model(input_ids=hidden_one).logits.softmax(-1)[0]
+        lost[i] = before.max() - after[before.argmax()]
+    return lost
+
+
+def at_once(model: Any, ids: Tensor, mask_id: int) -> Tensor:
+    copies = ids.repeat(ids.shape[1], 1).fill_diagonal_(mask_id)
+    p = model(input_ids=torch.cat([ids, copies]), attention_mask=None).logits.softmax(-1)
+    return p[0].max() - p[1:, p[0].argmax()]
+
+
+def shorter(model: Any, ids: Tensor, mask_id: int) -> Tensor:
+    """Takes the token out, which moves all that follow."""
+    before = model(input_ids=ids).logits.softmax(-1)[0]
+    found = []
+    for i in range(ids.shape[1]):
+        rest = torch.cat([ids[:, :i], ids[:, i + 1 :]], 1)
+        found.append(before.max() - model(input_ids=rest).logits.softmax(-1)[0, before.argmax()])
+    return torch.stack(found)
+
+
+SOLUTIONS["looks_along"] = [
+    slow_looks,
+    lambda *a: slow_looks(*a).numpy(),
+    lambda maps, m, o: (
+        (maps.diagonal(o, -2, -1) * pairs(m).diagonal(o, 1, 2)[:, None]).sum((1, 3))
+        / pairs(m).diagonal(o, 1, 2).sum()
+    ),
+]
+SOLUTIONS["cka"] = [
+    slow_cka,
+    lambda x, y: (
+        ((y - y.mean(0)).T @ (x - x.mean(0))).square().sum()
+        / (x.T.cov().norm() * y.T.cov().norm() * (len(x) - 1) ** 2)
+    ),
+]
+SOLUTIONS["layer_table"] = [
+    table,
+    lambda a, b, m: np.array(table(a, b, m)),
+    lambda a, b, m: [
+        torch.stack([(js(x, y)[m.bool()]).mean() for y in b.values()]) for x in a.values()
+    ],
+]
+SOLUTIONS["occlusion"] = [occluded, at_once, lambda *a: occluded(*a).numpy()]
+
+MUTANTS["looks_along"] = {
+    "column": (lambda maps, m, o: slow_looks(maps.mT, m, o), "this looks the other way"),
+    "by sentence": (
+        lambda maps, m, o: (maps.diagonal(o, -2, -1) * pairs(m).diagonal(o, 1, 2)[:, None]).sum(3),
+        "every sentence still has",
+    ),
+    "heads": (lambda maps, m, o: slow_looks(maps, m, o).mean(1), "the heads are averaged"),
+    "one number": (lambda maps, m, o: slow_looks(maps, m, o).mean(), "everything is averaged"),
+    "transposed": (lambda maps, m, o: slow_looks(maps, m, o).T, "returned shape"),
+    "always next": (lambda maps, m, o: slow_looks(maps, m, 1), "is right, on random input"),
+}
+MUTANTS["cka"] = {
+    "by the tokens": (lambda x, y: slow_cka(x, y) * len(x), "is right, on random input"),
+    "number": (lambda x, y: slow_cka(x, y).item(), "returned a float"),
+    "raises": (lambda x, y: ((x - x.mean(0)) @ (y - y.mean(0))).norm(), "RuntimeError"),
+}
+MUTANTS["layer_table"] = {
+    "on its side": (lambda a, b, m: table(b, a, m), "on its side"),
+    "zeros": (
+        lambda a, b, m: [[careless(x, y).mean() for y in b.values()] for x in a.values()],
+        "NaN",
+    ),
+    "matched only": (lambda a, b, m: [table(a, b, m)[0]], "returned shape (1, 4)"),
+    "by row": (
+        lambda a, b, m: [[js(x, y).mean(-1) for y in b.values()] for x in a.values()],
+        "returned shape (2, 4, 3)",
+    ),
+    "bits": (lambda a, b, m: np.array(table(a, b, m)) / np.log(2), "is right, on random input"),
+}
+MUTANTS["occlusion"] = {
+    "taken out": (shorter, "the token is taken out"),
+    "absolute": (lambda *a: occluded(*a).abs(), "a negative loss is one, too"),
+    "share": (lambda *a: occluded(*a) / occluded(*a).sum(), "these are shares of the total"),
+    "other": (lambda *a: 1.1 * occluded(*a), "is right, on random input"),
+    "without ends": (lambda *a: occluded(*a)[1:-1], "returned shape"),
+    "a number": (lambda *a: occluded(*a).max().item(), "returned a float"),
 }

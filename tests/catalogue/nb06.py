@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -64,10 +66,169 @@ def no_labels_no_alpha(z: Tensor, y: Tensor, q: Tensor, a: float) -> Tensor:
     return a * kl(z, q) + (1 - a) * hard_of(z, y) if (y != -100).any() else kl(z, q)
 
 
+def numpy_folds(rows: Sequence[Tensor], parts: Sequence[Tensor]) -> np.ndarray:
+    out = np.zeros((sum(map(len, rows)), parts[0].shape[1]))
+    for r, part in zip(rows, parts, strict=True):
+        out[r] = part
+    return out
+
+
+def crossed(folds: Sequence[Tensor], fit: Answer) -> Tensor:
+    parts = []
+    for k, fold in enumerate(folds):
+        ask = fit(torch.cat([*folds[:k], *folds[k + 1 :]]))
+        parts.append(ask(fold))
+    return fold_by_fold(folds, parts)
+
+
+def row_by_row(folds: Sequence[Tensor], fit: Answer) -> list[list[float]]:
+    """The others as a list of numbers; one row asked at a time."""
+    size = sum(map(len, folds))
+    out: list[list[float]] = [[]] * size
+    for fold in folds:
+        ask = fit([i for i in range(size) if i not in fold.tolist()])
+        for i in fold.tolist():
+            out[i] = ask([i])[0].tolist()
+    return out
+
+
+def fitted_again(folds: Sequence[Tensor], fit: Answer) -> Tensor:
+    """The model of the other folds is asked about those: the last to answer wins."""
+    out = torch.zeros(sum(map(len, folds)), fit(folds[0])(folds[0]).shape[1])
+    for fold in folds:
+        others = torch.cat([f for f in folds if f is not fold])
+        out[others] = fit(fold)(others)
+    return out
+
+
+def prior(p: Tensor, f: Tensor, power: float) -> Tensor:
+    return F.normalize(p / f.pow(power), p=1, dim=-1)
+
+
+def epoch(student: Any, batches: Any, alpha: float, optimizer: Any) -> float:
+    student.train()
+    losses = []
+    for b in batches:
+        logits = student(b["input_ids"], b["attention_mask"]).logits
+        loss = slow_mixed(logits, b["labels"], b["teacher_probs"], alpha)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    return torch.stack(losses).mean()  # type: ignore[return-value]
+
+
+def epoch_with(change: str) -> Answer:
+    """The epoch, with one thing done otherwise."""
+
+    def changed(student: Any, batches: Any, alpha: float, optimizer: Any) -> Any:
+        if change != "eval":
+            student.train()
+        losses = []
+        for b in batches:
+            mask = None if change == "mask" else b["attention_mask"]
+            y = b.pop("labels") if change == "pop" else b["labels"]
+            logits = student(input_ids=b["input_ids"], attention_mask=mask).logits
+            if change == "detach":
+                logits = logits.detach().requires_grad_()
+            weight = {"swap": 1 - alpha, "labels": 0.0, "targets": 1.0, "half": 0.5}
+            loss = slow_mixed(logits, y, b["teacher_probs"], weight.get(change, alpha))
+            if change not in ("no zero", "late", "between"):
+                optimizer.zero_grad()
+            loss.backward()
+            if change == "between":
+                optimizer.zero_grad()
+            if change != "late":
+                optimizer.step()
+            losses.append(loss if change == "graph" else loss.item())
+            if change == "one":
+                break
+        if change == "late":
+            optimizer.step()
+        return {"sum": sum(losses), "last": losses[-1], "list": losses}.get(
+            change, sum(losses) / len(losses)
+        )
+
+    return changed
+
+
+def fitted(
+    student: Any, run_epoch: Answer, score: Answer, epochs: int, patience: int
+) -> list[float]:
+    scores: list[float] = []
+    waited, best = 0, {}
+    while len(scores) < epochs and waited < patience:
+        run_epoch()
+        new = score()
+        if not scores or new > max(scores):
+            best, waited = {k: v.clone() for k, v in student.state_dict().items()}, 0
+        else:
+            waited += 1
+        scores.append(new)
+    student.load_state_dict(best)
+    return scores
+
+
+def fitted_copy(student: Any, run_epoch: Answer, score: Answer, epochs: int, patience: int) -> Any:
+    """Keeps whole students."""
+    kept, scores = [], np.zeros(0)
+    for epoch in range(epochs):
+        run_epoch()
+        scores = np.append(scores, score())
+        kept.append(copy.deepcopy(student.state_dict()))
+        if epoch - scores.argmax() == patience:
+            break
+    student.load_state_dict(kept[scores.argmax()])
+    return scores
+
+
+def fitted_with(change: str) -> Answer:
+    def changed(student: Any, run_epoch: Answer, score: Answer, epochs: int, patience: int) -> Any:
+        scores: list[float] = []
+        waited, best, top = 0, {}, -1e9
+        for _ in range(epochs + (change == "more")):
+            if change == "first":
+                scores.append(score())
+            run_epoch()
+            if change != "first":
+                scores.append(score())
+            new = scores[-1]
+            gain = {
+                "low": new < top or top < 0,
+                "equal": new >= top,
+                "before": len(scores) < 2 or new > scores[-2],
+            }.get(change, new > top)
+            if gain:
+                top = min(top, new) if change == "low" and top > 0 else new
+                state = student.state_dict()
+                best = state if change == "reference" else copy.deepcopy(state)
+                waited = waited if change == "total" else 0
+            else:
+                waited += 1
+            if change != "never" and waited >= patience + (change == "late"):
+                break
+        if change != "last":
+            student.load_state_dict(best)
+        return {"max": max(scores), "none": [max(scores)], "student": student}.get(change, scores)
+
+    return changed
+
+
 SOLUTIONS: dict[str, list[Answer]] = {
+    "out_of_fold": [crossed, row_by_row, lambda folds, fit: crossed(folds, fit).numpy()],
+    "less_prior": [
+        prior,
+        lambda p, f, power: (p / f**power) / (p / f**power).sum(-1)[:, None],
+        lambda p, f, power: np.array(prior(p, f, power)).tolist(),
+        lambda p, f, power: torch.stack([row / f**power / (row / f**power).sum() for row in p]),
+    ],
+    "train_epoch": [epoch, epoch_with("")],
+    "fit": [fitted, fitted_copy, fitted_with("")],
     "fold_targets": [
         fold_by_fold,
         lambda rows, parts: torch.cat(parts)[torch.cat(rows).argsort()],
+        numpy_folds,
+        lambda rows, parts: numpy_folds(rows, parts).tolist(),
         lambda rows, parts: torch.zeros(sum(map(len, rows)), 3).index_copy_(
             0, torch.cat(rows), torch.cat(parts)
         ),
@@ -76,6 +237,7 @@ SOLUTIONS: dict[str, list[Answer]] = {
         lambda a, b, w: (1 - w) * a + w * b,
         lambda a, b, w: torch.lerp(a, b, w),
         lambda a, b, w: a + w * (b - a),
+        lambda a, b, w: (1 - w) * a.numpy() + w * b.numpy(),
     ],
     "mixed_loss": [
         slow_mixed,
@@ -98,17 +260,112 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             "is right, on random input",
         ),
         "stack": (lambda rows, parts: fold_by_fold(rows, parts).flatten(), "returned shape"),
-        "list": (lambda rows, parts: list(parts), "returned a list"),
+        "list": (lambda rows, parts: list(parts), "parts of different lengths"),
     },
     "mix_targets": {
         "logits": (
             lambda a, b, w: torch.softmax((1 - w) * a.log() + w * b.log(), -1),
             "the logits are averaged",
         ),
-        "first": (lambda a, b, w: a, "is right, on random input"),
+        "first": (lambda a, b, w: a, "the second teacher is left out"),
         "in place": (lambda a, b, w: a.mul_(1 - w) + w * b, "argument 1 in place"),
+        "clamped": (
+            lambda a, b, w: torch.lerp(a, b, min(max(w, 0.05), 0.95)),
+            "kept away from 0 and 1",
+        ),
+        "floor": (
+            lambda a, b, w: torch.lerp(a, b, w).clamp_min(1e-3),
+            "is right, on random input",
+        ),
+    },
+    "out_of_fold": {
+        "saw it": (
+            lambda folds, fit: fold_by_fold(folds, [fit(torch.cat(folds))(f) for f in folds]),
+            "fitted on all rows",
+        ),
+        "itself": (
+            lambda folds, fit: fold_by_fold(folds, [fit(f)(f) for f in folds]),
+            "asked about the very fold",
+        ),
+        "others": (fitted_again, "is right, on random input"),
+        "fold order": (
+            lambda folds, fit: torch.cat(
+                [fit(torch.cat([g for g in folds if g is not f]))(f) for f in folds]
+            ),
+            "in the order of the folds",
+        ),
+        "rows": (lambda folds, fit: fit(folds)(folds), "your function raised"),
+        "first": (lambda folds, fit: fit(folds[1])(folds[0]), "returned shape"),
+    },
+    "less_prior": {
+        "no sum": (lambda p, f, power: p * f**-power, "no longer sum to 1"),
+        "gains": (lambda p, f, power: prior(p, 1 / f, power), "frequent labels gain"),
+        "whole": (lambda p, f, power: prior(p, f, 1), "divided by its whole frequency"),
+        "root": (lambda p, f, power: prior(p, f, 0.5), "this is the square root"),
+        "columns": (
+            lambda p, f, power: p / f**power / (p / f**power).sum(0, keepdim=True),
+            "the columns were made",
+        ),
+        "floor": (
+            lambda p, f, power: prior(p.clamp_min(0.001), f, power),
+            "is right, on random input",
+        ),
+        "one row": (lambda p, f, power: prior(p[:1], f, power), "returned shape"),
+    },
+    "train_epoch": {
+        "no zero": (epoch_with("no zero"), "are added to those of the next"),
+        "between": (epoch_with("between"), "nothing was learned"),
+        "late": (epoch_with("late"), "all gradients are added up"),
+        "mask": (epoch_with("mask"), "reads the padding"),
+        "swap": (epoch_with("swap"), "1 - alpha are swapped"),
+        "labels": (epoch_with("labels"), "the soft targets are left out"),
+        "targets": (epoch_with("targets"), "the labels are left out"),
+        "half": (epoch_with("half"), "alpha is ignored"),
+        "one": (epoch_with("one"), "only the first batch"),
+        "eval": (epoch_with("eval"), "in eval mode"),
+        "graph": (epoch_with("graph"), "keeps the whole graph"),
+        "sum": (epoch_with("sum"), "is the sum over the batches"),
+        "last": (epoch_with("last"), "is not the mean of the batches' losses"),
+        "list": (epoch_with("list"), "returned a list"),
+        "pop": (epoch_with("pop"), "took entries out of the batches"),
+        "everything": (
+            lambda student, batches, a, o: sum(student(**b).logits.sum() for b in batches),
+            "unexpected keyword",
+        ),
+    },
+    "fit": {
+        "last": (fitted_with("last"), "left with the weights of its last epoch"),
+        "reference": (fitted_with("reference"), "have moved on"),
+        "never": (fitted_with("never"), "never stops early"),
+        "late": (fitted_with("late"), "one epoch too late"),
+        "total": (fitted_with("total"), "a better one came between"),
+        "before": (fitted_with("before"), "compared with the one before"),
+        "low": (fitted_with("low"), "the lowest score is kept"),
+        "equal": (fitted_with("equal"), "the later one is kept"),
+        "first": (fitted_with("first"), "scored before its first epoch"),
+        "more": (fitted_with("more"), "runs more epochs than"),
+        "max": (fitted_with("max"), "returned a float"),
+        "none": (fitted_with("none"), "not the list of all scores"),
+        "student": (fitted_with("student"), "returned a Linear"),
     },
     "mixed_loss": {
+        "clamped": (
+            lambda z, y, q, a: slow_mixed(z, y, q, min(max(a, 0.05), 0.95)),
+            "alpha is kept away",
+        ),
+        "fixed": (lambda z, y, q, a: slow_mixed(z, y, q, 0.5), "alpha is ignored"),
+        "rows summed": (
+            lambda z, y, q, a: a * kl(z, q, "sum") + (1 - a) * hard_of(z, y),
+            "summed over the rows",
+        ),
+        "no log": (
+            lambda z, y, q, a: a * F.kl_div(z, q, reduction="batchmean") + (1 - a) * hard_of(z, y),
+            "logits are taken for log-probabilities",
+        ),
+        "softmax twice": (
+            lambda z, y, q, a: a * kl(z, q.softmax(-1)) + (1 - a) * hard_of(z, y),
+            "a softmax is taken of the teacher",
+        ),
         "over all rows": (
             lambda z, y, q, a: (
                 a * kl(z, q)

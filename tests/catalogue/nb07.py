@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import statistics
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
 from comet_lib import evaluation
@@ -71,10 +75,68 @@ def leaked(train: list[str], dev: list[str]) -> list[bool]:
 
 def once(train: list[str], dev: list[str]) -> list[bool]:
     clean = [*map(normalise, dev)]
-    return [d in set(train) and clean.index(d) == i for i, d in enumerate(clean)]
+    return [d in {*map(normalise, train)} and clean.index(d) == i for i, d in enumerate(clean)]
+
+
+def mean_by_hand(labels: Any, predictions: Any, languages: Any) -> float:
+    total, codes = 0.0, set(languages.tolist())
+    for code in codes:
+        here = languages == code
+        total += f1(labels[here], predictions[here]) / len(codes)
+    return total
+
+
+def calls(change: str = "") -> Answer:
+    def timed(call: Answer, warm_up: int, repeats: int, clock: Answer) -> Any:
+        times = []
+        for i in range(warm_up + repeats - (change == "few")):
+            start = clock()
+            if change != "no call":
+                call()
+            if change == "twice":
+                call()
+            if i >= warm_up or change == "cold":
+                times.append(clock() - start)
+        if change == "median":
+            return statistics.median(times)
+        return times[1:] if change == "short" else times
+
+    return timed
+
+
+def permuted(score: Answer, ours: Any, theirs: Any, swaps: Any, size: Answer = abs) -> float:
+    found, count = size(score(ours) - score(theirs)), 1
+    for swap in swaps:
+        a, b = ours.copy(), theirs.copy()
+        a[swap], b[swap] = theirs[swap], ours[swap]
+        count += size(score(a) - score(b)) >= found
+    return count / (1 + len(swaps))
+
+
+def key(text: str) -> str:
+    text = re.sub(r"@\w+|https?\S+", "", unicodedata.normalize("NFC", text).casefold())
+    letters = "".join(c for c in text if unicodedata.category(c)[0] in "LMN")
+    return letters or text
 
 
 SOLUTIONS: dict[str, list[Answer]] = {
+    "mean_f1": [
+        mean_by_hand,
+        lambda y, g, codes: evaluation.mean_weighted_f1(y, g, codes)["mean"],
+        lambda y, g, codes: np.mean([f1(y[codes == c], g[codes == c]) for c in np.unique(codes)]),
+    ],
+    "call_times": [calls(), lambda *a: np.array(calls()(*a)), lambda *a: tuple(calls()(*a))],
+    "permutation_p": [permuted, lambda *a: np.float64(permuted(*a))],
+    "seed_interval": [
+        lambda d: stats.t.interval(0.95, len(d) - 1, np.mean(d), stats.sem(d)),
+        lambda d: np.array(stats.ttest_1samp(d, 0).confidence_interval()),
+        lambda d: list(stats.t.interval(0.95, len(d) - 1, d.mean(), stats.sem(d))),
+    ],
+    "loose_key": [
+        key,
+        lambda text: key(text) + "x",
+        lambda text: unicodedata.normalize("NFD", key(text)),
+    ],
     "weighted_f1": [
         lambda y, g: 100 * f1_score(y, g, average="weighted", zero_division=0),
         slow_weighted_f1,
@@ -84,6 +146,12 @@ SOLUTIONS: dict[str, list[Answer]] = {
         lambda s: np.percentile(s, (2.5, 97.5)),
         lambda s: tuple(np.quantile(s, [0.025, 0.975])),
         lambda s: torch.quantile(torch.tensor(s), torch.tensor([0.025, 0.975]).double()),
+        lambda s: (np.sort(s)[int(0.025 * len(s))], np.sort(s)[int(0.975 * len(s))]),
+        lambda s: (sorted(s)[round(0.025 * len(s)) - 1], sorted(s)[-round(0.025 * len(s))]),
+        *(
+            lambda s, how=how: np.percentile(s, (2.5, 97.5), method=how)
+            for how in ("nearest", "lower", "higher", "midpoint", "weibull", "median_unbiased")
+        ),
     ],
     "paired_difference": [
         paired,
@@ -98,6 +166,90 @@ SOLUTIONS: dict[str, list[Answer]] = {
 }
 
 MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
+    "mean_f1": {
+        "one heap": (lambda y, g, codes: slow_weighted_f1(y, g), "in one heap"),
+        "swapped": (lambda y, g, codes: mean_by_hand(g, y, codes), "changed places"),
+        "accuracy": (
+            lambda y, g, codes: np.mean(
+                [100 * (y == g)[codes == code].mean() for code in set(codes)]
+            ),
+            "mean of the accuracies",
+        ),
+        "dict": (evaluation.mean_weighted_f1, "returned a dict"),
+        "median": (
+            lambda y, g, codes: np.median([*evaluation.mean_weighted_f1(y, g, codes).values()]),
+            "is right, on random input",
+        ),
+        "rounded": (lambda y, g, codes: round(mean_by_hand(y, g, codes), 3), "rounded"),
+    },
+    "call_times": {
+        "cold": (calls("cold"), "the warm-up calls are in the result"),
+        "no warm-up": (lambda call, w, r, clock: calls()(call, 0, r, clock), "there is no warm-up"),
+        "median": (calls("median"), "one number where the time of each call"),
+        "short": (calls("short"), "one time for each of the"),
+        "twice": (calls("twice"), "called more often"),
+        "no call": (calls("no call"), "all times are 0"),
+        "milliseconds": (lambda *a: [1000 * t for t in calls()(*a)], "these are milliseconds"),
+        "counted on": (
+            lambda *a: np.cumsum(calls()(*a)),
+            "each time includes those before it",
+        ),
+    },
+    "permutation_p": {
+        "one-sided": (
+            lambda *a: permuted(*a, size=lambda d: d),
+            "the test is one-sided",
+        ),
+        "percent": (lambda *a: 100 * permuted(*a), "in percent"),
+        "complement": (lambda *a: 1 - permuted(*a), "is right, on random input"),
+        "all": (lambda score, a, b, swaps: [score(a[s]) for s in swaps], "a number is wanted"),
+    },
+    "seed_interval": {
+        "normal": (
+            lambda d: stats.norm.interval(0.95, np.mean(d), stats.sem(d)),
+            "1.96 is taken for t",
+        ),
+        "next": (
+            lambda d: stats.t.interval(0.95, len(d) - 1, np.mean(d), np.std(d, ddof=1)),
+            "where one more seed may fall",
+        ),
+        "half": (lambda d: 4.3 * stats.sem(d), "two numbers are wanted"),
+        "around zero": (
+            lambda d: stats.t.interval(0.95, len(d) - 1, 0, stats.sem(d)),
+            "is right, on random input",
+        ),
+    },
+    "loose_key": {
+        "case": (lambda text: key(text.swapcase()) + text[:1], "in capital and small letters"),
+        "cleaned": (lambda text: " ".join(re.findall(r"\w+", text.lower())), "differ only in"),
+        "only normalised": (normalise, "in capital"),
+        "stripped": (
+            lambda text: (
+                "".join(c for c in unicodedata.normalize("NFD", key(text)) if c.isalnum()) or text
+            ),
+            "though these differ in a tone mark",
+        ),
+        "no numbers": (lambda text: re.sub(r"\d", "", key(text)) or text, "differ in a number"),
+        "links": (
+            lambda text: "".join(
+                c
+                for c in unicodedata.normalize("NFC", re.sub(r"@\w+", "", text).lower())
+                if unicodedata.category(c)[0] in "LMN"
+            ),
+            "differ only in a link",
+        ),
+        "mention": (
+            lambda text: "".join(
+                c
+                for c in unicodedata.normalize("NFC", re.sub(r"http\S+", "", text).lower())
+                if unicodedata.category(c)[0] in "LMN"
+            ),
+            "differ only in a mention",
+        ),
+        "words": (lambda text: " ".join(sorted(key(text))), "in the order of their words"),
+        "empty": (lambda text: key(text) if any(map(str.isalnum, text)) else "", "have no letters"),
+        "list": (lambda text: list(key(text)), "returned a list"),
+    },
     "weighted_f1": {
         "accuracy": (lambda y, g: 100 * accuracy_score(y, g), "this is the accuracy"),
         "macro": (lambda y, g: 100 * f1_score(y, g, average="macro"), "macro F1"),

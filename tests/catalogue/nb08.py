@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Answer = Callable[..., Any]
 
@@ -101,27 +104,106 @@ def walk(sizes: Tensor, scores: Tensor) -> Tensor:
     return out
 
 
+def cut(model: Any, ids: Any, special: Any, unknown: int, **change: Any) -> tuple[Any, Any]:
+    """Piece by piece, in a model built anew."""
+    kept = sorted({*ids.tolist(), *special.tolist()})
+    table = model.get_input_embeddings().weight
+    smaller = model if change.get("in place") else copy.deepcopy(model)
+    rows = nn.Embedding(len(kept), table.shape[1], padding_idx=1)
+    with torch.no_grad():
+        for row, piece in enumerate(kept):
+            rows.weight[row] = table[piece]
+    smaller.set_input_embeddings(rows)
+    if change.get("config", True):
+        smaller.config.vocab_size = len(kept)
+    other = change.get("other", kept.index(unknown))
+    return smaller, torch.tensor([kept.index(i) if i in kept else other for i in range(len(table))])
+
+
+def first_enough(texts: Any, order: Any, candidates: Any, percent: float) -> int:
+    for count in candidates:
+        kept = {*order[:count].tolist()}
+        shares = [np.mean([i in kept for i in ids.tolist()]) for ids in texts.values()]
+        if all(100 * share >= percent for share in shares):
+            return count
+    return candidates[-1]
+
+
+def to_file(weights: Any, bits: int) -> dict[str, Any]:
+    out = {}
+    for name in weights:
+        if len(weights[name].shape) == 2:
+            out[name + ".codes"], out[name + ".scale"] = slow_codes(weights[name], bits)
+        else:
+            out[name] = weights[name].numpy()
+    return out
+
+
+def from_file(packed: Any) -> dict[str, Any]:
+    out = {k: v for k, v in packed.items() if not k.endswith((".codes", ".scale"))}
+    for name in packed:
+        if name.endswith(".codes"):
+            out[name[:-6]] = packed[name].double() * packed[name[:-6] + ".scale"]
+    return out
+
+
+def agreement(model: Any, session: Any, tokenizer: Any, texts: Any, **change: Any) -> Any:
+    batch = tokenizer(texts, return_tensors="pt", **change.get("how", {"padding": True}))
+    given = {k: v.numpy() if change.get("numpy", True) else v for k, v in batch.items()}
+    theirs = session.run(None, given)[0]
+    with torch.no_grad():
+        ours = model(**batch).logits.numpy()
+    return np.abs(ours - theirs).max(), (ours.argmax(-1) == theirs.argmax(-1)).mean() * 100
+
+
+def clocked(forms: Any, inputs: Any, warm_up: int, **change: Any) -> Any:
+    """By a table of turns and forms."""
+    table = np.zeros((len(inputs), len(forms)))
+    places = [(i, j) for i in range(len(inputs)) for j in range(len(forms))]
+    for i, j in sorted(places, key=change.get("order", lambda place: place)):
+        began = time.time()
+        [*forms.values()][j](inputs[i])
+        table[i, j] = time.time() - began
+    kept = change.get("kept", lambda table: table[warm_up:])(table)
+    value = 1000 * change.get("middle", np.median)(kept, axis=0)
+    return dict(zip(forms, value, strict=True))
+
+
 SOLUTIONS: dict[str, list[Answer]] = {
-    "parameters_after": [
-        lambda total, vocabulary, kept, width: total - (vocabulary - kept) * width,
-        lambda t, v, k, w: t - v * w + k * w,
-        lambda t, v, k, w: torch.tensor(t - (v - k) * w),
+    "trim_embeddings": [
+        slow_trim,
+        by_search,
+        lambda w, i, s: tuple(np.array(part) for part in by_search(w, i, s)),
     ],
-    "trim_embeddings": [slow_trim, by_search],
+    "trim_student": [cut],
+    "fewest_pieces": [first_enough, lambda *draw: torch.tensor(first_enough(*draw))],
+    "pack_weights": [to_file],
+    "unpack_weights": [from_file, lambda packed: dict(sorted(from_file(packed).items()))],
+    "compare_export": [agreement, lambda *draw: torch.tensor(agreement(*draw))],
+    "time_forms": [clocked],
     "token_coverage": [
         lambda ids, kept: 100 * torch.isin(ids, kept).float().mean().item(),
         lambda ids, kept: 100 * torch.isin(ids, kept).float().mean(),
         lambda ids, kept: 100 * sum(i in kept.tolist() for i in ids.tolist()) / len(ids),
     ],
-    "quantise_rows": [slow_codes, codes],
-    "on_front": [slow_front, walk],
+    "quantise_rows": [
+        slow_codes,
+        codes,
+        lambda w, b: tuple(np.array(part) for part in codes(w, b)),
+        lambda w, b: (
+            (w * (2 ** (b - 1) - 1) / rows(w).clamp_min(1e-30)).round().to(torch.int8),
+            rows(w).clamp_min(1e-30) / (2 ** (b - 1) - 1),
+        ),
+    ],
+    "on_front": [
+        slow_front,
+        walk,
+        lambda s, f: np.array(slow_front(s, f)),
+        lambda s, f: [int(x) for x in slow_front(s, f)],
+    ],
 }
 
 MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
-    "parameters_after": {
-        "text": (lambda t, v, k, w: str(t), "returned a str"),
-        "bytes": (lambda t, v, k, w: 4 * (t - (v - k) * w), "is right, on random input"),
-    },
     "trim_embeddings": {
         "special lost": (only_used, "special pieces are gone"),
         "appearance": (in_order_of(1, 0), "in which the pieces appear"),
@@ -136,6 +218,113 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "text": (lambda w, i, s: ("a", "b"), "are not tensors"),
         "from 1": (lambda w, i, s: (by_search(w, i, s)[0], by_search(w, i, s)[1] + 1), "is not w"),
         "half": (lambda w, i, s: (w[: len(w) // 2], i), "and the wrong content"),
+        "float ids": (
+            lambda w, i, s: (by_search(w, i, s)[0], by_search(w, i, s)[1].float()),
+            "are fractions",
+        ),
+    },
+    "trim_student": {
+        "in place": (lambda *draw: cut(*draw, **{"in place": True}), "has become smaller too"),
+        "no config": (lambda *draw: cut(*draw, config=False), "config.vocab_size says 12"),
+        "minus one": (lambda *draw: cut(*draw, other=-1), "holds numbers from -1"),
+        "swapped": (lambda *draw: cut(*draw)[::-1], "returned a tuple, but a pair"),
+        "no lookup": (lambda *draw: cut(*draw)[0], "returned a XLMRoberta"),
+        "uncut": (lambda m, i, s, u: (copy.deepcopy(m), torch.arange(12)), "as long as before"),
+        "short": (lambda m, i, s, u: (cut(m, i, s, u)[0], i), "lookup has shape"),
+        "corpus only": (
+            lambda m, i, s, u: cut(m, torch.cat([i, s[-1:]]), torch.tensor([0, 2, u]), u),
+            "is right",
+        ),
+    },
+    "fewest_pieces": {
+        "all": (lambda texts, order, counts, p: counts[-1], "is right, on random input"),
+        "list": (lambda texts, order, counts, p: counts, "returned a list"),
+        "first": (lambda texts, order, counts, p: order[: counts[0]], "returned a Tensor"),
+    },
+    "pack_weights": {
+        "vectors too": (
+            lambda w, b: to_file({k: v.reshape(len(v), -1) for k, v in w.items()}, b),
+            "'norm.weight.codes' should not be",
+        ),
+        "nothing": (lambda w, b: dict(w), "'embeddings.weight' should not"),
+        "only matrices": (
+            lambda w, b: to_file({k: v for k, v in w.items() if v.ndim == 2}, b),
+            "'norm.weight' is missing",
+        ),
+        "only codes": (
+            lambda w, b: {k: v for k, v in to_file(w, b).items() if not k.endswith("scale")},
+            "'embeddings.weight.scale' is missing",
+        ),
+        "other names": (
+            lambda w, b: {k.replace(".codes", "_codes"): v for k, v in to_file(w, b).items()},
+            "'embeddings.weight_codes' should not",
+        ),
+        "list": (lambda w, b: [*to_file(w, b).items()], "returned a list"),
+        "swapped": (
+            lambda w, b: {
+                k.translate({})
+                if k not in w and not k.endswith((".codes", ".scale"))
+                else (
+                    k[:-6] + {"codes": ".scale", "scale": ".codes"}[k[-5:]]
+                    if k.endswith((".codes", ".scale"))
+                    else k
+                ): v
+                for k, v in to_file(w, b).items()
+            },
+            "parts are swapped",
+        ),
+    },
+    "unpack_weights": {
+        "scales stay": (
+            lambda p: from_file(p) | {k: v for k, v in p.items() if k.endswith("scale")},
+            ".scale' should not be in your dict",
+        ),
+        "matrices only": (
+            lambda p: {k: v for k, v in from_file(p).items() if v.ndim == 2},
+            "is missing from your dict",
+        ),
+        "names": (
+            lambda p: {k + ".codes" * (v.ndim == 2): v for k, v in from_file(p).items()},
+            "codes' should not be in your dict",
+        ),
+        "tensor": (lambda p: next(iter(from_file(p).values())), "returned a Tensor"),
+        "doubled": (lambda p: {k: 2 * v for k, v in from_file(p).items()}, "is right"),
+    },
+    "compare_export": {
+        "no padding": (lambda *draw: agreement(*draw, how={}), "ValueError"),
+        "tensors": (lambda *draw: agreement(*draw, numpy=False), "must be numpy arrays"),
+        "one number": (lambda *draw: agreement(*draw)[0], "but a pair is wanted"),
+        "by text": (
+            lambda m, s, t, x: (np.zeros(3), np.ones(3)),
+            "returned arrays, but two numbers",
+        ),
+    },
+    "time_forms": {
+        "form by form": (
+            lambda *draw: clocked(*draw, order=lambda place: place[::-1]),
+            "in turn with the others",
+        ),
+        "warm-up counted": (
+            lambda *draw: clocked(*draw, kept=lambda t: t),
+            "the calls that warm up are counted",
+        ),
+        "mean": (lambda *draw: clocked(*draw, middle=np.mean), "the mean is taken"),
+        "best": (lambda *draw: clocked(*draw, middle=np.min), "the best time is taken"),
+        "sum": (lambda *draw: clocked(*draw, middle=np.sum), "the times are added up"),
+        "seconds": (
+            lambda *draw: {k: v / 1000 for k, v in clocked(*draw).items()},
+            "these are seconds",
+        ),
+        "one late": (
+            lambda f, i, w: clocked(f, i, w, kept=lambda t: t[w + 1 :]),
+            "one input too many",
+        ),
+        "lists": (
+            lambda f, i, w: {k: [v] for k, v in clocked(f, i, w).items()},
+            "is not one number",
+        ),
+        "a list": (lambda *draw: [*clocked(*draw).values()], "returned a list"),
+        "slowest": (lambda *draw: clocked(*draw, middle=np.max), "seconds with warm_up"),
     },
     "token_coverage": {
         "lost": (lambda i, k: 100 * torch.isin(i, k, invert=True).float().mean(), "that is lost"),
@@ -161,6 +350,10 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "scale alone": (lambda w, b: codes(w, b)[1], "but a pair is wanted"),
         "zero row": (no_guard, "a row of zeros"),
         "3 bits": (lambda w, b: codes(w, 3), "misses a weight"),
+        "guard too high": (
+            lambda w, b: codes(w, b, lambda w: rows(w).clamp_min(1e-3)),
+            "loses its digits",
+        ),
         "two slips": (
             lambda w, b: codes(w, b, rows, lambda b: 2**b - 1, torch.trunc),
             "two things at once",
@@ -176,8 +369,9 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "score": (lambda s, f: f == f.max(), "only the score"),
         "numbers": (
             lambda s, f: torch.tensor(slow_front(s, f)).nonzero()[:, 0],
-            "returned shape",
+            "places of forms",
         ),
         "median": (lambda s, f: f >= f.median(), "is right, on random input"),
+        "two forms": (lambda s, f: torch.ones(2, dtype=torch.bool), "returned shape (2,)"),
     },
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,26 @@ def words(low: float, high: float, margin: float) -> str:
     return "better" if low > 0 else "worse"
 
 
+def on_record(plan: Any, folder: Any, day: str, **change: Any) -> Any:
+    """With a file for each name that is tried."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = (f"plan-{day}-{number}.json" for number in count(change.get("first", 1)))
+    if change.get("look", True):
+        for file in folder.iterdir():
+            if file.read_text() == json.dumps(plan, indent=1):
+                return str(file)
+    for name in names:
+        if not (folder / name).exists() or change.get("overwrite"):
+            (folder / name).write_text(change.get("write", json.dumps)(plan, indent=1))
+            return str(folder / name)
+
+
+def concluded(found: str, predicted: str, seeds: int, students: Any, floor: float) -> str:
+    if found != "open" and seeds >= 2 and any(f1 - floor > 1 for f1 in students):
+        return {True: "held", False: "refuted"}[found == predicted]
+    return "undecided"
+
+
 SOLUTIONS: dict[str, list[Answer]] = {
     "seed_difference": [
         lambda a, b: np.mean(by_seed(a, b)).item(),
@@ -48,12 +70,15 @@ SOLUTIONS: dict[str, list[Answer]] = {
     "holm": [slow_holm, lambda p: np.array(slow_holm(p)), comparison.holm],
     "report": [slow_report, lambda d, t: [d.mean(1).argmax(), t[d.mean(1).argmax()].mean()]],
     "verdict": [words],
+    "register": [on_record],
+    "conclusion": [concluded],
 }
 
 MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     "seed_difference": {
         "list": (by_seed, "a number is wanted"),
         "missing": (lambda a, b: sum(a[s] - b[s] for s in a | b) / len(a), "raised KeyError"),
+        "newest": (lambda a, b: by_seed(a, b)[-1], "is right"),
     },
     "holm": {
         "bonferroni": (lambda p: np.minimum(1, len(p) * p), "Bonferroni"),
@@ -77,7 +102,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     },
     "report": {
         "score alone": (lambda d, t: t[d.mean(1).argmax()].mean(), "returned a float64"),
-        "all": (lambda d, t: t.mean(1), "returned 5 numbers"),
+        "all": (lambda d, t: t.mean(1), "returned 9 numbers"),
     },
     "verdict": {
         "no evidence": (
@@ -104,5 +129,49 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             "better and worse are mixed up",
         ),
         "other words": (lambda lo, hi, m: "yes", "none of the four words"),
+        "by width": (
+            lambda lo, hi, m: words(lo, hi, m) if lo > 0 or hi < 0 else
+            "equal" if hi - lo < 2 * m else "open",
+            "because it is narrow",
+        ),
+    },
+    "register": {
+        "overwrites": (lambda *draw: on_record(*draw, overwrite=True), "is gone or overwritten"),
+        "twice": (lambda *draw: on_record(*draw, look=False), "was written once more"),
+        "from 0": (lambda *draw: on_record(*draw, first=0), "-0.json was written where"),
+        "no JSON": (
+            lambda *draw: on_record(*draw, write=lambda plan, indent: str(plan)),
+            "does not hold the plan as JSON",
+        ),
+        "name only": (lambda *draw: on_record(*draw).rpartition("/")[2], "a str that names no"),
+        "number": (lambda *draw: (on_record(*draw), 1)[1], "returned a int that names no file"),
+    },
+    "conclusion": {
+        "open refutes": (
+            lambda f, p, n, s, low: "undecided" if n < 2 or max(s) <= low + 1 else
+            "held" if f == p else "refuted",
+            "an open result is called refuted",
+        ),
+        "one seed": (
+            lambda f, p, n, s, low: concluded(f, p, 9, s, low), "one seed decides",
+        ),
+        "no floor": (
+            lambda f, p, n, s, low: concluded(f, p, n, [99], low), "both students stand at",
+        ),
+        "both above": (
+            lambda f, p, n, s, low: concluded(f, p, n, [min(s)], low),
+            "one student has left the floor",
+        ),
+        "equal is open": (
+            lambda f, p, n, s, low: "undecided" if f == "equal" else concluded(f, p, n, s, low),
+            "equal is a finding",
+        ),
+        "turned": (
+            lambda f, p, n, s, low: {"held": "refuted", "refuted": "held"}.get(
+                concluded(f, p, n, s, low), "undecided"
+            ),
+            "is called refuted, but it came true",
+        ),
+        "true": (lambda f, p, n, s, low: f == p, "none of the three words"),
     },
 }  # fmt: skip

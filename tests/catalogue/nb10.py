@@ -11,6 +11,7 @@ from torch import Tensor
 
 from comet_lib import losses
 from comet_lib.attention import capture, capture_maps
+from comet_lib.lab import routing
 
 Answer = Callable[..., Any]
 
@@ -21,10 +22,12 @@ def slow_weight(maps: Tensor, at: Tensor) -> Tensor:
     return torch.stack(each).mean(0)
 
 
-def step(student: Any, batch: Any, soft: float, attention: float, **change: Any) -> Tensor:
+def step(
+    student: Any, batch: Any, soft: float, attention: float, layers: Any = (0, 1), **change: Any
+) -> Tensor:
     """By hand: no loss of the library."""
     mask = batch["attention_mask"]
-    with capture(student) as found:
+    with capture(student, layers) as found:
         logits = student(batch["input_ids"], mask).logits
     p, q = batch["logits"].softmax(-1), logits.log_softmax(-1)
     parts = F.cross_entropy(logits, batch["labels"])
@@ -41,14 +44,14 @@ def step(student: Any, batch: Any, soft: float, attention: float, **change: Any)
     return parts
 
 
-def stale(student: Any, batch: Any, soft: float, attention: float) -> Tensor:
+def stale(student: Any, batch: Any, soft: float, attention: float, layers: Any) -> Tensor:
     """The student's maps from a pass of their own, without gradients."""
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     maps = capture_maps(student, inputs)
     logits = student(**inputs).logits
     loss = F.cross_entropy(logits, batch["labels"])
     loss = loss + soft * losses.soft_target_loss(logits, batch["logits"])
-    theirs = batch["maps"].unbind(1)
+    theirs, maps = [batch["maps"][:, i] for i in layers], [maps[i] for i in layers]
     loss = loss + attention * losses.attention_loss(maps, theirs, batch["attention_mask"])
     loss.backward()
     return loss
@@ -72,7 +75,30 @@ def masked_order(maps: Tensor, mask: Tensor) -> Tensor:
     return maps[order]
 
 
+def counted(ids: Tensor) -> Tensor:
+    """Text by text."""
+    out = []
+    for row in ids.tolist():
+        words = [piece - 4 for piece in row if piece > 3]
+        out.append(max(range(8), key=words.count))
+    return torch.tensor(out)
+
+
+def scrambled(maps: Tensor, mask: Tensor) -> Tensor:
+    """All rows at once: padding sorts last, where it is zero."""
+    return maps.gather(-1, (torch.rand(maps.shape) + 2 * (mask == 0)[:, None, None]).argsort(-1))
+
+
+def one_order(maps: Tensor, mask: Tensor, *axes: int) -> Tensor:
+    """The same order along some axes."""
+    shape = [1 if axis in axes else size for axis, size in enumerate(maps.shape)]
+    draws = torch.rand(shape) + 2 * (mask == 0)[:, None, None]
+    return maps.gather(-1, draws.argsort(-1).expand_as(maps))
+
+
 SOLUTIONS: dict[str, list[Answer]] = {
+    "most_frequent": [counted],
+    "scrambled_maps": [scrambled, lambda maps, mask: routing.scrambled_maps(maps, mask, 7)],
     "weight_on_answer": [
         slow_weight,
         lambda maps, at: (maps[:, :, 0] * F.one_hot(at, maps.shape[-1])[:, None]).sum(-1).mean(0),
@@ -82,6 +108,44 @@ SOLUTIONS: dict[str, list[Answer]] = {
 }
 
 MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
+    "most_frequent": {
+        "words": (lambda ids: ["ama"] * len(ids), "returned a list"),
+        "by place": (lambda ids: ids.mode(1)[0].clamp_min(4) - 4, "is right"),
+        "one hot": (lambda ids: F.one_hot(counted(ids), 8), "returned shape"),
+    },
+    "scrambled_maps": {
+        "nothing": (lambda maps, mask: maps, "nothing has moved"),
+        "padding": (
+            lambda maps, mask: maps.gather(-1, torch.rand(maps.shape).argsort(-1)),
+            "padding gets weight",
+        ),
+        "one order": (
+            lambda maps, mask: one_order(maps, mask, 1, 2),
+            "put into the same order, so a rule",
+        ),
+        "columns": (lambda maps, mask: one_order(maps, mask, 2), "so a column stays a column"),
+        "layers": (lambda maps, mask: one_order(maps, mask, 1), "both layers get the same order"),
+        "turned": (
+            lambda maps, mask: torch.stack(
+                [
+                    torch.cat([m[..., :n].flip(-1), m[..., n:]], -1)
+                    for m, n in zip(maps, mask.sum(1).tolist(), strict=True)
+                ]
+            ),
+            "turned round, which is a rule",
+        ),
+        "sorted": (lambda maps, mask: maps.sort(-1, descending=True)[0], "the largest first"),
+        "uniform": (
+            lambda maps, mask: (mask / mask.sum(1, keepdim=True))[:, None, None].expand_as(maps),
+            "other numbers than before",
+        ),
+        "random": (
+            lambda maps, mask: torch.rand(maps.shape) * mask[:, None, None],
+            "rows no longer sum to 1",
+        ),
+        "list": (lambda maps, mask: [*maps], "a list, not"),
+        "one map": (lambda maps, mask: maps[0], "returned (2, "),
+    },
     "weight_on_answer": {
         "swapped": (
             lambda maps, at: slow_weight(maps.transpose(-1, -2), at),
@@ -102,21 +166,21 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     },
     "hybrid_step": {
         "no backward": (
-            lambda s, b, soft, a: step(s, b, soft, a, backward=False),
+            lambda s, b, soft, a, n: step(s, b, soft, a, n, backward=False),
             "no weight of the student has a gradient",
         ),
         "stale maps": (stale, "no gradient: it teaches nothing"),
         "padding": (
-            lambda s, b, soft, a: step(s, b, soft, a, mask=False),
-            "is right, on random input",
+            lambda s, b, soft, a, n: step(s, b, soft, a, n, mask=False),
+            "rows of padding are counted",
         ),
-        "item": (lambda s, b, soft, a: step(s, b, soft, a).item(), "returned a float"),
+        "item": (lambda s, b, soft, a, n: step(s, b, soft, a, n).item(), "returned a float"),
         "no attention": (
-            lambda s, b, soft, a: step(s, b, soft, 0.0),
+            lambda s, b, soft, a, n: step(s, b, soft, 0.0, n),
             "attention term is missing",
         ),
         "equal weights": (
-            lambda s, b, soft, a: step(s, b, 1.0, a),
+            lambda s, b, soft, a, n: step(s, b, 1.0, a, n),
             "weight soft is not used",
         ),
     },
