@@ -424,10 +424,10 @@ def chance_error(confidence: Tensor, uniforms: Tensor, bins: int) -> float:
 
 def _misjudged(source: torch.Generator) -> Draws:
     """Labels drawn at another temperature, until no two of RULES choose alike on all draws."""
-    grid = [0.25, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0]
+    grid = [1.0, 0.5, 2.0, 0.25, 3.0, 0.8, 5.0, 1.5]
     while True:
         draws: list[tuple[Any, ...]] = []
-        for true in (3.0, 0.5, 1.5, 2.0):
+        for true in (3.0, 0.5, 1.5, 2.0) * 2:
             logits = normal(source, 15, 3)
             drawn = torch.multinomial((logits / true).softmax(-1), 1, generator=source)
             draws.append((logits, drawn.flatten(), grid))
@@ -441,9 +441,8 @@ RULES: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "cross-entropy": F.cross_entropy,
     "accuracy": lambda z, y: 0.0,
     "Brier": lambda z, y: float((z.softmax(-1) - F.one_hot(y, 3)).square().sum()),
-    "probability": lambda z, y: float(F.nll_loss(z.softmax(-1), y)),
     "ECE": lambda z, y: _ece(z.softmax(-1).amax(-1), z.argmax(-1) == y, 10),
-    "twice": lambda z, y: float(F.cross_entropy(z.softmax(-1), y)),
+    "largest": lambda z, y: -F.cross_entropy(z, y),
 }
 
 
@@ -468,21 +467,16 @@ def _losses_at(logits: Tensor, labels: Tensor, grid: Sequence[float]) -> Tensor:
             lambda x, y, grid: float(_losses_at(x, y, grid).min()), "Ask where it is: argmin."
         ),
         "the largest loss is chosen": Slip(
-            lambda x, y, grid: grid[int(_losses_at(x, y, grid).argmax())], "Take the smallest."
+            partial(_chosen, RULES["largest"]), "Take the smallest."
         ),
         "the logits are multiplied by the temperature": Slip(
             lambda x, y, grid: grid[int(_losses_at(x, y, [1 / t for t in grid]).argmin())],
             "A temperature divides.",
         ),
-        "the temperature is chosen by accuracy, which it cannot change": Slip(
+        "the first temperature of the list is chosen every time": Slip(
             partial(_chosen, RULES["accuracy"]),
-            "Dividing all logits leaves their order: use the loss.",
-        ),
-        "the logits are softened twice: F.cross_entropy takes logits, not probabilities": Slip(
-            partial(_chosen, RULES["twice"]), "F.cross_entropy applies its own log-softmax."
-        ),
-        "the probabilities enter without their logarithm": Slip(
-            partial(_chosen, RULES["probability"]), "F.cross_entropy(logits / t, labels)."
+            "A temperature does not change the accuracy; and F.cross_entropy takes logits, whose "
+            "softmax it takes itself: give it logits / t.",
         ),
         "the temperature is chosen by the squared error of the probabilities": Slip(
             partial(_chosen, RULES["Brier"]), "The task asks for the cross-entropy."

@@ -233,7 +233,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "all": (lambda x, y, ts: [F.cross_entropy(x / t, y) for t in ts], "returned a list"),
         "exact accuracy": (
             lambda x, y, ts: max(ts, key=lambda t: ((x / t).argmax(-1) == y).float().mean()),
-            "by accuracy",
+            "chosen every time",
         ),
     },
     "recall": {
