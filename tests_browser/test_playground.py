@@ -205,7 +205,7 @@ def test_an_example_is_answered_and_translated(look: Any, site: Path) -> None:
 
 def test_the_maps_are_those_of_the_library(look: Any, site: Path) -> None:
     """Header and maps as comet_lib computes them, up to what int8 loses."""
-    from comet_lib.lens.data import from_models
+    from comet_lib.lens.reading import from_models
 
     page = look()
     text = "Daladala imeharibika njiani na nimechelewa kazini tena."
