@@ -222,9 +222,7 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
         title = f"{what} adds: p < 0.05 in {sure.sum()} of {len(tests)}"
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xscale("symlog", linthresh=2)  # tenths of a point, and tens
-        axes.set_xticks(
-            ticks := [-20, -2, 0, 2, 10], [f"{x:+d}" if x else "0" for x in ticks]
-        )
+        axes.set_xticks(ticks := [-20, -2, 0, 2, 10], [f"{x:+d}" if x else "0" for x in ticks])
         axes.set_xlim(min(-2, *low) * 1.2, max(2, *high) * 1.2)
         axes.set(xlabel=f"points of mean weighted F1 on {split}", ylabel="")
     panels[0].set_yticks(range(len(shown)), [row["about"] for row in shown])
