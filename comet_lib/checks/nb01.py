@@ -605,8 +605,12 @@ def recall(matrix: Tensor) -> Tensor:
 
 def _two_splits(source: torch.Generator) -> Draws:
     draws = []
-    for rows, most, other in ((20, 1, 2), (35, 0, 1), (26, 2, 0)):  # dev has another favorite
-        train = torch.cat([torch.arange(3).repeat(5), torch.full((9,), most)])
+    for rows, most, other, lead in (
+        (20, 1, 2, 9),
+        (35, 0, 1, 9),
+        (26, 2, 0, 60),
+    ):  # dev has another favorite
+        train = torch.cat([torch.arange(3).repeat(5), torch.full((lead,), most)])
         labels = torch.cat(
             [torch.randint(0, 3, (rows,), generator=source), torch.full((rows,), other)]
         )
