@@ -186,7 +186,7 @@ def test_rehearsal_predicts_the_whole_run(rehearsed):
 
 def test_the_limits_of_a_profile_count():
     """Tiny stops after 6 and 12 steps; without that, 200 tweets of its five languages in both forms
-    make 25 steps of 16, twice."""
+    make 25 steps of 16."""
     tiny, costs = get_profile("tiny"), [(1.0, 1)] * 4
 
     def counts(profile):
@@ -194,7 +194,7 @@ def test_the_limits_of_a_profile_count():
 
     assert counts(tiny) == [200, 6, 6, 12, None, None]
     free = tiny.with_(stage2=replace(tiny.stage2, max_steps=-1))
-    assert counts(free)[3] == 2 * 25
+    assert counts(free)[3] == 25
 
 
 @pytest.mark.parametrize(

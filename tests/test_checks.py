@@ -367,7 +367,7 @@ def odd_forms(result: Any) -> list[Any]:
         return [list(result), np.array(result), torch.tensor(result)]
     if isinstance(result, tuple):
         parts = [odd_forms(part) for part in result]
-        return [[*form] for form in zip(*parts, strict=True)]
+        return [[*form] for form in zip(*parts, strict=False)]
     if isinstance(result, list):
         return [tuple(result), np.array(result), torch.tensor(result), [*map(float, result)]]
     if isinstance(result, int):

@@ -608,9 +608,9 @@ def _like(value: Any, example: Any) -> Any:
         table = {key: like(part, example.get(key, part)) for key, part in value.items()}
         return value if all(table[key] is value[key] for key in value) else table
     if isinstance(example, bool | int | float) and not isinstance(value, type(example)):
-        value, kind = _as_tensor(value), type(example)
-        number = is_number(value) or isinstance(value, bool | np.bool_)
-        return kind(value) if number and kind(value) == value else value
+        given, kind = _as_tensor(value), type(example)
+        number = is_number(given) or isinstance(given, bool | np.bool_)
+        return kind(given) if number and kind(given) == given else value
     return value
 
 

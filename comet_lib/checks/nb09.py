@@ -123,8 +123,9 @@ def _p_values(source: torch.Generator) -> Draws:
     draws: list[tuple[np.ndarray, ...]] = []
     while len(draws) < 4:
         p = rng.uniform(0.001, 0.4, 6)
-        # A draw on which every slip shows, so that each is told apart.
-        if not any(np.allclose(_holm(p), slip.formula(p)) for slip in holm.slips.values()):
+        # A draw on which every slip shows, and no two look alike.
+        found = [_holm(p), *(slip.formula(p) for slip in holm.slips.values())]
+        if len({np.round(values, 6).tobytes() for values in found}) == len(found):
             draws.append((p,))
     return draws
 

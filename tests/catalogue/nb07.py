@@ -221,8 +221,6 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     },
     "loose_key": {
         "case": (lambda text: key(text.swapcase()) + text[:1], "in capital and small letters"),
-        "cleaned": (lambda text: " ".join(re.findall(r"\w+", text.lower())), "differ only in"),
-        "only normalised": (normalise, "in capital"),
         "stripped": (
             lambda text: (
                 "".join(c for c in unicodedata.normalize("NFD", key(text)) if c.isalnum()) or text
