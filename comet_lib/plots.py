@@ -200,7 +200,7 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
     }
     kinds = [kind for kind in both if any(kind in row[split] for row in rows)]
     shown = [row for row in rows if any(kind in row[split] for kind in kinds)]
-    shape = (3 + 3.5 * len(kinds), 0.36 * len(shown) + 1.7)
+    shape = (4 + 4 * len(kinds), 0.36 * len(shown) + 1.7)
     how: dict[str, Any] = {"figsize": shape, "layout": "constrained", "squeeze": False}
     figure, (panels,) = plt.subplots(1, len(kinds), sharey=True, **how)
     for axes, kind in zip(panels, kinds, strict=True):
@@ -221,12 +221,16 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
             axes.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center")
         title = f"{what} adds: p < 0.05 in {sure.sum()} of {len(tests)}"
         axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xscale("symlog", linthresh=2)  # tenths of a point, and tens
+        axes.set_xticks(ticks := [-20, -2, 0, 2, 10], [f"{x:+d}" if x else "0" for x in ticks])
+        axes.set_xlim(min(-2, *low) * 1.2, max(2, *high) * 1.2)
         axes.set(xlabel=f"points of mean weighted F1 on {split}", ylabel="")
     panels[0].set_yticks(range(len(shown)), [row["about"] for row in shown])
     panels[0].set_ylim(len(shown) - 0.4, -0.6)
     over = "tweets and seeds" if min(row["seeds"] for row in shown) > 1 else "tweets (one seed)"
     key = "orange: single seeds; filled and blue: p < 0.05 after Holm's correction"
-    figure.supxlabel(f"line: 95 % interval over {over}; {key}", fontsize=9)
+    scale = "the scale is logarithmic beyond 2 points"
+    figure.supxlabel(f"line: 95 % interval over {over}; {key}; {scale}", fontsize=9)
     sns.despine(figure)
     return figure
 

@@ -42,34 +42,28 @@ function rowOf(model) {
   };
 }
 
-// ---- the lens: lens.js as it is; a new sentence is a new lens, on the layers chosen before
+// ---- the lens: lens.js as it is, once; another sentence is another header
 
-let close = () => {}, chosen = null;
+const state = { step: 0, teacher_head: -1, student_head: -1 };
+const listeners = {};
+let chosen = false; // layers, by the reader; until then the pair that differs most
 
-function look(data) {
-  const { teacher_layer, student_layer } = { ...data.start, ...chosen };
-  const state = {
-    header: data.header, maps: data.maps, teacher_layer, student_layer,
-    step: 0, teacher_head: -1, student_head: -1,
-  };
-  const listeners = {};
-  const model = {
-    get: (name) => state[name],
-    set: (name, value) => {
-      if (state[name] === value) return;
-      state[name] = value;
-      chosen = { teacher_layer: state.teacher_layer, student_layer: state.student_layer };
-      (listeners[`change:${name}`] ?? []).forEach((call) => call());
-    },
-    save_changes: () => {},
-    on: (name, call) => { (listeners[name] ??= []).push(call); },
-    off: () => {},
-  };
-  close();
-  host.style.minHeight = `${host.offsetHeight}px`; // the page below stays where it is
-  host.replaceChildren();
-  close = lens.render({ model, el: host });
-  host.style.minHeight = "";
+const model = {
+  get: (name) => state[name],
+  set: (name, value) => {
+    if (state[name] === value) return;
+    state[name] = value;
+    chosen = true;
+    listeners[`change:${name}`]();
+  },
+  save_changes: () => {},
+  on: (name, call) => { listeners[name] = call; },
+};
+
+function look({ header, maps, start }) {
+  Object.assign(state, { header, maps }, chosen ? {} : start);
+  if (host.childElementCount) listeners["change:header"]();
+  else lens.render({ model, el: host });
 }
 
 // ---- a sentence

@@ -1,8 +1,10 @@
-"""The website's sources, its links, the link checker, and the links of the texts themselves."""
+"""The website's sources, its links, the link checker, the links of the texts themselves, and the
+playground's students."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -13,8 +15,14 @@ from notebook_helpers import ROOT
 
 sys.path.insert(0, str(ROOT / "docs" / "site"))
 
+import build_playground
 import build_site
 from docstrings import keep_formulas
+
+from comet_lib.errors import CometError
+from comet_lib.loading import load_model
+from comet_lib.models import build_student, xlmr_config
+from comet_lib.profiles import ASSETS, LABELS
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 BLOB = "https://github.com/ada/course/blob/main"
@@ -175,3 +183,26 @@ def test_formulas_in_docstrings_keep_their_lines() -> None:
         "Text\n\nmore",
     ):
         assert kept(same) == same
+
+
+def test_a_run_s_students_are_kept_with_a_card(tmp_path: Path) -> None:
+    run, target = tmp_path / "run", tmp_path / "students"
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = xlmr_config({**shape, "intermediate_size": 8}, 16_000, 64)
+    config.id2label = dict(enumerate(LABELS))
+    for folder in ("student", "work/baseline"):
+        build_student(config).save_pretrained(run / folder)
+        shutil.copy(ASSETS / "teacher" / "tokenizer.json", run / folder)
+    shutil.copy(ASSETS / "reference_report.json", run / "report.json")
+    build_playground.store(run, target)
+    for name in ("student", "student_no_distillation"):
+        files = {path.name: path.stat().st_size for path in (target / name).iterdir()}
+        assert set(files) == {"config.json", "model.safetensors"}
+        model = load_model(target / name)
+        assert files["model.safetensors"] < 2.2 * sum(p.numel() for p in model.parameters())
+    card = (target / "README.md").read_text(encoding="utf-8")
+    assert "license: cc-by-4.0" in card and "| student_no_distillation |" in card
+
+    (run / "student" / "tokenizer.json").write_text("{}")
+    with pytest.raises(CometError, match="another tokenizer than the teacher"):
+        build_playground.store(run, target)

@@ -70,7 +70,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_playground.build(models, out)
     (out / "fp32").mkdir()
     for name, model in models.items():
-        onnx.write_onnx(load_model(model), out / "fp32" / f"{name}.onnx")
+        shutil.copy(build_playground.exported(model) / onnx.GRAPH, out / "fp32" / f"{name}.onnx")
     shutil.copy(HERE / "answers.mjs", out)
     (folder / "models.json").write_text(json.dumps({k: str(v) for k, v in models.items()}))
     return out
@@ -184,6 +184,13 @@ def test_it_answers_while_one_types_and_says_how_fast(look: Any, site: Path) -> 
     assert "three answers and the maps took" in page.locator("#status").inner_text()
 
 
+def test_the_licences_of_all_packages_are_there(site: Path) -> None:
+    text = (site / "vendor" / build_playground.LICENCES).read_text("utf-8")
+    for words in ("Apache License", "(c) Steve Sanderson", "Microsoft Corporation", "Igalia"):
+        assert words in text
+    assert text.count("Permission is hereby granted, free of charge") > 2
+
+
 def test_an_example_is_answered_and_translated(look: Any, site: Path) -> None:
     page = look()
     listed = json.loads((site / "models.json").read_text("utf-8"))["examples"]
@@ -192,12 +199,13 @@ def test_an_example_is_answered_and_translated(look: Any, site: Path) -> None:
     page.wait_for_function(
         "(text) => document.body.dataset.answered === text", arg=listed[-1]["text"]
     )
+    assert all(one["english"] for one in listed)
     assert listed[-1]["english"] in page.locator("#english").inner_text()
 
 
 def test_the_maps_are_those_of_the_library(look: Any, site: Path) -> None:
     """Header and maps as comet_lib computes them, up to what int8 loses."""
-    from comet_lib.lens.data import from_models
+    from comet_lib.lens.reading import from_models
 
     page = look()
     text = "Daladala imeharibika njiani na nimechelewa kazini tena."
