@@ -259,6 +259,16 @@ def _three_answers(source: torch.Generator) -> Draws:
     return [_answers(source, bins, bins != 10) for bins in (6, 10, 15)]
 
 
+def _with_certainty(sure: Tensor, right: Tensor, bins: int) -> tuple[Tensor, Tensor, int]:
+    """The last bin holds rows that are right and, at a confidence of 1, rows that are wrong:
+    their gaps have other signs, so it matters that they share a bin."""
+    below = sure < 1 - 1 / bins
+    nearly = torch.full((12,), 1 - 0.5 / bins)
+    confidence = torch.cat((sure[below], nearly, torch.ones(9)))
+    correct = torch.cat((right[below], torch.ones(12).bool(), torch.zeros(9).bool()))
+    return confidence, correct, bins
+
+
 @exercise(
     look="In each bin take |accuracy - mean confidence|, weighted by the bin's share of the rows.",
     draws=_three_answers,
@@ -325,10 +335,7 @@ def _three_answers(source: torch.Generator) -> Draws:
         "this is in percent": Slip(partial(_ece, kind="percent"), "Return a fraction, 0 to 1."),
     },
     edge_case="with confidences of exactly 1",
-    edges=lambda source: [
-        (torch.cat((sure, torch.ones(9))), torch.cat((right, torch.zeros(9).bool())), bins)
-        for sure, right, bins in _three_answers(source)
-    ],
+    edges=lambda source: [_with_certainty(*draw) for draw in _three_answers(source)],
 )
 def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 10) -> float:
     """Expected calibration error (Guo et al. 2017, eq. 3).
