@@ -44,7 +44,7 @@ MAX_SETUP_LINES = 4
 EXERCISES = range(3, 11)
 MIN_VERIFIED = 5
 # Of a solved notebook's lines of code, at least so much is the learner's. The aim is 0.2.
-MIN_SHARE = 0.015
+MIN_SHARE = 0.1
 
 TITLE = re.compile(r"# \S")
 OPENING = ("## What you will be able to do", "**Time and memory**", "**Prerequisites**")

@@ -118,6 +118,7 @@ class Exercise:
         extra: (answer, draws) -> None; looks for what right values can still get wrong.
         verify: Replaces the whole comparison: answer -> None, raises ``Misconception``.
         is_function: False if the answer is a value; ``verify`` gets it as it is.
+        apart: Draw again until the reference and all slips, which must return numbers, differ.
         seconds: Time limit (in the main thread of a system with SIGALRM).
     """
 
@@ -134,6 +135,7 @@ class Exercise:
     extra: Callable[[Answer, Draws], None] = lambda answer, draws: None
     verify: Callable[[Any], None] | None = None
     is_function: bool = True
+    apart: bool = False
     seconds: float = 5.0
 
     def __call__(self, answer: Any = ...) -> None:
@@ -183,12 +185,20 @@ class Exercise:
 
         source = generator()
         draws = self.draws(source)
+        while self.apart and not self._told_apart(draws):
+            draws = self.draws(source)
         self._compare(answer, draws)
         try:
             self._compare(answer, self.edges(source))
         except Misconception as wrong:
             raise Misconception(f"{self.edge_case}, {wrong.message}", wrong.look) from None
         self.extra(answer, draws)
+
+    def _told_apart(self, draws: Draws) -> bool:
+        """Whether no slip looks like the reference or like another on all of these draws."""
+        formulas = [self.reference, *(slip.formula for slip in self.slips.values())]
+        results = [tuple(round(float(f(*draw)), 4) for draw in draws) for f in formulas]
+        return len(set(results)) == len(results)
 
     def _compare(self, answer: Answer, draws: Draws) -> None:
         """Compare the answer with the reference on every draw.

@@ -539,6 +539,7 @@ def _two_models(source: torch.Generator) -> Draws:
 @exercise(
     look="Compare the places of the largest entries, row by row; take the mean, in percent.",
     draws=_two_models,
+    apart=True,
     slips={
         "this is a fraction, but percent is wanted": Slip(
             lambda a, b: float((a.argmax(-1) == b.argmax(-1)).double().mean()), "Multiply by 100."

@@ -633,6 +633,7 @@ def _always(label: Tensor, labels: Tensor) -> float:
 @exercise(
     look="Find the most frequent label of train; how often is it the label of the other rows?",
     draws=_two_splits,
+    apart=True,
     slips={
         "the label is chosen on the rows that are scored": Slip(
             lambda t, y: _always(y.mode().values, y), "That peeks: choose it on train_labels."

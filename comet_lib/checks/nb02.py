@@ -422,6 +422,7 @@ def _texts(source: torch.Generator) -> Draws:
 @exercise(
     look="Count every piece, sort the counts, and add them up until the share is reached.",
     draws=_texts,
+    apart=True,
     otherwise=_too_many_or_too_few,
     slips={
         "the rarest pieces come first": Slip(
@@ -515,6 +516,7 @@ def _budgets(source: torch.Generator) -> Draws:
 @exercise(
     look="Try one width after the other, `heads` more each time, until the next is too large.",
     draws=_budgets,
+    apart=True,
     otherwise=_too_wide_or_too_narrow,
     slips={
         "this is the first width that no longer fits": Slip(

@@ -287,21 +287,24 @@ def token_coverage(ids: Tensor, kept: Tensor) -> float:
 
 
 def _corpora(source: torch.Generator) -> Draws:
-    draws: list[tuple[Any, ...]] = []
+    """Three corpora on which every slip shows, and no two look alike."""
     slips = [slip.formula for slip in fewest_pieces.slips.values()]
-    while len(draws) < 3:
-        texts = {
-            code: (60 * torch.rand(n, generator=source) ** power).long()
-            for code, n, power in (("aaa", 300, 3.0), ("bbb", 40, 1.2), ("ccc", 150, 2.0))
-        }
-        texts = dict(sorted(texts.items(), key=lambda _: uniform(source, 0, 1)))
-        counts = torch.bincount(torch.cat([*texts.values()]), minlength=60)
-        order = counts.argsort(descending=True)
-        draw = texts, order, [*range(6, 63, 3)], uniform(source, 70, 90) + 1e-3
-        right = fewest_pieces.reference(*draw)
-        if all(slip(*draw) != right for slip in slips):
-            draws.append(draw)
-    return draws
+    while True:
+        draws: list[tuple[Any, ...]] = []
+        while len(draws) < 3:
+            texts = {
+                code: (60 * torch.rand(n, generator=source) ** power).long()
+                for code, n, power in (("aaa", 300, 3.0), ("bbb", 40, 1.2), ("ccc", 150, 2.0))
+            }
+            texts = dict(sorted(texts.items(), key=lambda _: uniform(source, 0, 1)))
+            counts = torch.bincount(torch.cat([*texts.values()]), minlength=60)
+            order = counts.argsort(descending=True)
+            draw = texts, order, [*range(6, 63, 3)], uniform(source, 70, 90) + 1e-3
+            right = fewest_pieces.reference(*draw)
+            if all(slip(*draw) != right for slip in slips):
+                draws.append(draw)
+        if len({tuple(slip(*draw) for draw in draws) for slip in slips}) == len(slips):
+            return draws
 
 
 #: How coverage over the languages becomes one number, right and wrong.
