@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LENS_NOTEBOOK = "03_see_attention.ipynb"
 SECONDS = 600  # for a whole run of a notebook, on a slow machine
 CLICK = 60  # seconds for one thing to appear, on a slow machine
-HARMLESS = (  # what JupyterLab's console complains of without a network, and of itself
+HARMLESS = (
+    "/docs/images/",  # what JupyterLab's console complains of without a network, and of itself
     "/lsp/status",
     "colab-badge.svg",
     "badge_logo.svg",

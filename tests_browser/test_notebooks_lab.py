@@ -18,12 +18,9 @@ pytest.importorskip("jupyterlab")
 pytest.importorskip("anywidget")
 from lab import CLICK, LENS_NOTEBOOK, Lab, run_notebook, set_theme
 
-VIEWS = {  # a notebook, and how many views and lenses it has
-    "00_the_whole_game.ipynb": (1, 2),
+VIEWS = {  # a notebook, and how many views and lenses it has; lenses have tests of their own
     "02_design_the_student.ipynb": (3, 0),
-    LENS_NOTEBOOK: (0, 3),
     "04_the_hybrid_loss.ipynb": (2, 0),
-    "10_when_attention_pays.ipynb": (0, 1),
 }
 VIEW = ".jp-OutputArea-output > .widget-vbox"
 LENS = ".comet-lens[data-painted]"
@@ -92,7 +89,7 @@ def test_run_all_then_every_control(
         assert (page.locator(VIEW).count(), page.locator(LENS).count()) == VIEWS[notebook]
         for view in views:
             view.scroll_into_view_if_needed()
-            controls = view.locator(CONTROLS).all()
+            controls = [one for one in view.locator(CONTROLS).all() if one.is_visible()]
             assert controls, "a view without controls"
             for control in controls:
                 name = name_of(control)
