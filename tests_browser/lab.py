@@ -27,8 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LENS_NOTEBOOK = "03_see_attention.ipynb"
 SECONDS = 600  # for a whole run of a notebook, on a slow machine
 CLICK = 60  # seconds for one thing to appear, on a slow machine
-HARMLESS = (
-    "/docs/images/",  # what JupyterLab's console complains of without a network, and of itself
+HARMLESS = (  # what JupyterLab's console complains of without a network, and of itself
     "/lsp/status",
     "colab-badge.svg",
     "badge_logo.svg",
@@ -61,7 +60,7 @@ class Lab:
 
     def session(self, notebook: str) -> dict[str, Any]:
         """The session of an open notebook."""
-        (session,) = [one for one in self.ask("sessions") if one["path"] == notebook]
+        (session,) = [one for one in self.ask("sessions") if one["path"] == f"notebooks/{notebook}"]
         return session
 
     def run(self, notebook: str, code: str) -> str:
@@ -93,10 +92,11 @@ class Lab:
 
 @contextmanager
 def running_lab(folder: Path, notebooks: Sequence[str]) -> Iterator[Lab]:
-    """JupyterLab over copies of these notebooks."""
+    """JupyterLab over copies of these notebooks, in the repository's layout."""
     (folder / "notebooks").mkdir()
     for name in notebooks:
         shutil.copy(ROOT / "notebooks" / name, folder / "notebooks")
+    shutil.copytree(ROOT / "docs" / "images", folder / "docs" / "images")  # their diagrams
     for name, values in QUIET.items():
         package, plugin = name.split(":")
         file = folder / "settings" / package / f"{plugin}.jupyterlab-settings"
@@ -123,7 +123,7 @@ def running_lab(folder: Path, notebooks: Sequence[str]) -> Iterator[Lab]:
         "ServerApp.port": port,
         "ServerApp.port_retries": 0,
         "ServerApp.ip": "127.0.0.1",
-        "ServerApp.root_dir": folder / "notebooks",
+        "ServerApp.root_dir": folder,
         "ServerApp.allow_root": True,
         "ServerApp.open_browser": False,
         "IdentityProvider.token": token,
@@ -174,7 +174,7 @@ def run_notebook(lab: Lab, browser: Any, notebook: str, width: int = 1280) -> It
     page.on("pageerror", lambda error: seen.troubles.append(str(error)))
     # A workspace of its own, or the page would also open what another page has open.
     own = Path(notebook).stem
-    page.goto(f"{lab.address}/lab/workspaces/{own}/tree/{notebook}?token={lab.token}")
+    page.goto(f"{lab.address}/lab/workspaces/{own}/tree/notebooks/{notebook}?token={lab.token}")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     wait_for_kernel(page, lab, notebook)
     begun = time.monotonic()
@@ -210,7 +210,7 @@ def wait_for_kernel(page: Any, lab: Lab, notebook: str) -> None:
         states = [
             one["kernel"]["execution_state"]
             for one in lab.ask("sessions")
-            if one["path"] == notebook and one["kernel"]
+            if one["path"] == f"notebooks/{notebook}" and one["kernel"]
         ]
         if states == ["idle"]:
             break

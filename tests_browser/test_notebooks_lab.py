@@ -18,9 +18,12 @@ pytest.importorskip("jupyterlab")
 pytest.importorskip("anywidget")
 from lab import CLICK, LENS_NOTEBOOK, Lab, run_notebook, set_theme
 
-VIEWS = {  # a notebook, and how many views and lenses it has; lenses have tests of their own
+VIEWS = {  # a notebook, and how many views and lenses it has
+    "00_the_whole_game.ipynb": (1, 2),
     "02_design_the_student.ipynb": (3, 0),
+    LENS_NOTEBOOK: (0, 3),
     "04_the_hybrid_loss.ipynb": (2, 0),
+    "10_when_attention_pays.ipynb": (0, 1),
 }
 VIEW = ".jp-OutputArea-output > .widget-vbox"
 LENS = ".comet-lens[data-painted]"
