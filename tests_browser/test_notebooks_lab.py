@@ -30,8 +30,8 @@ LENS = ".comet-lens[data-painted]"
 TALL = 1400  # the page's height when it is photographed: a narrow lens is then seen whole
 CONTROLS = "[role=slider], select, button, input"
 # Controls that change the sentence below the picture alone, and not at each step: a number of heads
-# that does not divide the width.
-IN_WORDS_ALONE = {"heads"}
+# that does not divide the width. The lens's button keeps a sentence to compare others with.
+IN_WORDS_ALONE = {"heads", "Compare with this sentence"}
 PICTURE = """async (root) => {
     const shown = [];
     for (const image of root.querySelectorAll("img, canvas")) {
@@ -44,8 +44,10 @@ PICTURE = """async (root) => {
     }
     return shown.join();
 }"""
-SENTENCE = """(root) => [...root.querySelectorAll(".widget-label, .widget-html-content")]
-    .map((label) => label.textContent).join()"""
+SENTENCE = """(root) => root.matches(".comet-lens")
+    ? root.textContent
+    : [...root.querySelectorAll(".widget-label, .widget-html-content")]
+        .map((label) => label.textContent).join()"""
 # What is wider or taller than its box: text that is cut off, or a picture that is.
 CUT_OFF = """(root) => [root, ...root.querySelectorAll("*")]
     .filter((one) => one.clientWidth && getComputedStyle(one).overflowX !== "visible"
