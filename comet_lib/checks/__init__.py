@@ -1,20 +1,19 @@
 """What a notebook sees of the exercises: ``check.NAME(answer)``, and the reader's progress.
 
-``framework`` compares answers, ``draws`` has random arguments, ``nbNN`` the exercises.
+``framework`` compares answers, ``draws`` has random arguments, ``nbNN`` the exercises,
+``course_map`` the table of what has passed.
 """
 
 from importlib import import_module
 from pkgutil import iter_modules
 
+from comet_lib.checks.course_map import CourseMap, course_map
 from comet_lib.checks.framework import (
     EXERCISES,
     CheckFailed,
-    CourseMap,
     Exercise,
     Misconception,
-    course_map,
     or_reference,
-    progress,
     reference,
 )
 
@@ -26,7 +25,6 @@ __all__ = [
     "Misconception",
     "course_map",
     "or_reference",
-    "progress",
     "reference",
 ]
 

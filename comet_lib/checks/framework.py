@@ -21,9 +21,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
-import html
 import inspect
-import io
 import operator
 import os
 import signal
@@ -37,17 +35,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from comet_lib import progress
 from comet_lib.checks.draws import generator
 from comet_lib.errors import CometError
-from comet_lib.files import read_json, write_json
-from comet_lib.profiles import home
 
 Answer = Callable[..., Any]
 Draws = Sequence[tuple[Any, ...]]  # each is the arguments of one call
@@ -142,7 +138,8 @@ class Exercise:
         outcome = self.examine(answer)
         print(outcome.line)
         if outcome.passed:
-            _record(self.name)
+            if self.name not in progress.noted("passed"):
+                progress.note("passed", self.name, datetime.date.today().isoformat())
         elif os.environ.get("COMET_STRICT", "") not in ("", "0"):
             raise CheckFailed(outcome.line)
 
@@ -655,74 +652,3 @@ def or_reference(answer: Any, name: str) -> Any:
     state = "is still open" if outcome.state == "TODO" else "does not pass yet"
     print(f"{name} {state}: going on with the reference")
     return right
-
-
-# --- Progress ------------------------------------------------------------------------------
-
-
-def _progress_file() -> Path:
-    with contextlib.redirect_stderr(io.StringIO()):  # a check prints one line and no other
-        return home() / "progress.json"
-
-
-def progress() -> dict[str, str]:
-    """Exercises passed on this machine, with the day of the first pass (ISO date).
-
-    Read from ``progress.json`` in the folder ``profiles.home()``. Learners may delete the file;
-    if it is missing or unreadable, nothing has been passed.
-    """
-    try:
-        record = read_json(_progress_file(), "passed")["passed"]
-        return {str(name): str(day) for name, day in record.items()}
-    except (CometError, OSError, ValueError, AttributeError):
-        return {}
-
-
-def _record(name: str) -> None:
-    """Note a pass; a folder that cannot be written never gets in the way."""
-    passed = progress()
-    if name not in passed:
-        with contextlib.suppress(OSError, ValueError):
-            today = datetime.date.today().isoformat()
-            write_json(_progress_file(), {"passed": passed | {name: today}})
-
-
-@dataclass(frozen=True)
-class CourseMap:
-    """Which exercises of which notebook have passed; text and HTML views for a notebook."""
-
-    rows: tuple[tuple[str, str, tuple[tuple[str, bool], ...]], ...]
-
-    def __repr__(self) -> str:
-        lines = []
-        for number, title, exercises in self.rows:
-            marks = "  ".join(f"[{'x' if passed else ' '}] {name}" for name, passed in exercises)
-            lines.append(f"{number}  {title}".rstrip() + (f"\n    {marks}" if marks else ""))
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        body = []
-        for number, title, exercises in self.rows:
-            marks = " &nbsp; ".join(
-                f"{'&#9745;' if passed else '&#9744;'} {html.escape(name)}"
-                for name, passed in exercises
-            )
-            count = f"{sum(passed for _, passed in exercises)} of {len(exercises)}"
-            cells = (html.escape(number), html.escape(title), marks, count if exercises else "")
-            tags = "".join(f'<td style="text-align:left">{cell}</td>' for cell in cells)
-            body.append(f"<tr>{tags}</tr>")
-        names = ("", "Notebook", "Exercises", "Passed")
-        head = "".join(f'<th style="text-align:left">{name}</th>' for name in names)
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-
-
-def course_map(titles: Mapping[str, str] | None = None) -> CourseMap:
-    """The course and the learner's progress. ``titles`` names the notebooks: {"00": "..."}."""
-    titles = titles or {}
-    passed = progress()
-    rows = []
-    for number in sorted(set(titles) | {e.notebook for e in EXERCISES.values()}):
-        names = [e.name for e in EXERCISES.values() if e.notebook == number]
-        marks = tuple((name, name in passed) for name in names)
-        rows.append((number, titles.get(number, ""), marks))
-    return CourseMap(tuple(rows))
