@@ -216,7 +216,7 @@ def test_the_maps_are_those_of_the_library(look: Any, site: Path) -> None:
             const { tokenizer, models } = await open((path) => fetch(path));
             const { ids, tokens } = tokenizer.read(text);
             const [teacher, student] = [await models[0].answer(ids), await models[1].answer(ids)];
-            return lensData(tokens, teacher.maps, student.maps).header;
+            return lensData(tokens, teacher.maps, [student.maps]).header;
         }""",
         text,
     )
