@@ -57,6 +57,7 @@ CONTENTS = (
 )
 LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 SECTION = re.compile(r"^<!-- README: (.+) -->$", re.MULTILINE)
+PICTURE = re.compile(r"!\[[^]]*\]")
 FENCE = re.compile(r"^(`{3,}|~{3,}).*?^\1[^\S\n]*$", re.DOTALL | re.MULTILINE)
 FRAME = """<iframe class="lens" src="{page}" title="{finding}" loading="lazy"></iframe>
 <p class="lens-alone"><a href="{page}">This view in a page of its own</a></p>"""
@@ -122,7 +123,8 @@ def with_sections(text: str, readme: str) -> str:
 
 def alternative(plain: str, heading: str) -> str:
     """A picture's text for those who do not see it: its sentence, or where it stands."""
-    return " ".join((f"Figure: {heading}" if plain.startswith("<Figure") else plain).split())
+    text = f"Figure: {heading}" if plain.startswith("<") else re.sub(r"^[A-Z]\w+: ", "", plain)
+    return " ".join(text.split())
 
 
 # --- The sources ---------------------------------------------------------------------------
@@ -178,6 +180,7 @@ def stage(root: Path, target: Path, playground: bool = False) -> list[str]:
             text = re.sub(rf"\[([^]]+)\]\({public}\)", rf'<a href="{own}">\1</a>', text)
             text = text.replace(f'href="{public}"', f'href="{own}"')
         text = BLOCK.sub(lambda match: open_links(match.group()), text)
+        text = PICTURE.sub(lambda match: " ".join(match.group().split()), text)  # MyST joins lines
         return relink(text, here, files, blob)
 
     for name in sorted(pages - {API, INDEX}):

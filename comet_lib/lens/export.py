@@ -40,7 +40,7 @@ header, footer { font: 14px/1.5 system-ui, "Segoe UI", sans-serif; }
 h1 { font-size: 21px; line-height: 1.3; margin: 0; overflow-wrap: anywhere; }
 footer { margin-top: 20px; }
 [data-framed] :is(header, footer) { display: none; }
-[data-framed] body { padding: 8px; }
+[data-framed] body { padding: 8px 4px; }
 a { color: #0062a0; }
 @media (prefers-color-scheme: dark) {
   body { background: #17171a; color: #ececee; }

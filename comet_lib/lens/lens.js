@@ -528,8 +528,8 @@ function render({ model, el }) {
     const at = (value) => quoted(tokens[valid[more.indexOf(value)]]);
     const [most, least] = [Math.max(...more), Math.min(...more)];
     const same = Math.max(most, -least) < 0.0005;
-    looks.textContent = same ? `${name} looks at the same tokens as ${other}`
-      : `${name} looks more at ${at(most)} and less at ${at(least)} than ${other}`;
+    const words = same ? "looks at the same tokens as" : `looks more at ${at(most)} and less at ${at(least)} than`;
+    looks.textContent = `${name} ${words} ${other}`.replace(/,$/, "");
     apart.textContent = `${pair.measures.js[pair.s][pair.t].toFixed(2)} nats apart (${SCALE})`;
   }
 
@@ -878,7 +878,7 @@ function render({ model, el }) {
       size = clamp((room / (columns + 0.6) / n) * 0.72, 10, 13);
       gutter = Math.min(clamp(8 + longest * size * 0.62, 36, 110), room * 0.16, Math.max(24, room - 240 - AXIS));
       side = Math.floor(clamp((room - AXIS - gutter - (columns - 1) * 14) / columns, 80, 430));
-      if (side >= 200) break;
+      if (side >= 180) break;
     }
     columns = Math.max(1, columns);
     foot = gutter + 6;
