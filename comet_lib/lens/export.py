@@ -39,13 +39,15 @@ header p, footer { max-width: 70ch; }
 header, footer { font: 14px/1.5 system-ui, "Segoe UI", sans-serif; }
 h1 { font-size: 21px; line-height: 1.3; margin: 0; overflow-wrap: anywhere; }
 footer { margin-top: 20px; }
-[data-framed] :is(header, footer) { display: none; }
-[data-framed] body { padding: 8px 4px; }
 a { color: #0062a0; }
 @media (prefers-color-scheme: dark) {
   body { background: #17171a; color: #ececee; }
   a { color: #7cc4f0; }
 }
+[data-framed] :is(header, footer) { display: none; }
+[data-framed] body { padding: 8px 4px; }
+[theme="light"] body { background: #ffffff; color: #1d1d1f; }
+[theme="dark"] body { background: #17171a; color: #ececee; }
 """
 
 _START = """
@@ -67,8 +69,12 @@ const model = {
   off: () => {},
 };
 render({ model, el: document.getElementById("lens") });
-if (window.parent !== window) { // in another page: only the lens, and as high as it is
+if (window.parent !== window) { // in another page: only the lens, as high as it is, in its theme
   document.documentElement.dataset.framed = "";
+  window.addEventListener("message", ({ source, data }) => {
+    if (source !== window.parent || !["light", "dark"].includes(data?.theme)) return;
+    document.documentElement.setAttribute("theme", data.theme);
+  });
   const tell = () => window.parent.postMessage({ lens: document.body.offsetHeight }, "*");
   new ResizeObserver(tell).observe(document.body);
 }
