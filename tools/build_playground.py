@@ -194,7 +194,9 @@ def exported(folder: Path, force: bool = False) -> Path:
         dev = load_sentiment(TINY)["dev"]
         rows = [dev[name][:] for name in ("text", "label", "language")]
         tokenizer = load_tokenizer(ASSETS / "teacher")
-        onnx.export(load_model(folder), tokenizer, new, *rows, int8=True, attentions=True, force=force)
+        onnx.export(
+            load_model(folder), tokenizer, new, *rows, int8=True, attentions=True, force=force
+        )
 
     files = [*sorted(folder.glob("*.*")), *(Path(str(one.__file__)) for one in (onnx, loading))]
     packages = [version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")]
@@ -281,7 +283,10 @@ def build(
                 "title": TITLES[name],
                 "file": graph(name, made),
                 "earlier": [
-                    {"title": title, "file": graph(title.replace(" ", "_"), exported(one, force=True))}
+                    {
+                        "title": title,
+                        "file": graph(title.replace(" ", "_"), exported(one, force=True)),
+                    }
                     for title, one in before.items()
                     if name == "student"
                 ],
@@ -339,7 +344,9 @@ def main(
         typer.echo(str(error), err=True)
         sys.exit(1)
     late = {out / file for file in later(out)}
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file() and file not in late)
+    size = sum(
+        file.stat().st_size for file in out.rglob("*") if file.is_file() and file not in late
+    )
     typer.echo(f"a first visit loads {size / 1e6:.2f} MB; python3 -m http.server -d {out}")
 
 

@@ -358,9 +358,7 @@ def build(root: Path, out: Path, run: Path | None = None) -> None:
         shutil.copytree(source / LENSES, out / LENSES)
     if there:
         folders = build_playground.models(run)
-        build_playground.build(
-            folders, build_playground.earlier(run, folders), out / "playground"
-        )
+        build_playground.build(folders, build_playground.earlier(run, folders), out / "playground")
     if found := broken_links(out):
         raise SiteError("\n".join(found))
 

@@ -93,7 +93,9 @@ html_theme_options = {
 def own_members(app: Any, parent: str, name: str, member: Any, skip: bool, options: Any) -> Any:
     """Leave out what a class has from other libraries: torch.sum as a default, sklearn's setters."""
     of = str(getattr(member, "__module__", None))
-    return True if parent == "class" and callable(member) and not of.startswith("comet_lib") else None
+    return (
+        True if parent == "class" and callable(member) and not of.startswith("comet_lib") else None
+    )
 
 
 def describe(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
@@ -101,7 +103,8 @@ def describe(app: Any, page: str, template: str, context: dict[str, Any], doctre
     kinds = (nodes.paragraph, nodes.raw)  # the home page's first is HTML
     found = [one for one in doctree.findall() if isinstance(one, kinds)] if doctree else []
     texts = [re.sub(r"<[^>]+>", "", one.astext()) for one in found]
-    lead = " ".join(next((one for one in texts if len(one) > 80), "").split())
+    texts.append(SETTINGS["project"]["description"])
+    lead = " ".join(next((one for one in texts if len(one) > 80), texts[-1]).split())
     lead = lead if len(lead) <= 200 else lead[:199].rsplit(" ", 1)[0] + "…"
     tags = {
         "description": lead,
