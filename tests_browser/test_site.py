@@ -104,7 +104,8 @@ def test_a_lens_in_a_frame_is_as_high_as_it_is_and_follows_the_theme(
     script = (ROOT / "docs" / "site" / "static" / "site.js").as_uri()
     (tmp_path / "index.html").write_text(
         f"""<!DOCTYPE html><html data-theme="light"><body>
-        <iframe class="lens" style="width: 690px; border: 1px solid; box-sizing: border-box" src="lens.html"></iframe>
+        <style>iframe {{ width: 690px; border: 1px solid; box-sizing: border-box }}</style>
+        <iframe class="lens" src="lens.html"></iframe>
         <script src="{script}"></script>"""
     )
     seen = browser.new_page(viewport={"width": 1280, "height": 900})

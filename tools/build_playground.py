@@ -153,8 +153,8 @@ tags: [afrisenti, sentiment-analysis, distillation]
 
 Two encoders of {found["student"]["parameters"]:,} parameters: `student` learned from the bundled
 teacher in two stages, `student_no_distillation` from the labels only; `{STAGE_ONE}` is
-the student before it has seen a label, under a head with random weights. Stored as fp16 safetensors;
-their tokenizer is the teacher's (`../teacher`). Labels: {", ".join(LABELS)}.
+the student before it has seen a label, under a head with random weights. Stored as fp16
+safetensors; their tokenizer is the teacher's (`../teacher`). Labels: {", ".join(LABELS)}.
 
 Weighted F1 in percent on {what}, split {report["split"]}:
 

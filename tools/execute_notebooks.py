@@ -48,8 +48,8 @@ LOCAL_PATH = re.compile(
     r"|\b[A-Za-z]:\\{1,2}[A-Za-z_][^\s\"'<>]*"
     r"|[/\\]site-packages[/\\][^\s\"'<>]*"
 )
-# Run when a kernel starts: a figure's text is its titles, not its size. The website gives it to those
-# who do not see the picture. (Inline figures first: setting them up would forget the titles.)
+# Run when a kernel starts: a figure's text is its titles, not its size. The website gives it to
+# those who do not see the picture. (Inline figures first: setting them up would forget the titles.)
 TITLED = """
 def _titled(figure, printer, _):
     own = [axes.get_title(loc) for axes in figure.axes for loc in ("left", "center", "right")]

@@ -91,7 +91,7 @@ html_theme_options = {
 
 
 def own_members(app: Any, parent: str, name: str, member: Any, skip: bool, options: Any) -> Any:
-    """Leave out what a class has from other libraries: torch.sum as a default, sklearn's setters."""
+    """Leave out what a class has from elsewhere: torch.sum as a default, sklearn's setters."""
     of = str(getattr(member, "__module__", None))
     return (
         True if parent == "class" and callable(member) and not of.startswith("comet_lib") else None
