@@ -131,6 +131,6 @@ def test_a_lens_in_a_frame_is_as_high_as_it_is_and_follows_the_theme(
 def test_screenshots(browser: Any, page: str, width: int, scheme: str) -> None:
     seen = browser.new_page(viewport={"width": width, "height": 1000}, color_scheme=scheme)
     seen.goto((SITE / page).as_uri(), wait_until="load")
-    name = f"site_{Path(page).stem}_{width}_{scheme}.png"
+    name = f"site_{page.removesuffix('.html').replace('/', '_')}_{width}_{scheme}.png"
     seen.screenshot(path=Path(str(SHOTS)) / name)
     seen.close()

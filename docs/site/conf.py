@@ -92,10 +92,8 @@ html_theme_options = {
 
 def own_members(app: Any, parent: str, name: str, member: Any, skip: bool, options: Any) -> Any:
     """Leave out what a class has from elsewhere: torch.sum as a default, sklearn's setters."""
-    of = str(getattr(member, "__module__", None))
-    return (
-        True if parent == "class" and callable(member) and not of.startswith("comet_lib") else None
-    )
+    own = str(getattr(member, "__module__", None)).startswith("comet_lib")
+    return True if parent == "class" and callable(member) and not own else None
 
 
 def describe(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
@@ -108,7 +106,7 @@ def describe(app: Any, page: str, template: str, context: dict[str, Any], doctre
     lead = lead if len(lead) <= 200 else lead[:199].rsplit(" ", 1)[0] + "…"
     tags = {
         "description": lead,
-        "og:title": re.sub(r"<[^>]+>", "", context.get("title", "")),
+        "og:title": html.unescape(re.sub(r"<[^>]+>", "", context.get("title") or html_title)),
         "og:description": lead,
         "og:type": "website",
         "og:url": f"{html_baseurl}{page}.html",
