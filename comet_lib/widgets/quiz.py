@@ -60,6 +60,7 @@ class Quiz:
             self.control.value = before
         unit = [ipywidgets.HTML(html.escape(self.question.unit))] if self.question.unit else []
         self.box = ipywidgets.VBox([head, ipywidgets.HBox([self.control, *unit]), self._said])
+        self.box.add_class("comet-quiz")
 
     def _answered(self, change: Any) -> None:
         answer = change["new"]
