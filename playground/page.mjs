@@ -34,8 +34,8 @@ function rowOf(model) {
   return ({ probabilities, milliseconds }, when) => { // `when`: an earlier self, which has not learned to answer
     const best = LABELS.reduce((a, b) => (probabilities[b] > probabilities[a] ? b : a));
     const time = `in ${milliseconds < 10 ? milliseconds.toFixed(1) : milliseconds.toFixed(0)} ms`;
-    verdict.textContent = when ? `has not learned to answer yet, ${time}` : `${best}, ${time}`;
-    about.textContent = when ? `${when}; ${facts}` : facts;
+    verdict.textContent = when ? "cannot answer yet" : `${best}, ${time}`;
+    about.textContent = when ?? facts;
     card.dataset.label = best;
     LABELS.forEach((label) => {
       bars[label].fill.style.width = `${(100 * probabilities[label]).toFixed(1)}%`;
@@ -143,7 +143,13 @@ async function main() {
   learn.addEventListener("click", async () => {
     learn.disabled = true;
     learn.textContent = "Loading\u2026";
-    before = await earlier((path) => fetch(path), models[1]);
+    try {
+      before = await earlier((path) => fetch(path), models[1]);
+    } catch {
+      learn.textContent = "Not loaded: try again";
+      learn.disabled = false;
+      return;
+    }
     while (running) await new Promise((done) => { setTimeout(done, 20); });
     state.step = before.length; // the last; playing begins again from the first
     await run();
