@@ -161,6 +161,8 @@ def test_tables_stand_side_by_side() -> None:
     figure = layer_tables(tables, [1, 3], "what changed")
     assert [axes.get_title() for axes in figure.axes] == ["before", "after"]
     assert figure.axes[0].texts[6].get_text() == "6.00"
+    scales = [axes.images[0].get_clim() for axes in figure.axes]
+    assert scales == [(0, 7), (0, 7)], "the tables have one scale"
     assert [(p.get_x(), p.get_y()) for p in figure.axes[1].patches] == [(0.54, -0.46), (2.54, 0.54)]
     assert figure.get_suptitle() == "what changed"
     plt.close(figure)
