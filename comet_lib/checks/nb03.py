@@ -154,13 +154,13 @@ def _map(
     masked: str = "keys",
     axis: int = -1,
     swapped: bool = False,
-    squash: str = "softmax",
+    log: bool = False,
 ) -> Tensor:
     """The map with some parts replaced by common slips; with none, the right value."""
     heads, width = query.shape[1], query.shape[-1]
     if swapped:
         query, key = key, query
-    factors = {"root d": width**-0.5, "none": 1.0, "d": 1 / width, "up": width**0.5}
+    factors = {"root d": width**-0.5, "none": 1.0, "d": 1 / width}
     scores = query.double() @ key.double().mT
     scores = scores * (factors | {"all heads": (heads * width) ** -0.5})[scale]
     real = mask.bool()
@@ -177,10 +177,7 @@ def _map(
         scores = scores.masked_fill(~keep[masked], torch.finfo(scores.dtype).min)
     elif masked == "zero score":
         scores = scores * keys
-    if squash == "softmax":
-        weights = scores.softmax(axis)
-    else:
-        weights = scores.log_softmax(axis) if squash == "log" else scores.sigmoid()
+    weights = scores.log_softmax(axis) if log else scores.softmax(axis)
     if masked == "rows too":
         return weights * queries
     return weights * keys if masked == "after" else weights
@@ -222,9 +219,6 @@ def _exactly_nothing(answer: Answer, draws: Draws) -> None:
         "the scores are divided by d, not by its square root": Slip(
             partial(_map, scale="d"), "A dot product of d terms has a deviation of sqrt(d)."
         ),
-        "the scores are multiplied by the square root of d": Slip(
-            partial(_map, scale="up"), "Divide, so that the scores of wide heads do not grow."
-        ),
         "the scores are divided by the square root of the model's whole width": Slip(
             partial(_map, scale="all heads"),
             "Each head has a softmax of its own: d is the width of one head, query.shape[-1].",
@@ -261,10 +255,7 @@ def _exactly_nothing(answer: Answer, draws: Draws) -> None:
             partial(_map, swapped=True), "Row q belongs to query q: query @ key.transpose(-1, -2)."
         ),
         "these are log-probabilities": Slip(
-            partial(_map, squash="log"), "A map holds probabilities: softmax, not log_softmax."
-        ),
-        "each score is squashed by itself (a sigmoid)": Slip(
-            partial(_map, squash="sigmoid"), "The keys of a row share a total of 1: a softmax."
+            partial(_map, log=True), "A map holds probabilities: softmax, not log_softmax."
         ),
     },
     otherwise=rows_must_sum_to_one(
@@ -540,6 +531,8 @@ def _along(
         real = valid_pairs(mask).long().diagonal(offset, 1, 2)  # (B, n)
     if keep == "all":
         real = torch.ones_like(real)
+    elif keep == "keys" and not around:
+        real = mask[:, None].expand(-1, length, -1).diagonal(offset, 1, 2)
     if largest:
         return (looks * real[:, None]).amax((1, 3))
     total = (looks * real[:, None]).sum(by)
@@ -588,6 +581,9 @@ def _one_share_each(result: Any, maps: Tensor, mask: Tensor, offset: int) -> Any
         ),
         "padding is counted": Slip(
             partial(_along, keep="all"), "A pair counts if query and key are both real tokens."
+        ),
+        "padded queries are counted": Slip(
+            partial(_along, keep="keys"), "A pair counts if its query is a real token, too."
         ),
         "the sum is right, but it is divided by all places of the diagonal": Slip(
             partial(_along, keep="places"), "Divide by the pairs that you added up."
@@ -762,6 +758,9 @@ def _by_tokens(x: Tensor, y: Tensor) -> Tensor:
         "these are spectral norms": Slip(
             partial(_cka, norm=2), "Frobenius: the root of the sum of all squares, x.norm()."
         ),
+        "all three norms are squared": Slip(
+            lambda x, y: _cka(x, y).square() / _cka(x, y, bare=1), "Only the one above the line."
+        ),
         "this is the root of CKA": Slip(
             lambda x, y: _cka(x, y).sqrt(), "The norm above the line is squared, as a whole."
         ),
@@ -807,8 +806,13 @@ def _js_of_all(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     return js_divergence(a, b, torch.ones_like(mask))
 
 
-def _kl(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    return ((torch.xlogy(a, a) - torch.xlogy(a, b.clamp_min(1e-8))) * valid_pairs(mask)).sum(-1)
+def _above_log_two(answer: Answer, draws: Draws) -> None:
+    """For ``otherwise``: a KL, whatever it puts in place of log 0."""
+    if max(_table(answer(*draw), *draw).max() for draw in draws) > math.log(2):
+        raise Misconception(
+            "a distance is above log 2, which no Jensen-Shannon divergence exceeds",
+            "Is this a KL divergence, or a sum? js compares both rows with their middle.",
+        )
 
 
 def _table(result: Any, maps: Any, others: Any, mask: Tensor) -> Tensor:
@@ -828,6 +832,7 @@ def _table(result: Any, maps: Any, others: Any, mask: Tensor) -> Tensor:
     look="For each pair of layers: js(a, b), a mean over the rows of real queries.",
     draws=_two_models,
     read=_table,
+    otherwise=_above_log_two,
     slips={
         "padded rows are counted": Slip(
             lambda a, b, m: _grid(a, b, m, rows=lambda d: d.mean(), far=_js_of_all),
@@ -856,9 +861,6 @@ def _table(result: Any, maps: Any, others: Any, mask: Tensor) -> Tensor:
         "this is the root of each divergence": Slip(
             lambda a, b, m: _grid(a, b, m, far=lambda *x: js_divergence(*x).sqrt()),
             "Take the divergence itself, in nats.",
-        ),
-        "this is a KL divergence": Slip(
-            lambda a, b, m: _grid(a, b, m, far=_kl), "Compare with js, which is symmetric."
         ),
         "these are squared differences": Slip(
             lambda a, b, m: _grid(a, b, m, far=lambda x, y, k: (x - y).square().sum(-1) * k),
@@ -968,6 +970,10 @@ def _sentences(source: torch.Generator) -> Draws:
         ),
         "negative losses are set to 0": Slip(
             lambda *a: _hidden(*a).clamp_min(0), "The answer may gain from hiding a token."
+        ),
+        "these are shares of the probability itself": Slip(
+            lambda *a: _hidden(*a) / (_hidden(*a) + _hidden(*a, sign=0)),
+            "Return the difference of the two probabilities.",
         ),
         "these are shares of the total": Slip(
             lambda *a: _hidden(*a) / _hidden(*a).sum(), "Return the losses themselves."

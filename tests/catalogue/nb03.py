@@ -151,12 +151,6 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             lambda q, k, m: (q @ k.mT / q.shape[-1]).masked_fill(hidden(m), -INF).softmax(-1),
             "divided by d, not by its square root",
         ),
-        "times root d": (
-            lambda q, k, m: (
-                (q @ k.mT * q.shape[-1] ** 0.5).masked_fill(hidden(m), -INF).softmax(-1)
-            ),
-            "multiplied by the square root of d",
-        ),
         "whole width": (
             lambda q, k, m: (
                 (q @ k.mT / (q.shape[1] * q.shape[-1]) ** 0.5)
@@ -198,10 +192,6 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
                 .log_softmax(-1)
             ),
             "log-probabilities",
-        ),
-        "sigmoid": (
-            lambda q, k, m: scores(q, k).masked_fill(hidden(m), -INF).sigmoid(),
-            "a sigmoid",
         ),
         "-30": (
             lambda q, k, m: scores(q, k).masked_fill(hidden(m), -30.0).softmax(-1),
@@ -286,6 +276,13 @@ def table(maps: Any, others: Any, m: Tensor) -> Any:
     ]
 
 
+def kl_table(maps: Any, others: Any, m: Tensor) -> Any:
+    def kl(p: Tensor, q: Tensor) -> Tensor:
+        return (p * (p.clamp_min(1e-9) / q.clamp_min(1e-9)).log()).sum(-1)
+
+    return [[(kl(a, b)[m > 0]).mean() for b in others.values()] for a in maps.values()]
+
+
 def careless(p: Tensor, q: Tensor) -> Tensor:
     middle = (p + q) / 2
     return ((p * (p / middle).log() + q * (q / middle).log()) / 2).sum(-1)
@@ -359,6 +356,7 @@ MUTANTS["cka"] = {
     "raises": (lambda x, y: ((x - x.mean(0)) @ (y - y.mean(0))).norm(), "RuntimeError"),
 }
 MUTANTS["layer_table"] = {
+    "KL": (lambda a, b, m: kl_table(a, b, m), "above log 2"),
     "on its side": (lambda a, b, m: table(b, a, m), "on its side"),
     "zeros": (
         lambda a, b, m: [[careless(x, y).mean() for y in b.values()] for x in a.values()],
