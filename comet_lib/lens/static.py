@@ -26,6 +26,7 @@ from comet_lib.plots import (
     ORANGE,
     PINK,
     drawable,
+    on_axis,
 )
 
 NAMED = 30  # tokens written along an axis, at most
@@ -55,7 +56,7 @@ def lens_figure(
     every = -(-len(data.tokens) // NAMED)
     places = list(range(0, len(data.tokens), every))
     labels, families, note = drawable(data.tokens)
-    names = [labels[i] for i in places]
+    names = [on_axis(labels[i]) for i in places]
     text: dict[str, Any] = {"parse_math": False, "fontfamily": families, "fontsize": 9}
 
     side = float(np.clip(0.16 * len(data.tokens) + 0.5, 2.6, 4.6))
