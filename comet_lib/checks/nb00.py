@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comet_lib import losses
-from comet_lib.checks.draws import generator, normal, uniform, whole
+from comet_lib.checks.draws import generator, mask_of, normal, uniform, whole
 from comet_lib.checks.framework import (
     Answer,
     Draws,
@@ -103,85 +103,154 @@ class _Toy(nn.Module):
         self.second = nn.Parameter(normal(source, 4, classes, scale=1.0))
         self.began = copy.deepcopy(self.state_dict())
         self.modes: list[bool] = []
+        self.graphs: list[bool] = []
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> SimpleNamespace:
         self.modes.append(self.training)
-        mask = attention_mask[..., None].to(self.first.dtype)
+        self.graphs.append(torch.is_grad_enabled())
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = real[..., None].to(self.first.dtype)
         return SimpleNamespace(
             logits=torch.tanh((self.first[input_ids] * mask).sum(1)) @ self.second
         )
 
 
+def _tokenize_numbers(texts: Sequence[str]) -> dict[str, Tensor]:
+    """A toy tokenizer, which pads: a text is a list of piece numbers."""
+    if isinstance(texts, str):
+        raise TypeError("tokenize takes a list of texts, not one text")
+    rows = [[int(piece) for piece in text.split()] for text in texts]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask_of([*map(len, rows)])}
+
+
 def _asked(source: torch.Generator) -> Draws:
     draws = []
-    for temperature in (uniform(source, 0.4, 0.8), uniform(source, 1.5, 4.0)):
-        toy, texts = _Toy(source), torch.randint(0, 7, (3, 5), generator=source).tolist()
-        for text in texts:
-            draws.append((toy, _tokenize_numbers, " ".join(map(str, text)), temperature))
+    for count, size in ((7, 3), (5, 2), (4, 2)):
+        lengths = [1, 6, *(whole(source, 2, 5) for _ in range(count - 2))]  # so that all are padded
+        texts = [" ".join(str(whole(source, 0, 6)) for _ in range(length)) for length in lengths]
+        draws.append((_Toy(source).eval(), _tokenize_numbers, texts, size))
     return draws
 
 
-def _tokenize_numbers(text: str, return_tensors: str = "") -> dict[str, Any]:
-    """A toy tokenizer: the text is a list of piece numbers."""
-    ids = [[int(piece) for piece in text.split()]]
-    if return_tensors != "pt":
-        return {"input_ids": ids, "attention_mask": [[1] * len(ids[0])]}
-    tensor = torch.tensor(ids)
-    return {"input_ids": tensor, "attention_mask": torch.ones_like(tensor)}
+def _ask(
+    model: Any,
+    tokenize: Any,
+    texts: Sequence[str],
+    size: int,
+    *,
+    logits_of: Answer = lambda model, inputs: model(**inputs).logits,
+    batches: Answer = lambda texts, size: [
+        texts[start : start + size] for start in range(0, len(texts), size)
+    ],
+) -> list[tuple[dict[str, Tensor], Tensor]]:
+    """The pairs with some parts replaced by slips; with none, the right ones."""
+    with torch.no_grad():
+        inputs = [tokenize(some) for some in batches(texts, size)]
+        return [(one, logits_of(model, one)) for one in inputs]
 
 
-def _row_of(result: Any, *draw: Any) -> Any:
-    if isinstance(result, Tensor) and result.shape == (1, 3):
+def _logits_and_sizes(result: Any, model: _Toy, *rest: Any) -> tuple[Tensor, ...]:
+    """All logits, the logits of all inputs, and how many texts each pair holds."""
+    modes, graphs, model.modes, model.graphs = model.modes, model.graphs, [], []
+    if any(modes):
+        raise Misconception("the model is asked in training mode", "Leave its mode as it is.")
+    if any(graphs):
         raise Misconception(
-            "the result still has the axis of the batch, shape (1, classes)",
-            "There is one text: take row 0 of the logits.",
+            "the model keeps what it would need for gradients, which costs memory and time",
+            "Call it inside `with torch.no_grad():`.",
         )
-    return result
-
-
-def _no_graph(answer: Answer, draws: Draws) -> None:
-    if answer(*draws[0]).requires_grad:
+    pairs = isinstance(result, list | tuple) and all(
+        isinstance(pair, list | tuple)
+        and len(pair) == 2
+        and isinstance(pair[0], Mapping)
+        and isinstance(pair[1], Tensor)
+        for pair in result
+    )
+    if not pairs or not result:
         raise Misconception(
-            "the probabilities carry a graph for gradients, which costs memory and time",
-            "Call the model inside `with torch.no_grad():`.",
+            "what you return is not a list of pairs (inputs, logits)",
+            "Start an empty list before the loop, append (inputs, logits) in it.",
         )
+    again = [model(**inputs).logits for inputs, _ in result]
+    model.modes, model.graphs = [], []
+    sizes = torch.tensor([len(logits) for logits in again])
+    return torch.cat([logits for _, logits in result]), torch.cat(again), sizes
+
+
+def _sizes(answer: Answer, draws: Draws) -> None:
+    for draw in draws:
+        got, wanted = (f(*draw)[2].tolist() for f in (answer, _read_reference))
+        if got != wanted:
+            raise Misconception(
+                f"{len(draw[2])} texts, {draw[3]} at a time, give batches of {wanted}, but yours "
+                f"hold {got}",
+                "The batches start at 0, size, 2 * size, ...",
+            )
+
+
+def _read_reference(*draw: Any) -> tuple[Tensor, ...]:
+    return _logits_and_sizes(_ask(*draw), *draw)
 
 
 @exercise(
-    look="Tokenize, call the model without gradients, take row 0 of its logits, soften it.",
+    look="For each batch: tokenize, call the model without gradients, append both to the list.",
     draws=_asked,
-    read=_row_of,
+    read=_logits_and_sizes,
     slips={
-        "these are the logits": Slip(
-            lambda m, f, x, T: m(**f(x, "pt")).logits[0], "Finish with soft_targets."
+        "these are probabilities, not logits": Slip(
+            partial(_ask, logits_of=lambda m, x: m(**x).logits.softmax(-1)),
+            "Keep the logits: the loss divides them by the temperature first.",
         ),
-        "the temperature is not used": Slip(
-            lambda m, f, x, T: m(**f(x, "pt")).logits[0].softmax(-1), "soft_targets takes it."
+        "the model reads the padding": Slip(
+            partial(_ask, logits_of=lambda m, x: m(x["input_ids"]).logits),
+            "Hand on the mask, too: model(**inputs).",
         ),
-        "the softmax is taken twice": Slip(
-            lambda m, f, x, T: torch.softmax(m(**f(x, "pt")).logits[0].softmax(-1) / T, -1),
-            "Give soft_targets the logits.",
+        "the last texts are left out where they do not fill a batch": Slip(
+            partial(_ask, batches=lambda x, n: [x[i : i + n] for i in range(0, len(x) - n + 1, n)]),
+            "Go on to len(texts): a slice may be shorter.",
         ),
-        "the logits are multiplied by the temperature": Slip(
-            lambda m, f, x, T: torch.softmax(m(**f(x, "pt")).logits[0] * T, -1),
-            "soft_targets divides by it.",
+        "only the first batch is returned": Slip(
+            partial(_ask, batches=lambda x, n: [x[:n]]), "The return belongs after the loop."
         ),
-        "the temperature divides the probabilities, not the logits": Slip(
-            lambda m, f, x, T: m(**f(x, "pt")).logits[0].softmax(-1) / T,
-            "Give soft_targets the logits.",
+        "only the last batch is returned": Slip(
+            partial(_ask, batches=lambda x, n: [x[(len(x) - 1) // n * n :]]),
+            "The list must start before the loop.",
         ),
-        "these are log-probabilities": Slip(
-            lambda m, f, x, T: torch.log_softmax(m(**f(x, "pt")).logits[0] / T, -1),
-            "Return probabilities.",
+        "all texts are asked at once": Slip(
+            partial(_ask, batches=lambda x, n: [x]),
+            "With thousands of texts there is no memory for that: `size` at a time.",
+        ),
+        "the texts are asked one by one": Slip(
+            partial(_ask, batches=lambda x, n: [[one] for one in x]),
+            "That is slow: `size` at a time.",
+        ),
+        "the batches overlap": Slip(
+            partial(_ask, batches=lambda x, n: [x[i : i + n] for i in range(len(x))]),
+            "range(0, len(texts), size) takes steps of `size`.",
+        ),
+        "each batch holds the first texts": Slip(
+            partial(_ask, batches=lambda x, n: [x[:n] for _ in range(0, len(x), n)]),
+            "texts[start : start + size].",
+        ),
+        "there are `size` batches, not batches of `size` texts": Slip(
+            partial(_ask, batches=lambda x, n: [x[i::n] for i in range(n)]),
+            "texts[start : start + size].",
         ),
     },
-    extra=_no_graph,
+    otherwise=_sizes,
 )
-def ask(model: Any, tokenizer: Any, text: str, temperature: float = 1.0) -> Tensor:
-    """(classes,) the model's probabilities for one text at a temperature, without gradients."""
-    with torch.no_grad():
-        logits = model(**tokenizer(text, return_tensors="pt")).logits[0]
-    return soft_targets.reference(logits, temperature)
+def answers(
+    model: Any, tokenize: Any, texts: Sequence[str], size: int = 64
+) -> list[tuple[dict[str, Tensor], Tensor]]:
+    """Pairs (inputs, logits) of ``size`` texts each, the last of the rest, without gradients.
+
+    ``tokenize(list of texts)`` gives inputs, and ``model(**inputs).logits`` the logits (N, C).
+    """
+    return _ask(model, tokenize, texts, size)
 
 
 def _kd(

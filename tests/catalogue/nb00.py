@@ -49,9 +49,18 @@ def no_step(student, batches, epochs, learning_rate, temperature):
     return losses
 
 
-def ask_in(grad, model, tokenizer, text, temperature):
-    with torch.set_grad_enabled(grad):
-        return torch.softmax(model(**tokenizer(text, return_tensors="pt")).logits / temperature, -1)
+def ask_in(how, model, tokenize, texts, size, inside=lambda x: x):
+    pairs = []
+    for start in range(0, len(texts), size):
+        inputs = tokenize(list(texts[start : start + size]))
+        with how:
+            pairs.append((inputs, inside(model(**inputs).logits)))
+    return pairs
+
+
+def ask_the_rest(model, tokenize, texts, size):
+    first = ask_in(torch.no_grad(), model, tokenize, texts[:size], size)
+    return first + ask_the_rest(model, tokenize, texts[size:], size) if texts else first
 
 
 def kl_of(log_q: torch.Tensor, p: torch.Tensor, reduction: str = "batchmean") -> torch.Tensor:
@@ -80,10 +89,10 @@ SOLUTIONS: dict[str, list[Answer]] = {
         ),
         slow_kd,
     ],
-    "ask": [
-        lambda m, f, x, T: ask_in(False, m, f, x, T)[0],
-        lambda m, f, x, T: ask_in(True, m, f, x, T).squeeze(0).detach(),
-        lambda m, f, x, T: ask_in(False, m, f, x, T)[0].numpy(),
+    "answers": [
+        lambda *a: ask_in(torch.no_grad(), *a),
+        lambda *a: tuple(list(pair) for pair in ask_in(torch.inference_mode(), *a)),
+        ask_the_rest,
     ],
     "train": [
         hand_train,
@@ -240,12 +249,32 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "item": (lambda s, t, T: slow_kd(s, t, T).item(), "returned a float"),
         "raises": (lambda s, t, T: s @ t, "RuntimeError"),
     },
-    "ask": {
-        "batch axis": (lambda *a: ask_in(False, *a), "the axis of the batch"),
-        "graph": (lambda *a: ask_in(True, *a)[0], "carry a graph"),
-        "certain": (lambda *a: ask_in(False, *a)[0].argmax(), "returned shape ()"),
-        "dict": (lambda *a: dict(enumerate(ask_in(False, *a)[0].tolist())), "returned a dict"),
-        "lists": (lambda m, f, x, T: m(**f(x)).logits, "raised TypeError"),
+    "answers": {
+        "graph": (lambda *a: ask_in(torch.enable_grad(), *a), "would need for gradients"),
+        "detached": (
+            lambda *a: ask_in(torch.enable_grad(), *a, torch.Tensor.detach),
+            "would need for gradients",
+        ),
+        "training mode": (
+            lambda m, *a: ask_in(torch.no_grad(), m.train(), *a),
+            "in training mode",
+        ),
+        "logits only": (lambda *a: [p for _, p in ask_in(torch.no_grad(), *a)], "a list of pairs"),
+        "lists": (
+            lambda *a: ask_in(torch.no_grad(), *a, torch.Tensor.tolist),
+            "a list of pairs",
+        ),
+        "one pair": (lambda *a: ask_in(torch.no_grad(), *a)[0], "a list of pairs"),
+        "no pair": (lambda *a: ask_in(torch.no_grad(), *a)[:0], "a list of pairs"),
+        "one text": (lambda m, f, x, n: [(f(t), m(**f(t)).logits) for t in x], "a list of texts"),
+        "one more": (
+            lambda m, f, x, n: ask_in(torch.no_grad(), m, f, x, n + 1),
+            "at a time, give batches of",
+        ),
+        "a little": (
+            lambda *a: ask_in(torch.no_grad(), *a, lambda x: x + 0.1),
+            "is right, on random input",
+        ),
     },
     "train": {
         "no step": (no_step, "weights have not changed"),
