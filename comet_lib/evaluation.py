@@ -38,8 +38,9 @@ def predict_probabilities(
 ) -> np.ndarray:
     """(N, 3) probabilities in LABELS order, whatever order the model's own head has.
 
-    ``bar`` names a progress bar, if one is wanted. A text is cut at ``max_length`` tokens, or at as many as the model takes. The pair is taken to
-    be sound: :func:`comet_lib.loading.load_pair` checks it.
+    ``bar`` names a progress bar, if one is wanted. A text is cut at ``max_length`` tokens, or at
+    as many as the model takes. The pair is taken to be sound:
+    :func:`comet_lib.loading.load_pair` checks it.
 
     Raises:
         CometError: other labels, or answers that are NaN (training may have diverged).

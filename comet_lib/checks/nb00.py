@@ -54,6 +54,9 @@ from comet_lib.checks.framework import (
         "the logits are divided by T squared": Slip(
             lambda x, t: torch.softmax(x / t**2, -1), "T squared belongs to the loss, not here."
         ),
+        "the division drops the fractions": Slip(
+            lambda x, t: torch.softmax(x // t, -1), "Divide with / rather than //."
+        ),
         "the logits have the wrong sign": Slip(
             lambda x, t: torch.softmax(-x / t, -1), "The largest logit has the largest probability."
         ),
@@ -105,9 +108,7 @@ class _Toy(nn.Module):
         self.modes: list[bool] = []
         self.graphs: list[bool] = []
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None
-    ) -> SimpleNamespace:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> SimpleNamespace:
         self.modes.append(self.training)
         self.graphs.append(torch.is_grad_enabled())
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -176,6 +177,13 @@ def _logits_and_sizes(result: Any, model: _Toy, *rest: Any) -> tuple[Tensor, ...
             "Start an empty list before the loop, append (inputs, logits) in it.",
         )
     again = [model(**inputs).logits for inputs, _ in result]
+    for (_, logits), right in zip(result, again, strict=True):
+        if logits.shape != right.shape:
+            raise Misconception(
+                f"the second part of a pair has shape {tuple(logits.shape)}, but the model's "
+                f"logits have shape {tuple(right.shape)}",
+                "Append model(**inputs).logits as they are.",
+            )
     model.modes, model.graphs = [], []
     sizes = torch.tensor([len(logits) for logits in again])
     return torch.cat([logits for _, logits in result]), torch.cat(again), sizes
@@ -204,6 +212,10 @@ def _read_reference(*draw: Any) -> tuple[Tensor, ...]:
         "these are probabilities, not logits": Slip(
             partial(_ask, logits_of=lambda m, x: m(**x).logits.softmax(-1)),
             "Keep the logits: the loss divides them by the temperature first.",
+        ),
+        "these are log-probabilities, not logits": Slip(
+            partial(_ask, logits_of=lambda m, x: m(**x).logits.log_softmax(-1)),
+            "Append model(**inputs).logits as they are.",
         ),
         "the model reads the padding": Slip(
             partial(_ask, logits_of=lambda m, x: m(x["input_ids"]).logits),
@@ -319,6 +331,14 @@ def _kd_properties(answer: Answer, draws: Draws) -> None:
             "adding 5 to all of the student's logits changes the loss",
             "A softmax does not see such a shift: is there one on the student?",
         )
+    small = [(student / 20, teacher / 20, T) for student, teacher, T in draws]
+    got = [value_of(answer(*draw)) for draw in small]
+    if all_close(got, [value_of(losses.soft_target_loss(*draw)) for draw in small]):
+        raise Misconception(
+            "right for small logits, wrong for large ones",
+            "A small number under the logarithm, or a floor, holds the loss: F.log_softmax needs "
+            "none.",
+        )
     at_one = [(student, teacher, 1.0) for student, teacher, _ in draws]
     got = [value_of(answer(*draw)) for draw in at_one]
     if all_close(got, [value_of(losses.soft_target_loss(*draw)) for draw in at_one]):
@@ -332,11 +352,18 @@ def _kd_gradient_and_range(answer: Answer, draws: Draws) -> None:
     # dL/ds = T (softmax(s/T) - softmax(t/T)) / B, the equation that T squared keeps in scale.
     check_gradients(answer, draws[0], reference=losses.soft_target_loss)
     source = generator()
+    large = normal(source, 4, 6) * 200, normal(source, 4, 6) * 200, 1.0
+    loss = answer(*large)
     refuse_infinity(
-        answer(normal(source, 4, 6) * 200, normal(source, 4, 6) * 200, 1.0),
+        loss,
         "with large logits the loss is not finite",
         "log(softmax(x)) meets log(0); use F.log_softmax(x).",
     )
+    if not all_close([value_of(loss)], [value_of(losses.soft_target_loss(*large))]):
+        raise Misconception(
+            "with large logits the loss is too small",
+            "A small number under the logarithm, or a floor, holds it: F.log_softmax needs none.",
+        )
 
 
 @exercise(
@@ -476,6 +503,11 @@ def _losses_and_weights(result: Any, student: _Toy, batches: Any, epochs: int, *
         raise Misconception(
             "the losses are tensors that keep their graphs, so memory grows with every step",
             "Append loss.item(), a number.",
+        )
+    if student.training:
+        raise Misconception(
+            "the student is left in training mode, where dropout would disturb its answers",
+            "Call student.eval() after the loops.",
         )
     steps = epochs * len(batches)
     if len(result) != steps:
@@ -634,6 +666,14 @@ def _two_models(source: torch.Generator) -> Draws:
         "the count is divided by all entries": Slip(
             lambda a, b: 100 * float((a.argmax(-1) == b.argmax(-1)).sum()) / a.numel(),
             "Divide by the number of rows, len(first).",
+        ),
+        "the result is rounded to a whole number": Slip(
+            lambda a, b: float(round(100 * float((a.argmax(-1) == b.argmax(-1)).double().mean()))),
+            "Return all digits; round when you print.",
+        ),
+        "the whole order of the classes is compared": Slip(
+            lambda a, b: 100 * float((a.argsort(-1) == b.argsort(-1)).all(-1).double().mean()),
+            "Compare the place of the largest entry only: argmax(-1).",
         ),
         "only the signs are compared": Slip(
             lambda a, b: 100 * float((a.sign() == b.sign()).double().mean()), "Use argmax(-1)."

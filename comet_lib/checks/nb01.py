@@ -9,6 +9,7 @@ import re
 import string
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,13 @@ def _pieces(tokenize: Tokenize, texts: Sequence[str]) -> list[str]:
         "two special tokens are added to each text": Slip(
             lambda f, x: (len(_pieces(f, x)) + 2 * len(x)) / len(_words(x)),
             "<s> and </s> belong to no word: count what tokenize(text) returns and no more.",
+        ),
+        "two pieces of each text are taken for special tokens": Slip(
+            lambda f, x: (len(_pieces(f, x)) - 2 * len(x)) / len(_words(x)),
+            "tokenize(text) returns none: count every piece.",
+        ),
+        "the texts are glued together, so that words grow into one another": Slip(
+            lambda f, x: len(f("".join(x))) / len(_words(x)), "Call tokenize for each text."
         ),
     },
     edge_case="where two spaces follow each other",
@@ -319,6 +327,17 @@ def _how_many(answer: Answer, draws: Draws) -> None:
         "confidence and accuracy have changed places": Slip(
             lambda *draw: (_bins(*draw)[0], *_bins(*draw)[:0:-1]), "Return the confidence first."
         ),
+        "the rows come last": Slip(
+            lambda *draw: (*_bins(*draw)[1:], _bins(*draw)[0]), "Return the rows first."
+        ),
+        "the confidence is a sum": Slip(
+            lambda p, y, bins: (
+                _bins(p, y, bins)[0],
+                _bins(p, y, bins)[0] * _bins(p, y, bins)[1],
+                _bins(p, y, bins)[2],
+            ),
+            "Take the mean of the confidences.",
+        ),
         "the accuracy is a count": Slip(
             lambda *draw: (*_bins(*draw)[:2], _bins(*draw)[0] * _bins(*draw)[2]),
             "Take the mean of `correct`, not its sum.",
@@ -357,6 +376,7 @@ def _mean_gap(rows: Tensor, confidence: Tensor, accuracy: Tensor, kind: str) -> 
         "root": (gaps.square() * share).sum().sqrt(),
         "sum": (gaps.abs() * rows).sum(),
         "bins": (gaps.abs() * rows).sum() / len(rows),
+        "twice": (gaps.abs() * share).mean(),
         "percent": 100 * (gaps.abs() * share).sum(),
     }[kind].item()
 
@@ -392,6 +412,9 @@ def _mean_gap(rows: Tensor, confidence: Tensor, accuracy: Tensor, kind: str) -> 
         ),
         "the sum is divided by the number of bins, not of rows": Slip(
             partial(_mean_gap, kind="bins"), "Divide by the number of all rows, rows.sum()."
+        ),
+        "the weighted gaps are averaged, which weights them twice": Slip(
+            partial(_mean_gap, kind="twice"), "The shares add up to 1: take the sum."
         ),
         "this is in percent": Slip(partial(_mean_gap, kind="percent"), "Return 0 to 1."),
     },
@@ -460,12 +483,6 @@ def _by_chance(
         "bins is not used": Slip(
             lambda p, u, bins: _by_chance(p, u, 10), "Hand it on to calibration_error."
         ),
-        "this is a normal curve's 95th percentile": Slip(
-            partial(_by_chance, at=lambda x: x.mean() + 1.645 * x.std()), "Use np.percentile."
-        ),
-        "this is the mean plus 1.96 standard deviations": Slip(
-            partial(_by_chance, at=lambda x: x.mean() + 1.96 * x.std()), "Use np.percentile."
-        ),
         "every answer is right as often as the mean confidence says": Slip(
             partial(_by_chance, right=lambda u, p: u < p.mean()), "Compare with each confidence."
         ),
@@ -507,6 +524,9 @@ RULES: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "Brier": lambda z, y: float((z.softmax(-1) - F.one_hot(y, 3)).square().sum()),
     "ECE": lambda z, y: _ece(*_bins(z.softmax(-1).amax(-1), z.argmax(-1) == y, 10)),
     "largest": lambda z, y: -F.cross_entropy(z, y),
+    "softmax": lambda z, y: F.cross_entropy(z.softmax(-1), y),
+    "probability": lambda z, y: -z.softmax(-1).gather(1, y[:, None]).mean(),
+    "own": lambda z, y: F.cross_entropy(z, z.argmax(-1)),
 }
 
 
@@ -548,6 +568,15 @@ def _losses_at(logits: Tensor, labels: Tensor, grid: Sequence[float]) -> Tensor:
         "the temperature is chosen by the calibration error": Slip(
             partial(_chosen, RULES["ECE"]),
             "That would fit the bins, and their noise: choose by the cross-entropy.",
+        ),
+        "the softmax is taken twice": Slip(
+            partial(_chosen, RULES["softmax"]), "F.cross_entropy takes logits: give it logits / t."
+        ),
+        "the temperature is chosen by the mean probability of the labels": Slip(
+            partial(_chosen, RULES["probability"]), "Average their logarithms."
+        ),
+        "the answers of the model are taken for the labels": Slip(
+            partial(_chosen, RULES["own"]), "Any model is sure of itself: use `labels`."
         ),
     },
 )
@@ -630,7 +659,10 @@ def _of_class(matrix: Tensor, axis: int = 1) -> Tensor:
         ),
     },
     edge_case="where a label never occurs",
-    edges=lambda source: [_pairs(torch.tensor([[3, 1, 0], [0, 0, 0], [2, 2, 4]]))],
+    edges=lambda source: [
+        _pairs(torch.tensor(counts))
+        for counts in ([[3, 1, 0], [0, 0, 0], [2, 2, 4]], [[3, 1, 0], [2, 4, 0], [0, 0, 0]])
+    ],
 )
 def recall(labels: Tensor, predictions: Tensor, classes: int = 3) -> Tensor:
     """(classes,) percent of each label's rows (N,) that are predicted as that label.
@@ -641,18 +673,14 @@ def recall(labels: Tensor, predictions: Tensor, classes: int = 3) -> Tensor:
 
 
 def _two_splits(source: torch.Generator) -> Draws:
+    """Counts of train's labels whose mode is neither their mean nor their median, and another
+    favorite on dev."""
     draws = []
-    for rows, most, other, lead in (
-        (20, 1, 2, 9),
-        (35, 0, 1, 9),
-        (26, 2, 0, 60),
-    ):  # dev has another favorite
-        train = torch.cat([torch.arange(3).repeat(5), torch.full((lead,), most)])
-        labels = torch.cat(
-            [torch.randint(0, 3, (rows,), generator=source), torch.full((rows,), other)]
-        )
-        order = torch.randperm(len(train), generator=source)
-        draws.append((train[order], labels))
+    for counts, other, rows in (((10, 6, 6), 2, 20), ((20, 3, 12), 1, 35), ((3, 4, 20), 0, 26)):
+        train = torch.arange(3).repeat_interleave(torch.tensor(counts))
+        dev = torch.randint(0, 3, (rows,), generator=source)
+        labels = torch.cat([dev, torch.full((rows,), other)])
+        draws.append((train[torch.randperm(len(train), generator=source)], labels))
     return draws
 
 
@@ -691,6 +719,15 @@ def _always(label: Tensor, labels: Tensor) -> float:
         ),
         "this is a count, not a percentage": Slip(
             lambda t, y: float((y == t.mode().values).sum()), "Divide by the number of labels."
+        ),
+        "the largest label is given, not the most frequent": Slip(
+            lambda t, y: _always(t.max(), y), "Labels are names: count them."
+        ),
+        "the label in the middle (the median) is given": Slip(
+            lambda t, y: _always(t.median(), y), "Labels are names: count them."
+        ),
+        "the largest count is taken for a label": Slip(
+            lambda t, y: _always(t.bincount().max(), y), "Ask where the count is: argmax."
         ),
         "the least frequent label is given": Slip(
             lambda t, y: _always(t.bincount().argmin(), y), "Take the most frequent one."
@@ -777,6 +814,14 @@ def _marked(
         ),
         "the texts are divided by all words": Slip(
             partial(_marked, of=lambda texts: len(_words(texts))), "Divide by the number of texts."
+        ),
+        "the percentages are rounded": Slip(
+            lambda x, ps: {name: float(round(share)) for name, share in _marked(x, ps).items()},
+            "Return all digits; round when you print.",
+        ),
+        "the count of one pattern goes on with the next": Slip(
+            lambda x, ps: dict(zip(ps, accumulate(_marked(x, ps).values()), strict=True)),
+            "Start at 0 for each pattern.",
         ),
         "empty texts are left out of the division": Slip(
             partial(_marked, of=lambda texts: sum(map(bool, texts))), "Divide by len(texts)."

@@ -26,7 +26,9 @@ def slow_kd(student: torch.Tensor, teacher: torch.Tensor, temperature: float) ->
     return total / len(student) * temperature**2
 
 
-def hand_train(student, batches, epochs, learning_rate, temperature, mode=True, keep=float):
+def hand_train(
+    student, batches, epochs, learning_rate, temperature, mode=True, keep=float, left=False
+):
     optimizer = torch.optim.AdamW(student.parameters(), learning_rate)
     student.train(mode)
     losses = []
@@ -37,6 +39,7 @@ def hand_train(student, batches, epochs, learning_rate, temperature, mode=True, 
             loss.backward()
             optimizer.step()
             losses.append(keep(loss))
+    student.train(left)
     return losses
 
 
@@ -129,6 +132,19 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "two arguments": (lambda x: torch.softmax(x, -1), "TypeError"),
     },
     "kd_loss": {
+        "floor": (
+            lambda s, t, T: (
+                T**2
+                * kl_of((s / T).softmax(-1).clamp_min(1e-30).log(), (t.detach() / T).softmax(-1))
+            ),
+            "with large logits the loss is too small",
+        ),
+        "epsilon": (
+            lambda s, t, T: (
+                T**2 * kl_of(((s / T).softmax(-1) + 1e-3).log(), (t.detach() / T).softmax(-1))
+            ),
+            "is",
+        ),
         "no T squared": (
             lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t.detach() / T, -1)),
             "T squared is missing",
@@ -260,6 +276,10 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             "in training mode",
         ),
         "logits only": (lambda *a: [p for _, p in ask_in(torch.no_grad(), *a)], "a list of pairs"),
+        "classes": (
+            lambda *a: ask_in(torch.no_grad(), *a, lambda x: x.argmax(-1)),
+            "of a pair has shape (3,)",
+        ),
         "lists": (
             lambda *a: ask_in(torch.no_grad(), *a, torch.Tensor.tolist),
             "a list of pairs",
@@ -279,6 +299,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     "train": {
         "no step": (no_step, "weights have not changed"),
         "eval mode": (lambda *a: hand_train(*a, mode=False), "in eval mode"),
+        "no eval": (lambda *a: hand_train(*a, left=True), "left in training mode"),
         "graphs": (lambda *a: hand_train(*a, keep=lambda x: x), "keep their graphs"),
         "last epoch": (lambda *a: hand_train(*a)[-3:], "give 6 losses, but you return 3"),
         "one number": (lambda *a: hand_train(*a)[-1], "a list of losses is wanted"),

@@ -221,13 +221,17 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         ),
         "mean": (lambda *a: torch.tensor(slow_recall(*a)).mean(), "returned shape ()"),
         "list": (slow_recall, "returned a list"),
+        "labels up to the last": (
+            lambda y, p, c: torch.tensor(slow_recall(y, p, int(y.max()) + 1)),
+            "never occurs, your function returned shape (2,)",
+        ),
         "labels that occur": (
             lambda y, p, c: torch.tensor(slow_recall(y, p, c))[y.unique()],
             "never occurs, your function returned shape (2,)",
         ),
     },
     "always_most_common": {
-        "largest": (lambda t, y: 100 * (y == t.max()).float().mean().item(), "on random input"),
+        "least mean": (lambda t, y: 100 * (y == t.min()).float().mean().item(), "on random input"),
         "each": (lambda t, y: y == t.mode().values, "returned a Tensor"),
     },
     "places": {
