@@ -137,6 +137,10 @@ def _asked(source: torch.Generator) -> Draws:
     return draws
 
 
+def _in_batches(texts: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [texts[start : start + size] for start in range(0, len(texts), size)]
+
+
 def _ask(
     model: Any,
     tokenize: Any,
@@ -144,9 +148,7 @@ def _ask(
     size: int,
     *,
     logits_of: Answer = lambda model, inputs: model(**inputs).logits,
-    batches: Answer = lambda texts, size: [
-        texts[start : start + size] for start in range(0, len(texts), size)
-    ],
+    batches: Answer = _in_batches,
 ) -> list[tuple[dict[str, Tensor], Tensor]]:
     """The pairs with some parts replaced by slips; with none, the right ones."""
     with torch.no_grad():
