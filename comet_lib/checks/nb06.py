@@ -971,9 +971,8 @@ def soft_rows(
 def _spoken(source: torch.Generator) -> Draws:
     """Labels whose most common one differs by language; the languages come up in any order."""
     rng, draws = numpy_generator(source), []
-    for codes in (["hau", "ibo", "swa"], ["kin", "yor"]):
-        firsts = rng.permutation(3)[: len(codes)]
-        counts = [np.roll([12, 3, 8], first) * (2 + 3 * (i == 0)) for i, first in enumerate(firsts)]
+    for first, codes in enumerate((["hau", "ibo", "swa"], ["kin", "yor"]), int(rng.integers(3))):
+        counts = [np.roll([12, 3, 8], first + i) * (5 if i == 0 else 2) for i in range(len(codes))]
         labels = np.concatenate([np.repeat(range(3), c) for c in counts])
         languages = np.repeat(codes, [c.sum() for c in counts])
         order = rng.permutation(len(labels))

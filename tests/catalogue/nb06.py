@@ -311,7 +311,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "no labels": (lambda z, y, q, a: a * pulls(z, y, q, 1.0), "labels' part is missing"),
         "sums": (lambda *draw: len(draw[0]) * pulls(*draw), "is right, on random input"),
         "norms": (lambda *draw: pulls(*draw).norm(dim=-1), "returned shape"),
-        "in place": (lambda z, y, q, a: pulls(z, y, q.mul_(1.0), a), "argument 3 in place"),
+        "in place": (lambda z, y, q, a: pulls(z, y, q.mul_(2.0), a), "argument 3 in place"),
     },
     "soft_rows": {
         "seen": (
@@ -342,7 +342,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             "how often it occurs",
         ),
         "next": (
-            lambda y, codes, asked: [(i + 1) % 3 for i in commonest(y, codes, asked)],
+            lambda y, codes, asked: [(i + 2) % 3 for i in commonest(y, codes, asked)],
             "is right, on random input",
         ),
     },
@@ -350,7 +350,9 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "one fold": (first_fold, "a row of zeros"),
         "divided": (fold_sum, "no longer sum to 1"),
         "one hot": (
-            lambda rows, parts: F.one_hot(fold_by_fold(rows, parts).argmax(-1), 3).float(),
+            lambda rows, parts: F.one_hot(
+                fold_by_fold(rows, parts).argmax(-1), parts[0].shape[1]
+            ).float(),
             "is right, on random input",
         ),
         "stack": (lambda rows, parts: fold_by_fold(rows, parts).flatten(), "returned shape"),
@@ -485,11 +487,11 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         ),
         "soft labelled": (
             lambda z, y, q, a: a * kl(z[y >= 0], q[y >= 0]) + (1 - a) * hard_of(z, y),
-            "reach only the labelled rows",
+            "reach only the labeled rows",
         ),
         "soft unlabelled": (
             lambda z, y, q, a: a * kl(z[y < 0], q[y < 0]) + (1 - a) * hard_of(z, y),
-            "reach only the unlabelled rows",
+            "reach only the unlabeled rows",
         ),
         "alpha": (lambda z, y, q, a: (1 - a) * kl(z, q) + a * hard_of(z, y), "of the hard labels"),
         "no alpha": (lambda z, y, q, a: kl(z, q) + hard_of(z, y), "added without alpha"),
