@@ -501,10 +501,11 @@ def bootstrap_interval(scores: np.ndarray) -> tuple[float, float]:
 
 def _two_models(source: torch.Generator) -> Draws:
     rng, draws = numpy_generator(source), []
-    for size, right in ((40, (0.7, 0.4)), (70, (0.4, 0.7))):  # each side wins once
-        labels = rng.choice(CLASSES, size, p=(0.5, 0.3, 0.2))
+    for sizes, right in (((40,), (0.7, 0.4)), ((20, 50), (0.4, 0.7))):  # each side wins once
+        rows = np.split(rng.permutation(sum(sizes)), np.cumsum(sizes)[:-1])  # by language
+        labels = rng.choice(CLASSES, sum(sizes), p=(0.5, 0.3, 0.2))
         pair = [_guess(rng, labels, share) for share in right]
-        draws.append((labels, *pair, rng.integers(0, size, (12, size))))
+        draws.append((labels, *pair, [rng.choice(own, (12, len(own))) for own in rows]))
     return draws
 
 
@@ -521,15 +522,17 @@ def _differences(
     labels: np.ndarray,
     ours: np.ndarray,
     theirs: np.ndarray,
-    rows: np.ndarray,
+    drawn: list[np.ndarray],
     score: Answer = _average_f1,
+    together: Callable[..., np.ndarray] = np.mean,
 ) -> np.ndarray:
-    return np.array([score(labels[r], ours[r]) - score(labels[r], theirs[r]) for r in rows])
+    each = [[score(labels[r], ours[r]) - score(labels[r], theirs[r]) for r in o] for o in drawn]
+    return together(each, axis=0)
 
 
 def _a_model_equals_itself(answer: Answer, draws: Draws) -> None:
-    labels, ours, _, rows = draws[0]
-    if answer(labels, ours, ours, rows).abs().max() > 1e-6:
+    labels, ours, _, drawn = draws[0]
+    if answer(labels, ours, ours, drawn).abs().max() > 1e-6:
         raise Misconception(
             "a model differs from itself: the two are scored on different tweets",
             "That is the unpaired comparison. Pick r once and use it for both models.",
@@ -537,12 +540,12 @@ def _a_model_equals_itself(answer: Answer, draws: Draws) -> None:
 
 
 @exercise(
-    look="For each row of `rows`, score both models on those tweets, and subtract.",
+    look="In each language, for each draw: score both on those tweets, subtract. Then the mean.",
     draws=_two_models,
     read=_one_per_draw,
     slips={
         "the sign is reversed": Slip(
-            lambda y, a, b, rows: _differences(y, b, a, rows),
+            lambda y, a, b, drawn: _differences(y, b, a, drawn),
             "Ours minus theirs, so that a positive difference speaks for us.",
         ),
         "the sign of the differences is dropped": Slip(
@@ -552,12 +555,25 @@ def _a_model_equals_itself(answer: Answer, draws: Draws) -> None:
             lambda *draw: _differences(*draw) / 100, "Use weighted F1 in percent."
         ),
         "the labels are not resampled with the predictions": Slip(
-            lambda y, a, b, rows: [_average_f1(y, a[r]) - _average_f1(y, b[r]) for r in rows],
+            lambda y, a, b, drawn: np.mean(
+                [
+                    [_average_f1(y[: len(r)], a[r]) - _average_f1(y[: len(r)], b[r]) for r in rows]
+                    for rows in drawn
+                ],
+                axis=0,
+            ),
             "Row 7 of the draw must be one tweet: pick labels[r] with ours[r] and theirs[r].",
         ),
         "every draw gives the same difference, that of all tweets": Slip(
-            lambda y, a, b, rows: [_average_f1(y, a) - _average_f1(y, b)] * len(rows),
+            lambda y, a, b, drawn: [_average_f1(y, a) - _average_f1(y, b)] * len(drawn[0]),
             "Use the rows: each draw scores another set of tweets.",
+        ),
+        "the languages are added up, not averaged": Slip(
+            partial(_differences, together=np.sum), "Divide by their number: np.mean(..., axis=0)."
+        ),
+        "all languages are scored in one heap": Slip(
+            lambda y, a, b, drawn: _differences(y, a, b, [np.concatenate(drawn, axis=1)]),
+            "Score each language's rows by themselves, then take the mean.",
         ),
         "these are differences of accuracy": Slip(
             partial(_differences, score=_accuracy), "Score with weighted_f1."
@@ -567,14 +583,14 @@ def _a_model_equals_itself(answer: Answer, draws: Draws) -> None:
     seconds=20.0,
 )
 def paired_difference(
-    labels: np.ndarray, ours: np.ndarray, theirs: np.ndarray, rows: np.ndarray
+    labels: np.ndarray, ours: np.ndarray, theirs: np.ndarray, drawn: list[np.ndarray]
 ) -> np.ndarray:
-    """(draws,) differences of weighted F1, in points.
+    """(draws,) differences of weighted F1, in points, the mean over the languages.
 
-    ``rows`` (draws, N) holds the row numbers that each draw picked; both models are scored on the
-    same ones.
+    ``drawn`` holds for each language (draws, n) row numbers, those that each draw picked; both
+    models are scored on the same ones.
     """
-    return _differences(labels, ours, theirs, rows)
+    return _differences(labels, ours, theirs, drawn)
 
 
 def _swaps(source: torch.Generator) -> Draws:
@@ -785,14 +801,13 @@ def _with_twins(source: torch.Generator) -> Draws:
     """Twins among the tweets; a model is the rows it was fitted on, and each row has a worth."""
     rng, draws = numpy_generator(source), []
     for size, twins, common in ((30, 6, 9), (24, 4, 15)):
-        is_twin, worth = rng.permutation(np.arange(size) < twins), rng.uniform(1, 9, size)
+        every, worth = np.arange(size), rng.uniform(1, 9, size)
+        is_twin = rng.permutation(every < twins)
 
         def score(model: np.ndarray, worth: np.ndarray = worth) -> float:
             return float(worth[model].sum() + worth[model].max())
 
-        draws.append(
-            (is_twin, common, lambda rows, every=np.arange(size): np.sort(every[rows]), score)
-        )
+        draws.append((is_twin, common, lambda rows, every=every: np.sort(every[rows]), score))
     return draws
 
 

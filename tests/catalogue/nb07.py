@@ -57,14 +57,17 @@ def of_averages(labels: Any, predictions: Any) -> float:
 f1 = slow_weighted_f1
 
 
-def paired(labels: Any, ours: Any, theirs: Any, rows: Any) -> np.ndarray:
-    return np.array([f1(labels[r], ours[r]) - f1(labels[r], theirs[r]) for r in rows])
+def paired(labels: Any, ours: Any, theirs: Any, drawn: Any, score: Answer = f1) -> np.ndarray:
+    by_language = [
+        [score(labels[r], ours[r]) - score(labels[r], theirs[r]) for r in rows] for rows in drawn
+    ]
+    return np.mean(by_language, 0)
 
 
-def unpaired(labels: Any, ours: Any, theirs: Any, rows: Any) -> np.ndarray:
-    other = np.roll(rows, 1, axis=0)
-    scores = [f1(labels[r], ours[r]) for r in rows], [f1(labels[r], theirs[r]) for r in other]
-    return np.array(scores[0]) - np.array(scores[1])
+def unpaired(labels: Any, ours: Any, theirs: Any, drawn: Any) -> np.ndarray:
+    other = [np.roll(rows, 1, axis=0) for rows in drawn]
+    mine = paired(labels, ours, labels, drawn)
+    return mine - paired(labels, theirs, labels, other)
 
 
 def mean_by_hand(labels: Any, predictions: Any, languages: Any) -> float:
@@ -197,8 +200,8 @@ SOLUTIONS: dict[str, list[Answer]] = {
     ],
     "paired_difference": [
         paired,
-        lambda y, a, b, rows: [f1(y[r], a[r]) - f1(y[r], b[r]) for r in rows],
-        lambda y, a, b, rows: torch.tensor(paired(y, a, b, rows)),
+        lambda y, a, b, drawn: sum(paired(y, a, b, [r]) for r in drawn) / len(drawn),
+        lambda *draw: torch.tensor(paired(*draw)),
     ],
 }
 
@@ -333,13 +336,19 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     },
     "paired_difference": {
         "accuracy": (
-            lambda y, a, b, rows: [
-                100 * (accuracy_score(y[r], a[r]) - accuracy_score(y[r], b[r])) for r in rows
-            ],
+            lambda *draw: paired(*draw, score=lambda y, g: 100 * accuracy_score(y, g)),
             "differences of accuracy",
         ),
         "unpaired": (unpaired, "scored on different tweets"),
-        "mean": (lambda y, a, b, rows: paired(y, a, b, rows).mean(), "one for each draw"),
-        "too few": (lambda y, a, b, rows: paired(y, a, b, rows)[:3], "returned shape"),
+        "mean": (lambda *draw: paired(*draw).mean(), "one for each draw"),
+        "too few": (lambda *draw: paired(*draw)[:3], "returned shape"),
+        "first": (
+            lambda y, a, b, drawn: paired(y, a, b, drawn[:1]),
+            "is right, on random input",
+        ),
+        "heap": (
+            lambda y, a, b, drawn: paired(y, a, b, [np.hstack(drawn)]),
+            "scored in one heap",
+        ),
     },
 }
