@@ -281,7 +281,8 @@ def _times_calls(answer: Answer) -> None:
         result, log = run(answer)
         if not isinstance(result, Mapping) or set(result) != set(names):
             raise Misconception(
-                f"a dict from {', '.join(names)} to times is wanted",
+                f"your function returned a {type(result).__name__}, but a dict from "
+                f"{', '.join(names)} to times is wanted",
                 "Begin with times = {name: [] for name in calls}.",
             )
         if any(is_number(part) for part in result.values()):
