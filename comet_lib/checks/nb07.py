@@ -812,6 +812,14 @@ def _with_twins(source: torch.Generator) -> Draws:
     return draws
 
 
+def _two_scores(result: Any, *draw: Any) -> Tensor:
+    if is_number(result) or len(scores := array_of(result, "the two scores")) != 2:
+        raise Misconception(
+            "two scores are wanted: with the twins in train, and without", "Return both."
+        )
+    return torch.tensor(scores.astype(float))
+
+
 def _twin_fits(
     is_twin: np.ndarray,
     common: int,
@@ -830,7 +838,7 @@ def _twin_fits(
 @exercise(
     look="Twins and `common` others; then as many tweets, all others. Fit and score both.",
     draws=_with_twins,
-    read=lambda result, *draw: _low_high(result, draw[0]),
+    read=_two_scores,
     slips={
         "the second train is smaller: nothing stands in for the twins": Slip(
             partial(_twin_fits, instead=lambda others, common, n: others[:common]),

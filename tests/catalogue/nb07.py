@@ -142,7 +142,7 @@ def twins(change: str = "") -> Answer:
         if change == "tail":
             both[1] = others[: len(copies)] + others[len(copies) + 1 :][:common]
         found = tuple(score(fit(train)) for train in both)
-        return {"gap": found[0] - found[1], "first": found[:1]}.get(change, found)
+        return found[0] - found[1] if change == "gap" else found
 
     return scores
 
@@ -242,8 +242,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     "twin_scores": {
         "smaller": (twins("smaller"), "nothing stands in for the twins"),
         "tail": (twins("tail"), "is right, on random input"),
-        "gap": (twins("gap"), "two numbers are wanted"),
-        "first": (twins("first"), "the pair"),
+        "gap": (twins("gap"), "two scores are wanted"),
     },
     "permutation_p": {
         "one-sided": (
