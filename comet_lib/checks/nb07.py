@@ -815,7 +815,8 @@ def _with_twins(source: torch.Generator) -> Draws:
 def _two_scores(result: Any, *draw: Any) -> Tensor:
     if is_number(result) or len(scores := array_of(result, "the two scores")) != 2:
         raise Misconception(
-            "two scores are wanted: with the twins in train, and without", "Return both."
+            "your function returned no pair, but two scores are wanted",
+            "Return both: with the twins in train, and without.",
         )
     return torch.tensor(scores.astype(float))
 
