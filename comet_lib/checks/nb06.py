@@ -327,8 +327,8 @@ def _mixed(
     soft_rows: str = "all",
     soft_count: str = "rows",
     soft_kind: str = "KL",
-    hard_count: str = "labelled",
-    hard_rows: str = "labelled",
+    hard_count: str = "labeled",
+    hard_rows: str = "labeled",
     shares: Callable[[float], tuple[float, float]] = lambda alpha: (alpha, 1 - alpha),
 ) -> Tensor:
     """The loss with some parts replaced by common slips; with none, the right value."""
@@ -344,27 +344,27 @@ def _mixed(
         each = (log_p.exp() * (log_p - q.log())).sum(-1)
     else:
         each = ((0 if soft_kind == "cross-entropy" else q.log()) - log_p).mul(q).sum(-1)
-    rows = {"all": torch.ones_like(known), "labelled": known, "unlabelled": ~known}[soft_rows]
+    rows = {"all": torch.ones_like(known), "labeled": known, "unlabeled": ~known}[soft_rows]
     soft = each[rows].sum() / {"rows": int(rows.sum()), "entries": q.numel(), "one": 1}[soft_count]
     guess = {
-        "labelled": labels,
+        "labeled": labels,
         "as class 0": labels.clamp_min(0),
         "pseudo": torch.where(known, labels, teacher_probs.argmax(-1)),
     }[hard_rows]
     counted = guess != -100
     nll = -log_p[counted].gather(-1, guess[counted, None]).sum()
-    hard = nll / {"labelled": int(counted.sum()), "all": len(labels), "sum": 1}[hard_count]
+    hard = nll / {"labeled": int(counted.sum()), "all": len(labels), "sum": 1}[hard_count]
     a, b = shares(alpha)
     return a * soft + b * hard
 
 
-def _mixed_draws(source: torch.Generator, labelled: bool = True) -> Draws:
+def _mixed_draws(source: torch.Generator, labeled: bool = True) -> Draws:
     draws = []
     sizes = ((3, 4, (0.1, 0.3)), (2, 6, (0.6, 0.9)), (5, 2, (0.3, 0.45)), (2, 3, (0, 0)))
     for known, unknown, ends in (*sizes, (3, 2, (1, 1))):
         rows = known + unknown
         labels = torch.randint(1, 3, (rows,), generator=source)  # label 0 is a slip's stand-in
-        labels[torch.randperm(rows, generator=source)[: unknown if labelled else rows]] = -100
+        labels[torch.randperm(rows, generator=source)[: unknown if labeled else rows]] = -100
         logits, probs = normal(source, rows, 3, scale=1.5), probabilities(source, rows, 3)
         draws.append((logits, labels, probs, uniform(source, *ends)))
     return draws
@@ -416,11 +416,11 @@ def _certain_teacher_and_gradient(answer: Answer, draws: Draws) -> None:
             partial(_mixed, hard_count="sum"), "Divide it by the number of labeled rows."
         ),
         "the soft targets reach only the labeled rows": Slip(
-            partial(_mixed, soft_rows="labelled"),
+            partial(_mixed, soft_rows="labeled"),
             "Average it over all rows: otherwise the unlabeled ones teach nothing.",
         ),
         "the soft targets reach only the unlabeled rows": Slip(
-            partial(_mixed, soft_rows="unlabelled"),
+            partial(_mixed, soft_rows="unlabeled"),
             "A labeled row has a soft target too: average over all.",
         ),
         "alpha is the weight of the hard labels": Slip(
@@ -479,7 +479,7 @@ def _certain_teacher_and_gradient(answer: Answer, draws: Draws) -> None:
         ),
     },
     edge_case="in a batch without labels",
-    edges=partial(_mixed_draws, labelled=False),
+    edges=partial(_mixed_draws, labeled=False),
     read=_no_nan,
     extra=_certain_teacher_and_gradient,
 )
@@ -545,7 +545,7 @@ def _pulls(
         ),
     },
     edge_case="in a batch without labels",
-    edges=partial(_mixed_draws, labelled=False),
+    edges=partial(_mixed_draws, labeled=False),
 )
 def mixed_gradient(logits: Tensor, labels: Tensor, teacher_probs: Tensor, alpha: float) -> Tensor:
     """(B, C) gradient of ``mixed_loss`` at the logits, by its formula."""

@@ -117,7 +117,7 @@ def _missing_labels(answer: Answer, draws: Draws) -> None:
             lambda y, g: _average_f1(y, g) / 100, "Multiply by 100."
         ),
         "this is the weighted precision, without the recall": Slip(
-            _weighted_precision, "Precision alone forgives every missed tweet."
+            _weighted_precision, "Precision by itself forgives every missed tweet."
         ),
         "precision and recall are averaged first and F1 is taken of the averages": Slip(
             _f1_of_averages, "Take F1 of each label first, then average."
@@ -235,8 +235,8 @@ def _timed(
 def _one_by_one(
     calls: Mapping[str, Answer], warm_up: int, repeats: int, clock: Answer
 ) -> dict[str, list[float]]:
-    alone = [_timed({name: call}, warm_up, repeats, clock) for name, call in calls.items()]
-    return {name: times for each in alone for name, times in each.items()}
+    by_name = [_timed({name: call}, warm_up, repeats, clock) for name, call in calls.items()]
+    return {name: times for each in by_name for name, times in each.items()}
 
 
 _TIME_SLIPS: dict[str, tuple[Answer, str]] = {
