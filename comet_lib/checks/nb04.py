@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,6 +22,7 @@ from comet_lib.checks.framework import (
     check_gradients,
     exercise,
     is_number,
+    numbers,
     refuse_infinity,
     refuse_nan,
     value_of,
@@ -845,32 +845,11 @@ def _curve(
     return curve
 
 
-def _numbers(result: Any, count: int) -> Tensor:
-    """``count`` losses as a tensor (count,)."""
-    if isinstance(result, Tensor | np.ndarray) and result.ndim == 1:
-        result = result.tolist()
-    if not isinstance(result, list | tuple):
-        raise Misconception(
-            f"your function returned a {type(result).__name__}, but a list of numbers is wanted",
-            "Start from an empty list, and append each loss.",
-        )
-    if any(isinstance(one, Tensor) and one.requires_grad for one in result):
-        raise Misconception(
-            "your list holds tensors, each with the computation behind it",
-            "Append loss.item(), a number: the tensors would fill the memory.",
-        )
-    if len(result) != count or not all(map(is_number, result)):
-        raise Misconception(
-            f"there are {len(result)} losses for {count} updates", "Append one in each round."
-        )
-    return value_of([float(one) for one in result])
-
-
 def _curve_and_weight(result: Any, *draw: Any) -> tuple[Tensor, Tensor]:
     projection, steps = draw[3:5]
     weight = projection.weight.detach().clone()
     projection.again()
-    return _numbers(result, steps), weight
+    return numbers(result, steps), weight
 
 
 def _of_cosine(**parts: Any) -> Answer:
@@ -993,7 +972,7 @@ def _losses_and_weights(
         model.again()
     if taught:
         raise Misconception("the teacher's weights changed", "Only the student is trained.")
-    return (_numbers(result, len(batches)), *weights)
+    return (numbers(result, len(batches)), *weights)
 
 
 def _train(
