@@ -189,6 +189,9 @@ def _jsd(
             lambda p, q, b: b * kl_divergence.reference(p, q) + (1 - b) * _reverse_kl(p, q),
             "Compute m = beta * p + (1 - beta) * q first.",
         ),
+        "the divergence of q has no weight": Slip(
+            partial(_jsd, weights=lambda b: (b, 1)), "The weights are beta and 1 - beta."
+        ),
         "only the part of p is there": Slip(
             partial(_jsd, weights=lambda b: (b, 0)), "Add the part of q, (1 - beta) KL(q || m)."
         ),
@@ -634,6 +637,10 @@ def _gradients_and_blind_student(answer: Answer, draws: Draws) -> None:
         ),
         "a second softmax is applied to the maps": Slip(
             _softmax_again, "The rows are probabilities already: just take their logarithm."
+        ),
+        "a second softmax is applied to the maps, padded keys included": Slip(
+            lambda s, t, m: _row_kl(s.softmax(-1), t.softmax(-1), m),
+            "The rows are probabilities already: just take their logarithm.",
         ),
         "each sentence has the same weight, whatever its length": Slip(
             partial(_sentence_by_sentence, losses.attention_kl),

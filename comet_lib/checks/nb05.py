@@ -289,6 +289,9 @@ def _one_layer_each(result: Any, student_layers: int, teacher_layers: int) -> Te
         "the layers are counted from 1": Slip(
             lambda s, t: [(i + 1) * t // s for i in range(s)], "Count from 0: subtract 1."
         ),
+        "i counts from 0, so i * T / S is one group too low": Slip(
+            lambda s, t: [i * t // s - 1 for i in range(s)], "(i + 1) * T // S - 1."
+        ),
         "you take the first layer of each group": Slip(
             partial(layer_map, how="skip"),
             "Take the last one, so that the student's last layer learns from the teacher's last.",
@@ -425,7 +428,8 @@ def _models(source: torch.Generator) -> Draws:
         sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": 2}
         config = xlmr_config({**sizes, "intermediate_size": 16}, 40, 12)
         config.initializer_range = 0.8  # maps that are not flat
-        models.append(build_student(config, "masked-lm").eval())
+        # float64: the order of additions changes no digit that is compared
+        models.append(build_student(config, "masked-lm").double().eval())
     torch.set_rng_state(torch_state)
     draws = []
     for alpha, T in ((0.3, uniform(source, 1.5, 3.0)), (0.8, uniform(source, 0.4, 0.7))):
@@ -450,9 +454,10 @@ def _stage_one(
     temperature: Callable[[float], float] = lambda T: T,
     weights: Callable[[float], tuple[float, float]] = lambda a: (a, 1 - a),
     everywhere: bool = False,
-    padding: bool = False,
+    over: Callable[[Tensor, Tensor], Tensor] = lambda mask, hidden: mask,
     kind: str = "kl",
     swapped: bool = False,
+    maps_swapped: bool = False,
     heated: bool = False,
     soft_loss: Answer = losses.soft_target_loss,
 ) -> Tensor:
@@ -468,12 +473,9 @@ def _stage_one(
     if heated:
         logits, answers = logits / T, answers / T
     soft = soft_loss(logits, answers, temperature(T))
-    attention = losses.attention_loss(
-        [ours[i] for i in matches],
-        [theirs[j] for j in layers(matches)],
-        torch.ones_like(mask) if padding else mask,
-        kind,
-    )
+    maps = [ours[i] for i in matches], [theirs[j] for j in layers(matches)]
+    first, second = maps[::-1] if maps_swapped else maps
+    attention = losses.attention_loss(first, second, over(mask, hidden), kind)
     a, b = weights(alpha)
     return a * soft + b * attention
 
@@ -549,7 +551,15 @@ def _with_gradients(result: Any, student: nn.Module, teacher: nn.Module, *rest: 
             partial(_stage_one, everywhere=True), "Only where the labels are not -100."
         ),
         "the attention term counts padding": Slip(
-            partial(_stage_one, padding=True), "Pass batch['attention_mask'] to attention_loss."
+            partial(_stage_one, over=lambda mask, hidden: torch.ones_like(mask)),
+            "Pass batch['attention_mask'] to attention_loss.",
+        ),
+        "the attention term counts only the rows of hidden pieces": Slip(
+            partial(_stage_one, over=lambda mask, hidden: hidden.long()),
+            "Pass batch['attention_mask'] to attention_loss.",
+        ),
+        "teacher and student are swapped in the maps": Slip(
+            partial(_stage_one, maps_swapped=True), "The student's maps come first."
         ),
         "the attention term is the MSE": Slip(
             partial(_stage_one, kind="mse"), "Leave attention_loss at its row-wise KL."
