@@ -449,6 +449,11 @@ def _keeps_all(answer: Answer) -> None:
                 if given != known:
                     raise Misconception("a file with another plan was returned for a known one")
                 continue
+            if given in there:
+                raise Misconception(
+                    f"{given.name} was returned for a plan that it does not hold",
+                    "Only a file that holds exactly this plan counts.",
+                )
             wanted = folder / f"plan-{on}-{1 + sum(f'-{on}-' in file.name for file in there)}.json"
             if [*found] != [wanted]:
                 names = ", ".join(sorted(file.name for file in found)) or "nothing"
@@ -464,18 +469,13 @@ def _keeps_all(answer: Answer) -> None:
                 raise Misconception(
                     "the file does not hold the plan as JSON", "json.dumps(plan) is its text."
                 )
-            if given != wanted:
-                raise Misconception(
-                    f"{given.name} was returned for a plan that it does not hold",
-                    "Only a file that holds exactly this plan counts.",
-                )
         second = folder / f"plan-{day}-2.json"  # its neighbor is gone: counting files misleads
         (folder / f"plan-{day}-1.json").unlink()
         answer({"change": "d"}, folder, day)
         if json.loads(second.read_text()) != plans[1]:
             raise Misconception(
-                f"{second.name} held another plan, and is overwritten: there was one file that day, "
-                "but number 2 was not free",
+                f"{second.name} held another plan, and is overwritten: there was one file of that "
+                "day, but number 2 was not free",
                 "Do not count the files: count up until the name is free.",
             )
 
