@@ -351,7 +351,7 @@ def _step(
     term = attention_loss(*((theirs, ours) if turned else (ours, theirs)), mask, kind)
     loss = labels * F.cross_entropy(logits, batch["labels"])
     pair = (batch["logits"], logits) if teacher_first else (logits, batch["logits"])
-    answers = soft_target_loss(*pair, temperature)
+    answers = soft_target_loss(pair[0], pair[1], temperature)
     loss = loss + (soft if weighted[0] else 1) * answers
     loss = loss + (attention if weighted[1] else 1) * scale * term
     for _ in range(passes):
