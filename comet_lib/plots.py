@@ -13,6 +13,7 @@ from functools import cache
 from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeAlias
+from unicodedata import category
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -57,8 +58,9 @@ def _characters(font: str) -> frozenset[int]:
 def drawable(tokens: Names) -> tuple[list[str], list[str], str]:
     """What to write for tokens: their labels, the font families, and a note for the caption.
 
-    Letters that the usual font lacks come from the installed ones that have them. A token with
-    letters that none has is shown by its number, as the note, otherwise empty, says.
+    Letters that the usual font lacks come from the installed ones that have them. A sign that none
+    has, such as an emoji, is written (emoji). A token with letters that none has is shown by its
+    number, as the note, otherwise empty, says.
     """
     families = list(plt.rcParams["font.family"])
     lacking = set(map(ord, "".join(tokens)))
@@ -69,8 +71,21 @@ def drawable(tokens: Names) -> tuple[list[str], list[str], str]:
         if usable and (found := lacking & _characters(font.fname)):
             families.append(font.name)
             lacking -= found
-    labels = [f"#{i}" if lacking & set(map(ord, x)) else x for i, x in enumerate(tokens)]
-    return labels, families, NO_FONT if labels != list(tokens) else ""
+    labels, note = [*tokens], ""
+    for i, token in enumerate(tokens):
+        missing = [x for x in token if ord(x) in lacking]
+        kinds = set(map(category, missing))
+        if "So" in kinds and kinds <= {"So", "Sk", "Mn", "Cf"}:  # with its skin tone and joiners
+            rest = [x for x in token if x not in missing and category(x) != "Cf"]
+            labels[i] = "".join(rest) + "(emoji)"
+        elif missing:
+            labels[i], note = f"#{i}", NO_FONT
+    return labels, families, note
+
+
+def on_axis(label: str) -> str:
+    """A token's label beside a map: the block that begins a word is too heavy there."""
+    return "_" + label[1:] if label.startswith("▁") else label
 
 
 def result_bars(report: Mapping[str, Any]) -> Figure:
@@ -87,7 +102,7 @@ def result_bars(report: Mapping[str, Any]) -> Figure:
         axes.text(end + 0.3, y, f"{mean:.1f}", va="center")
     shown = [name.replace("_", " ") for name in names]
     axes.set_yticks(range(len(names)), shown)
-    axes.set_xlim(max(0, 5 * (min(means) // 5) - 5), max(means) + 4)
+    axes.set_xlim(max(0, 5 * (min(*means, *low) // 5) - 5), max(*means, *high) + 4)
     axes.set_xlabel("mean weighted F1, percent (axis does not start at zero; line: 95 % interval)")
     models = [n for n, row in enumerate(ours) if row["name"] != "soft_targets"]
     best = max(models, key=means.__getitem__)
@@ -137,11 +152,13 @@ def attention_maps(
     outer axes, as they are (``$`` starts no formula).
     """
     columns = min(columns or len(maps), len(maps))
-    rows, size = -(-len(maps) // columns), max(2.6, 0.2 * len(tokens) + 0.9)
+    rows, least = -(-len(maps) // columns), 4.2 if len(maps) == 1 else 2.6  # inches
+    size = max(least, 0.2 * len(tokens) + 0.9)
     shape = (size * columns + 1, size * rows + 0.4)
     figure, panels = plt.subplots(rows, columns, figsize=shape, layout="constrained", squeeze=False)
     shared = list(maps[:-1] if difference else maps)
     labels, families, note = drawable(tokens)
+    labels = [*map(on_axis, labels)]
     names: dict[str, Any] = {"fontsize": 8, "parse_math": False, "fontfamily": families}
     for number, (axes, one, name) in enumerate(zip(panels.flat, maps, titles, strict=False)):
         across = [] if number + columns < len(maps) else labels  # no other panel stands below

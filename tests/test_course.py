@@ -93,7 +93,13 @@ def test_a_home_that_cannot_be_written_is_harmless(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
     check.retention(SOLUTIONS["retention"][0])
     assert noted("passed") == {}
-    assert capsys.readouterr() == ("PASS  retention\n" * 2, "")
+    said = "PASS  retention (1 of 6; next: soft_targets)\n"
+    assert capsys.readouterr() == (said * 2, "")
+    for name in ("soft_targets", "ask"):
+        check.EXERCISES[name](SOLUTIONS[name][0])
+    assert capsys.readouterr().out == (
+        "PASS  soft_targets (1 of 6; next: ask)\nPASS  ask (1 of 6; next: kd_loss)\n"
+    )
 
 
 def test_a_failed_write_leaves_the_old_record(
@@ -208,7 +214,7 @@ def test_the_course_map_shows_what_is_done_and_left(small_course: Path) -> None:
     view = check.course_map()
     assert repr(view).splitlines() == [
         "00  Bits & <pieces>",
-        "    [ ] soft_targets  [ ] ask  [x] kd_loss  [ ] train  [ ] agreement  [ ] retention",
+        "    [ ] soft_targets  [ ] answers  [x] kd_loss  [ ] train  [ ] agreement  [ ] retention",
         "    1 of 2 quick questions answered",
         "Next: soft_targets, in notebook 00.",
     ]

@@ -61,11 +61,18 @@ def test_hostile_tokens_are_drawn_as_they_are() -> None:
         figure = lens_figure(data())
         labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
         assert labels[0] == "<script>" and labels[2] == "a‹202E›b" and labels[4] == HOSTILE[4]
-        assert labels[3] in ("#3", HOSTILE[3]) and len(labels[5]) == 25 and labels[6] == "ọ́"
+        assert labels[3] in ("(emoji)", HOSTILE[3]) and len(labels[5]) == 25 and labels[6] == "ọ́"
         out = io.BytesIO()
         figure.savefig(out, format=form)
         plt.close(figure)
         assert b"<script" not in out.getvalue()
+
+
+def test_a_low_line_marks_where_a_word_begins() -> None:
+    one = from_arrays(["▁ab", "c", "▁"], maps(2, 3), maps(1, 3))
+    for figure in (lens_figure(one), attention_maps([maps(3)], one.tokens, [""])):
+        assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["_ab", "c", "_"]
+    plt.close("all")
 
 
 def test_letters_that_no_font_has_become_numbers_without_a_warning() -> None:
@@ -76,7 +83,7 @@ def test_letters_that_no_font_has_become_numbers_without_a_warning() -> None:
         for figure in (lens_figure(one), attention_maps([maps(5)], tokens, ["a"])):
             figure.savefig(io.BytesIO())
             labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
-            assert labels[3:] == ["#3", "a"] and labels[0] in ("#0", tokens[0])
+            assert labels[3:] == ["#3", "a"] and labels[0] in ("#0", "_ሰላም")
             assert "no installed font" in figure.get_suptitle() + figure.get_supxlabel()
             assert "\U000e1000" not in figure.get_suptitle()
             plt.close(figure)
@@ -87,6 +94,12 @@ def test_letters_come_from_another_installed_font() -> None:
         assert drawable(["a"]) == (["a"], ["DejaVu Sans Mono"], "")
         labels, (first, *others), note = drawable(["aߒ"])  # N'Ko, which DejaVu Sans has
     assert labels == ["aߒ"] and first == "DejaVu Sans Mono" and others and not note
+
+
+def test_an_emoji_without_a_font_needs_no_note() -> None:
+    with plt.rc_context({"font.family": "DejaVu Sans Mono"}):
+        labels, _, note = drawable(["▁🙏🏾", "a"])
+    assert labels in (["▁(emoji)", "a"], ["▁🙏🏾", "a"]) and not note
 
 
 def test_long_texts_name_some_tokens_and_stay_small() -> None:
@@ -161,6 +174,8 @@ def test_tables_stand_side_by_side() -> None:
     figure = layer_tables(tables, [1, 3], "what changed")
     assert [axes.get_title() for axes in figure.axes] == ["before", "after"]
     assert figure.axes[0].texts[6].get_text() == "6.00"
+    scales = [axes.images[0].get_clim() for axes in figure.axes]
+    assert scales == [(0, 7), (0, 7)], "the tables have one scale"
     assert [(p.get_x(), p.get_y()) for p in figure.axes[1].patches] == [(0.54, -0.46), (2.54, 0.54)]
     assert figure.get_suptitle() == "what changed"
     plt.close(figure)

@@ -434,7 +434,7 @@ def test_the_strict_run_passes_the_solution_and_stops_at_a_wrong_one(tmp_path: P
     notebook.cells[6].source += '\nimport os\nassert os.environ["COMET_PROFILE"] == "tiny"'
     solved = solve_notebooks.solve(notebook)
     done = solve_notebooks.run_strictly(solved, tmp_path, 120, "made.ipynb")
-    assert done.notebook.cells[4].outputs[0].text == "PASS  retention\n"
+    assert done.notebook.cells[4].outputs[0].text.startswith("\x1b[1;32mPASS\x1b[0m  retention (")
     assert done.peak_mib > 20
     swap(notebook, 5, "100 * ", "")
     solved = solve_notebooks.solve(notebook)
@@ -471,6 +471,7 @@ def test_executing_twice_gives_the_same_file(tmp_path: Path) -> None:
         "print(os.environ['COMET_PROFILE'], os.environ['COMET_STRICT'], hash('x'))\nobject()",
         "ipywidgets.IntSlider(value=3)",
         "print('10 %\\r20 %\\rdone')",
+        "import matplotlib.pyplot as plt\nplt.title('It falls', loc='left')\nplt.show()",
     )
     home = tmp_path / "home"
     done = execute(path, home)
@@ -485,13 +486,14 @@ def test_executing_twice_gives_the_same_file(tmp_path: Path) -> None:
         "language_info": execute_notebooks.LANGUAGE,
     }
     cells = notebook.cells
-    assert [dict(cell.metadata) for cell in cells] == [{"tags": ["a"]}, {}, {}, {}]
-    assert [cell.execution_count for cell in cells] == [1, 2, 3, 4]
+    assert [dict(cell.metadata) for cell in cells] == [{"tags": ["a"]}, {}, {}, {}, {}]
+    assert [cell.execution_count for cell in cells] == [1, 2, 3, 4, 5]
     assert [o.text for o in cells[0].outputs] == ["one\ntwo\n<object object at 0x0>\n"]
     assert cells[1].outputs[0].text.startswith("tiny 0 ")
     assert cells[1].outputs[1].data == {"text/plain": "<object at 0x0>"}
     assert list(cells[2].outputs[0].data) == ["text/plain"]
     assert cells[3].outputs[0].text == "done\n"
+    assert cells[4].outputs[0].data["text/plain"] == "Figure: It falls"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["made.ipynb"]
 
 

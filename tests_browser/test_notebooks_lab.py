@@ -25,7 +25,8 @@ VIEWS = {  # a notebook, and how many views and lenses it has
     "04_the_hybrid_loss.ipynb": (2, 0),
     "10_when_attention_pays.ipynb": (0, 1),
 }
-VIEW = ".jp-OutputArea-output > .widget-vbox"
+QUIZ = ".comet-quiz"
+VIEW = f".jp-OutputArea-output > .widget-vbox:not({QUIZ})"
 LENS = ".comet-lens[data-painted]"
 TALL = 1400  # the page's height when it is photographed: a narrow lens is then seen whole
 CONTROLS = "[role=slider], select, button, input"
@@ -80,6 +81,21 @@ def move(control: Any) -> None:
         control.press("ArrowRight" if at < most else "ArrowLeft")
 
 
+def answer(quiz: Any) -> None:
+    """Choose each answer, or type a number; each gets a comment of its own."""
+    comments = set()
+    choices = quiz.locator("input[type=radio]").all()
+    for choice in choices:
+        choice.check()
+        quiz.page.wait_for_timeout(300)
+        comments.add(quiz.locator("[role=status]").inner_text())
+    if not choices:
+        quiz.locator("input").fill("3")
+        quiz.locator("input").press("Enter")
+        comments.add(quiz.locator("[role=status]").inner_text())
+    assert len(comments) == max(1, len(choices)) and "" not in comments
+
+
 @pytest.mark.parametrize("notebook", VIEWS)
 def test_run_all_then_every_control(
     lab: Lab, browser: Any, shots: Path, notebook: str, request: pytest.FixtureRequest
@@ -92,6 +108,9 @@ def test_run_all_then_every_control(
         page = seen.page
         views = [*page.locator(VIEW).all(), *page.locator(LENS).all()]
         assert (page.locator(VIEW).count(), page.locator(LENS).count()) == VIEWS[notebook]
+        assert page.locator(QUIZ).count() >= 2
+        for quiz in page.locator(QUIZ).all():
+            answer(quiz)
         for view in views:
             view.scroll_into_view_if_needed()
             controls = [one for one in view.locator(CONTROLS).all() if one.is_visible()]

@@ -25,11 +25,12 @@ import inspect
 import operator
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,6 +48,7 @@ from comet_lib.errors import CometError
 
 Answer = Callable[..., Any]
 Draws = Sequence[tuple[Any, ...]]  # each is the arguments of one call
+GREEN, ORANGE = 32, 33  # of a terminal
 
 
 class CheckFailed(AssertionError):
@@ -136,11 +138,14 @@ class Exercise:
 
     def __call__(self, answer: Any = ...) -> None:
         outcome = self.examine(answer)
-        print(outcome.line)
         if outcome.passed:
-            if self.name not in progress.noted("passed"):
+            passed = progress.noted("passed")
+            if self.name not in passed:
                 progress.note("passed", self.name, datetime.date.today().isoformat())
-        elif os.environ.get("COMET_STRICT", "") not in ("", "0"):
+            print(_in_color(outcome.line, GREEN), _what_is_left(self, {*passed, self.name}))
+            return
+        print(_in_color(outcome.line, ORANGE) if outcome.state == "NOT YET" else outcome.line)
+        if os.environ.get("COMET_STRICT", "") not in ("", "0"):
             raise CheckFailed(outcome.line)
 
     def examine(self, answer: Any) -> Outcome:
@@ -253,6 +258,23 @@ def exercise(*, look: str, **parts: Any) -> Callable[[Answer], Exercise]:
         return EXERCISES[name]
 
     return register
+
+
+def _what_is_left(done: Exercise, passed: Collection[str]) -> str:
+    """How far its notebook is done, and which exercise comes next: "(2 of 6; next: ask)"."""
+    names = [each.name for each in EXERCISES.values() if each.notebook == done.notebook]
+    left = [name for name in names if name not in passed]
+    after = [name for name in names[names.index(done.name) :] if name in left]
+    following = f"next: {(after or left)[0]}" if left else "all of this notebook"
+    return f"({len(names) - len(left)} of {len(names)}; {following})"
+
+
+def _in_color(line: str, code: int) -> str:
+    """The state in bold color in a notebook; elsewhere (a file, a test) the plain line."""
+    if not type(sys.stdout).__module__.startswith("ipykernel"):
+        return line
+    state, gap, rest = line.partition("  ")
+    return f"\x1b[1;{code}m{state}\x1b[0m{gap}{rest}"
 
 
 def _with_pairs(slips: Mapping[str, Slip]) -> Iterator[tuple[str, Slip]]:

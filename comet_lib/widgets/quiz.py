@@ -12,6 +12,7 @@ from comet_lib import course, progress
 from comet_lib.errors import CometError
 from comet_lib.widgets.view import live_view
 
+TEXT = "<style>.comet-quiz .widget-html-content { line-height: 1.4 }</style>"  # as in markdown
 NO_NUMBER = "Type a number, such as 3.5, then press Enter."
 
 
@@ -40,7 +41,7 @@ class Quiz:
         if name not in asked:
             raise CometError(f"no question {name!r}; choose one of: {', '.join(sorted(asked))}")
         self.question = asked[name]
-        head = ipywidgets.HTML(f"<b>Quick question.</b> {_marked_up(self.question.question)}")
+        head = ipywidgets.HTML(f"{TEXT}<b>Quick question.</b> {_marked_up(self.question.question)}")
         self._said = ipywidgets.HTML()
         before = progress.noted("answered").get(name)
         self.control: Any
@@ -59,7 +60,9 @@ class Quiz:
         if before is not None:
             self.control.value = before
         unit = [ipywidgets.HTML(html.escape(self.question.unit))] if self.question.unit else []
-        self.box = ipywidgets.VBox([head, ipywidgets.HBox([self.control, *unit]), self._said])
+        row = ipywidgets.HBox([self.control, *unit], layout={"align_items": "center"})
+        self.box = ipywidgets.VBox([head, row, self._said])
+        self.box.add_class("comet-quiz")
 
     def _answered(self, change: Any) -> None:
         answer = change["new"]
@@ -72,7 +75,8 @@ class Quiz:
         else:
             progress.note("answered", self.question.name, answer)
         # A screen reader reads it out as soon as it changes.
-        self._said.value = f'<div role="status" aria-live="polite">{_marked_up(self.comment)}</div>'
+        said = re.sub("^(Right|Not quite)", r"<b>\1</b>", _marked_up(self.comment))
+        self._said.value = f'{TEXT}<div role="status" aria-live="polite">{said}</div>'
 
     def __repr__(self) -> str:
         choices = "".join(f"\n  - {choice}" for choice in self.question.choices)
