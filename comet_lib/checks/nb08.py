@@ -143,7 +143,7 @@ def _students(source: torch.Generator) -> Draws:
         model = routing.new_model(routing.STUDENT, seed)  # 12 pieces
         ids = 4 + torch.randperm(7, generator=source)[:4].repeat(2)
         special = torch.tensor([11, 0, 2, 3, 1])
-        draws.append((model, ids, special, 3))
+        draws.append((model, ids, special, 11))  # its new number is another one
     return draws
 
 
@@ -169,6 +169,10 @@ def _logits_and_lookup(result: Any, model: Any, *draw: Any) -> Pair:
         raise Misconception(
             f"config.vocab_size says {smaller.config.vocab_size}, but the table has {rows} rows",
             "Whoever loads the saved model builds the table from its config: set it to len(rows).",
+        )
+    if not smaller.get_input_embeddings().weight.requires_grad:
+        raise Misconception(
+            "the copy's table is frozen, so nobody can train it further", "freeze=False."
         )
     if lookup.shape != (old,) or lookup.is_floating_point():
         raise Misconception(
@@ -286,6 +290,10 @@ def token_coverage(ids: Tensor, kept: Tensor) -> float:
     return 100 * float(torch.isin(ids, kept).double().mean())
 
 
+#: Language, tokens, and how uneven its pieces are; the shortest is not the one that loses most.
+LENGTHS = (("aaa", 300, 3.0), ("bbb", 60, 1.2), ("ccc", 150, 2.0), ("ddd", 30, 3.0))
+
+
 def _corpora(source: torch.Generator) -> Draws:
     """Three corpora on which every slip shows, and no two look alike."""
     slips = [slip.formula for slip in fewest_pieces.slips.values()]
@@ -294,7 +302,7 @@ def _corpora(source: torch.Generator) -> Draws:
         while len(draws) < 3:
             texts = {
                 code: (60 * torch.rand(n, generator=source) ** power).long()
-                for code, n, power in (("aaa", 300, 3.0), ("bbb", 40, 1.2), ("ccc", 150, 2.0))
+                for code, n, power in LENGTHS
             }
             texts = dict(sorted(texts.items(), key=lambda _: uniform(source, 0, 1)))
             counts = torch.bincount(torch.cat([*texts.values()]), minlength=60)
@@ -306,6 +314,8 @@ def _corpora(source: torch.Generator) -> Draws:
         if len({tuple(slip(*draw) for draw in draws) for slip in slips}) == len(slips):
             return draws
 
+
+CUT = [1, 2, 3, 4]
 
 #: How coverage over the languages becomes one number, right and wrong.
 OVER: tuple[Callable[[list[Tensor], Tensor], float], ...] = (
@@ -344,6 +354,10 @@ def _fewest(
             lambda t, o, c, p: _fewest({"": torch.cat([*t.values()])}, o, c, p, OVER[0]),
             "Ask each language by itself.",
         ),
+        "the language with the fewest tokens decides": Slip(
+            lambda t, o, c, p: _fewest({"": min(t.values(), key=len)}, o, c, p, OVER[0]),
+            "Every language must reach percent: take the smallest coverage.",
+        ),
         "the last candidate that is too small is returned": Slip(
             lambda t, o, c, p: c[max(c.index(_fewest(t, o, c, p, OVER[0])) - 1, 0)],
             "Return the first candidate that is enough.",
@@ -356,6 +370,10 @@ def _fewest(
             "With count pieces, order[:count] is kept.",
         ),
     },
+    edge_case="where a language has exactly percent",
+    edges=lambda source: [
+        ({"aaa": torch.tensor([0, 1, 2, 3]), "bbb": torch.tensor([2, 0])}, torch.arange(4), CUT, 75)
+    ],
 )
 def fewest_pieces(
     ids_by_language: Mapping[str, Tensor], order: Tensor, candidates: Sequence[int], percent: float
@@ -876,10 +894,15 @@ def _yes_or_no(result: Any, sizes: Tensor, scores: Tensor) -> Tensor:
     return result
 
 
+def _no_worse(sizes: Tensor, scores: Tensor) -> Tensor:
+    """(N, N) bool: whether form j, a column, is no larger than form i and no worse."""
+    return (sizes[None, :] <= sizes[:, None]) & (scores[None, :] >= scores[:, None])
+
+
 def _front(sizes: Tensor, scores: Tensor, strict: str = "one") -> Tensor:
     """(N,) bool; ``strict`` says how much better a rival must be: in one respect, both or none."""
     smaller, better = sizes[None, :] < sizes[:, None], scores[None, :] > scores[:, None]
-    no_worse = (sizes[None, :] <= sizes[:, None]) & (scores[None, :] >= scores[:, None])
+    no_worse = _no_worse(sizes, scores)
     beaten = {
         "one": no_worse & (smaller | better),
         "both": smaller & better,
@@ -913,6 +936,10 @@ def _front(sizes: Tensor, scores: Tensor, strict: str = "one") -> Tensor:
         "a worse form of the same size stays on the front": Slip(
             lambda s, f: ~((s[None] < s[:, None]) & (f[None] >= f[:, None])).any(1),
             "Equal in size and worse in score is beaten too.",
+        ),
+        "equal forms beat each other, and none of them is left": Slip(
+            lambda s, f: ~(_no_worse(s, f) & ~torch.eye(len(s), dtype=torch.bool)).any(1),
+            "Two equal forms do not beat each other: keep both.",
         ),
         "of equal forms only one is left": Slip(
             lambda s, f: (

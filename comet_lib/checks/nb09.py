@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comet_lib.checks.draws import generator, numpy_generator, uniform
+from comet_lib.checks.draws import generator, numpy_generator, uniform, whole
 from comet_lib.checks.framework import Answer, Draws, Misconception, Slip, array_of, exercise
 
 Scores = Mapping[int, float]
@@ -83,6 +83,13 @@ def _common(ours: Scores, theirs: Scores) -> np.ndarray:
         "the differences have lost their sign": Slip(
             lambda a, b: float(np.abs(_common(a, b)).mean()), "A loss is a loss: no abs."
         ),
+        "a seed that they lack counts as a score of 0": Slip(
+            lambda a, b: float(np.mean([a[s] - b.get(s, 0) for s in a])), "Leave it out."
+        ),
+        "the smallest seed of one side is compared with the smallest of the other, and so on": Slip(
+            lambda a, b: float(np.mean([a[s] - b[t] for s, t in zip(sorted(a), sorted(b))])),  # noqa: B905
+            "Look a seed up in both: ours[seed] - theirs[seed].",
+        ),
         "the differences are added up, not averaged": Slip(
             lambda a, b: float(_common(a, b).sum()), "Divide by the number of seeds in common."
         ),
@@ -98,7 +105,8 @@ def _holm(p: np.ndarray, change: str = "") -> np.ndarray:
     p = np.asarray(p, dtype=float)
     m, order = len(p), np.argsort(p, kind="stable")
     steps = {"bonferroni": np.full(m, m), "reversed": np.arange(m) + 1, "late": np.arange(m)[::-1]}
-    out = p[order] * steps.get(change, m - np.arange(m))
+    factors = steps.get(change, m - np.arange(m))
+    out = p[order] / factors if change == "divided" else p[order] * factors
     if change == "step up":
         out = np.minimum.accumulate(out[::-1])[::-1]
     elif change != "falls":
@@ -153,6 +161,9 @@ def _numbers(wanted: str) -> Any:
         ),
         "the smallest p-value gets the smallest factor": Slip(
             partial(_holm, change="reversed"), "The smallest p-value gets the factor m."
+        ),
+        "the p-values are divided, so they get smaller": Slip(
+            partial(_holm, change="divided"), "More questions need larger p-values: multiply."
         ),
         "the factors are one too small: the smallest gets m - 1": Slip(
             partial(_holm, change="late"), "The smallest of m gets m, the largest gets 1."
@@ -235,6 +246,8 @@ def _variant_and_score(result: Any, *draw: np.ndarray) -> Tensor:
         raise Misconception(
             f"your function returned {len(pair)} numbers, but the pair variant, score is wanted"
         )
+    if pair[1] == round(pair[1]) and pair[0] > len(draw[0]):
+        raise Misconception("the score comes first", "Return the variant's number, then its score.")
     return torch.tensor(pair.astype(float))
 
 
@@ -281,6 +294,10 @@ def _variant_and_score(result: Any, *draw: np.ndarray) -> Tensor:
         ),
         "the score is that of the chosen variant's first seed": Slip(
             lambda d, t: (d.mean(1).argmax(), t[d.mean(1).argmax(), 0]), "Take the mean."
+        ),
+        "the mean runs over the variants, so a seed is chosen": Slip(
+            lambda d, t: ((best := int(d.mean(0).argmax())), t[:, best].mean()),
+            "Rows are variants: average over the seeds, .mean(1).",
         ),
         "the worst variant is chosen": Slip(_chosen(lambda d, t: -d.mean(1)), "argmax."),
         "the number counts from 1": Slip(
@@ -393,14 +410,23 @@ def verdict(low: float, high: float, margin: float) -> str:
 def _keeps_all(answer: Answer) -> None:
     rng = numpy_generator(generator())
     day, other = (f"20{rng.integers(30, 60)}-0{m}-1{m}" for m in rng.permutation(range(1, 9))[:2])
-    plans = [{"change": name, "margin": float(rng.integers(1, 9)) / 4} for name in ("a", "b", "c")]
+    plans: list[dict[str, Any]] = [
+        {"change": name, "margin": float(rng.integers(1, 9)) / 4} for name in ("a", "b", "c")
+    ]
+    plans[0]["seeds"] = 3
+    part = {key: plans[0][key] for key in ("change", "margin")}  # is another plan
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "course" / "plans"
         there: dict[Path, dict[str, Any]] = {}
-        for plan, on in ((plans[0], day), (plans[1], day), (plans[0], other), (plans[2], other)):
+        days = (plans[0], day), (plans[1], day), (plans[0], other), (plans[2], other), (part, other)
+        for plan, on in days:
             known = next((file for file, held in there.items() if held == plan), None)
             given = answer(plan, folder, on)
-            if not isinstance(given, str | Path) or not Path(given).is_file():
+            if isinstance(given, str) and Path(given).is_file():
+                raise Misconception(
+                    "your function returned a str, but a Path is wanted", "folder / name is one."
+                )
+            if not isinstance(given, Path) or not given.is_file():
                 raise Misconception(
                     f"your function returned a {type(given).__name__} that names no file",
                     "Return the path of the file that holds the plan.",
@@ -412,7 +438,7 @@ def _keeps_all(answer: Answer) -> None:
                         "Count up until the name is free.",
                     )
             found = {file: file.read_text() for file in folder.rglob("*") if file not in there}
-            if Path(given).parent != folder:
+            if given.parent != folder:
                 raise Misconception("the file is not in folder", "folder / f'plan-...'.")
             if known is not None:
                 if found:
@@ -420,9 +446,14 @@ def _keeps_all(answer: Answer) -> None:
                         "a plan that is on record already was written once more",
                         "Look at every file that is there before you write.",
                     )
-                if Path(given) != known:
+                if given != known:
                     raise Misconception("a file with another plan was returned for a known one")
                 continue
+            if given in there:
+                raise Misconception(
+                    f"{given.name} was returned for a plan that it does not hold",
+                    "Only a file that holds exactly this plan counts.",
+                )
             wanted = folder / f"plan-{on}-{1 + sum(f'-{on}-' in file.name for file in there)}.json"
             if [*found] != [wanted]:
                 names = ", ".join(sorted(file.name for file in found)) or "nothing"
@@ -438,6 +469,15 @@ def _keeps_all(answer: Answer) -> None:
                 raise Misconception(
                     "the file does not hold the plan as JSON", "json.dumps(plan) is its text."
                 )
+        second = folder / f"plan-{day}-2.json"  # its neighbor is gone: counting files misleads
+        (folder / f"plan-{day}-1.json").unlink()
+        answer({"change": "d"}, folder, day)
+        if json.loads(second.read_text()) != plans[1]:
+            raise Misconception(
+                f"{second.name} held another plan, and is overwritten: there was one file of that "
+                "day, but number 2 was not free",
+                "Do not count the files: count up until the name is free.",
+            )
 
 
 @exercise(look="Is it there? Return its file. Else take the next free name.", verify=_keeps_all)
@@ -461,8 +501,8 @@ def _each_conclusion(answer: Answer) -> None:
     for found in (*words, "open"):
         for predicted in words:
             for seeds in (1, 2, 3, 10):
-                for gains in ((9.0, 4.0), (-2.0, 6.0), (0.3, 0.7), (-5.0, 0.2), (0.9, -0.1)):
-                    floor = uniform(source, 15, 50)
+                for gains in GAINS:
+                    floor = whole(source, 60, 200) / 4  # so that one point above it is exact
                     got = answer(found, predicted, seeds, [floor + gain for gain in gains], floor)
                     if not isinstance(got, str) or got not in ("held", "refuted", "undecided"):
                         what = repr(got) if isinstance(got, str) else f"a {type(got).__name__}"
@@ -496,6 +536,16 @@ def _each_conclusion(answer: Answer) -> None:
                     raise Misconception(f"{message} {case}", look)
 
 
+#: How far the two students stand above the floor.
+GAINS = (
+    (9.0, 4.0),
+    (-2.0, 6.0),
+    (6.0, -0.5),
+    (2.5, -2.0),  # above by their better one only, not by their mean
+    (0.3, 0.7),
+    (-5.0, 0.2),
+    (1.0, 0.5),  # no more than one point
+)
 MEANT = {"held": "came true", "refuted": "did not come true"}
 
 

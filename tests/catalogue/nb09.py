@@ -47,12 +47,24 @@ def on_record(plan: Any, folder: Any, day: str, **change: Any) -> Any:
     names = (f"plan-{day}-{number}.json" for number in count(change.get("first", 1)))
     if change.get("look", True):
         for file in folder.iterdir():
-            if file.read_text() == json.dumps(plan, indent=1):
-                return str(file)
+            held = json.loads(file.read_text())
+            if held == plan or (change.get("part") and held | plan == held):
+                return file
     for name in names:
         if not (folder / name).exists() or change.get("overwrite"):
             (folder / name).write_text(change.get("write", json.dumps)(plan, indent=1))
-            return str(folder / name)
+            return folder / name
+
+
+def counted(plan: Any, folder: Any, day: str) -> Any:
+    """The number of the day's files decides."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        if json.loads(file.read_text()) == plan:
+            return file
+    path = folder / f"plan-{day}-{len([*folder.glob(f'plan-{day}-*')]) + 1}.json"
+    path.write_text(json.dumps(plan))
+    return path
 
 
 def concluded(found: str, predicted: str, seeds: int, students: Any, floor: float) -> str:
@@ -136,6 +148,9 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         ),
     },
     "register": {
+        "text": (lambda *draw: str(on_record(*draw)), "a Path is wanted"),
+        "part": (lambda *draw: on_record(*draw, part=True), "was returned for a plan that it"),
+        "counted": (counted, "number 2 was not free"),
         "overwrites": (lambda *draw: on_record(*draw, overwrite=True), "is gone or overwritten"),
         "twice": (lambda *draw: on_record(*draw, look=False), "was written once more"),
         "from 0": (lambda *draw: on_record(*draw, first=0), "-0.json was written where"),
@@ -147,6 +162,22 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "number": (lambda *draw: (on_record(*draw), 1)[1], "returned a int that names no file"),
     },
     "conclusion": {
+        "second student": (
+            lambda f, p, n, s, low: concluded(f, p, n, s[1:], low),
+            "one student has left the floor",
+        ),
+        "first student": (
+            lambda f, p, n, s, low: concluded(f, p, n, s[:1], low),
+            "one student has left the floor",
+        ),
+        "mean student": (
+            lambda f, p, n, s, low: concluded(f, p, n, [sum(s) / 2], low),
+            "one student has left the floor",
+        ),
+        "one point": (
+            lambda f, p, n, s, low: concluded(f, p, n, s, low - 1e-6),
+            "both students stand at the floor",
+        ),
         "open refutes": (
             lambda f, p, n, s, low: "undecided" if n < 2 or max(s) <= low + 1 else
             "held" if f == p else "refuted",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from comet_lib import losses
 from comet_lib.attention import capture, capture_maps
 from comet_lib.lab import routing
+from comet_lib.models import reduce_width
 
 Answer = Callable[..., Any]
 
@@ -89,6 +91,25 @@ def scrambled(maps: Tensor, mask: Tensor) -> Tensor:
     return maps.gather(-1, (torch.rand(maps.shape) + 2 * (mask == 0)[:, None, None]).argsort(-1))
 
 
+def rows_of(maps: Tensor, mask: Tensor, order: Answer) -> Tensor:
+    """Each text's rows in the ``order`` of its own places."""
+    out = torch.zeros_like(maps)
+    for number, length in enumerate(mask.sum(1).tolist()):
+        rows = maps[number, :, :, :length]
+        out[number, :, :, :length] = rows.gather(-1, order(rows))
+    return out
+
+
+def turned_on(rows: Tensor) -> Tensor:
+    places = torch.arange(rows.shape[-1])
+    return (places + torch.randint(1, len(places), (*rows.shape[:2], 1))) % len(places)
+
+
+def one_for_all(maps: Tensor, mask: Tensor) -> Tensor:
+    draws = torch.rand(maps.shape[1:])
+    return rows_of(maps, mask, lambda rows: draws[..., : rows.shape[-1]].argsort(-1))
+
+
 def one_order(maps: Tensor, mask: Tensor, *axes: int) -> Tensor:
     """The same order along some axes."""
     shape = [1 if axis in axes else size for axis, size in enumerate(maps.shape)]
@@ -96,15 +117,52 @@ def one_order(maps: Tensor, mask: Tensor, *axes: int) -> Tensor:
     return maps.gather(-1, draws.argsort(-1).expand_as(maps))
 
 
+def told(teacher: Any, texts: Any) -> dict[str, Tensor]:
+    """With the maps of single heads, and hands off the caller's dict."""
+    inputs = {name: texts[name] for name in ("input_ids", "attention_mask")}
+    maps = capture_maps(teacher, inputs, heads=True)
+    out = dict(texts)
+    out["logits"] = teacher(**inputs).logits.detach()
+    out["maps"] = torch.cat([maps[layer].mean(1)[:, None] for layer in (0, 1)], 1)
+    return out
+
+
+def by_eigenvectors(table: Tensor, width: int, size: float) -> Tensor:
+    """The main directions as eigenvectors, the largest last."""
+    _, vectors = torch.linalg.eigh(table.T @ table)
+    reduced = table @ vectors.flip(-1)[:, :width]
+    return size * reduced / (reduced**2).mean() ** 0.5
+
+
+def models_way(table: Tensor, width: int, size: float) -> Tensor:
+    reduced = reduce_width(table, width)
+    return reduced * size * reduced.numel() ** 0.5 / reduced.norm()
+
+
+def cell_by_cell(measured: pd.DataFrame) -> pd.DataFrame:
+    """Without a pivot."""
+    value = measured.set_index(["attention", "texts", "steps"])["percent"]
+    texts, steps = (sorted(measured[name].unique()) for name in ("texts", "steps"))
+    rows = [[value[1, n, k] - value[0, n, k] for k in steps] for n in texts]
+    return pd.DataFrame(rows, index=texts, columns=steps)
+
+
 SOLUTIONS: dict[str, list[Answer]] = {
-    "most_frequent": [counted],
+    "most_frequent": [counted, lambda ids: counted(ids).tolist()],
     "scrambled_maps": [scrambled, lambda maps, mask: routing.scrambled_maps(maps, mask, 7)],
     "weight_on_answer": [
         slow_weight,
+        lambda maps, at: slow_weight(maps, at).tolist(),
         lambda maps, at: (maps[:, :, 0] * F.one_hot(at, maps.shape[-1])[:, None]).sum(-1).mean(0),
     ],
     "hybrid_step": [step],
     "others_maps": [by_hand, masked_order],
+    "answers_and_maps": [told],
+    "main_directions": [
+        by_eigenvectors,
+        lambda table, width, size: -models_way(table, width, size),
+    ],
+    "term_adds": [cell_by_cell],
 }
 
 MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
@@ -144,6 +202,11 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             "rows no longer sum to 1",
         ),
         "list": (lambda maps, mask: [*maps], "a list, not"),
+        "turned on": (
+            lambda maps, mask: rows_of(maps, mask, turned_on),
+            "so what was side by side stays so",
+        ),
+        "one for all": (one_for_all, "all texts get the same orders"),
         "one map": (lambda maps, mask: maps[0], "returned (2, "),
     },
     "weight_on_answer": {
@@ -161,7 +224,6 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             lambda maps, at: maps[torch.arange(len(at)), :, 0, at],
             "returned shape (3, 4)",
         ),
-        "list": (lambda maps, at: slow_weight(maps, at).tolist(), "returned a list"),
         "best": (lambda maps, at: slow_weight(maps, at).cumsum(0), "is right, on random input"),
     },
     "hybrid_step": {
@@ -202,5 +264,38 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             lambda maps, mask: torch.cat([maps[:1], by_hand(maps, mask)[1:]]),
             "still have their own maps",
         ),
+    },
+    "answers_and_maps": {
+        "own dict": (
+            lambda t, x: {"logits": told(t, x)["logits"], "maps": told(t, x)["maps"]},
+            "the dict has no answer_at",
+        ),
+        "parts": (lambda t, x: (told(t, x)["logits"], told(t, x)["maps"]), "a tuple, not a dict"),
+        "graph": (
+            lambda t, x: told(t, x) | {"logits": t(**routing.inputs(x)).logits},
+            "logits still has its graph",
+        ),
+        "mean text": (
+            lambda t, x: told(t, x) | {"maps": told(t, x)["maps"].mean(0)},
+            "maps has shape (2, 14, 14)",
+        ),
+    },
+    "main_directions": {
+        "short": (lambda table, width, size: models_way(table, width, size)[:width], "shape"),
+        "rows of V": (
+            lambda table, width, size: torch.linalg.svd(table)[2][:width].T,
+            "is wanted",
+        ),
+        "columns of V": (
+            lambda table, width, size: (
+                table @ torch.linalg.svd(table, full_matrices=False)[2][:, :width]
+            ),
+            "shape",
+        ),
+    },
+    "term_adds": {
+        "turned": (lambda m: cell_by_cell(m).T, "steps are rows and texts columns"),
+        "array": (lambda m: cell_by_cell(m).to_numpy(), "not a DataFrame"),
+        "falling": (lambda m: cell_by_cell(m)[::-1], "rising"),
     },
 }
