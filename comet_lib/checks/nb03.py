@@ -160,7 +160,7 @@ def _map(
     heads, width = query.shape[1], query.shape[-1]
     if swapped:
         query, key = key, query
-    factors = {"root d": width**-0.5, "none": 1.0, "d": 1 / width}
+    factors = {"root d": width**-0.5, "none": 1.0, "d": 1 / width, "heads": heads**-0.5}
     scores = query.double() @ key.double().mT
     scores = scores * (factors | {"all heads": (heads * width) ** -0.5})[scale]
     real = mask.bool()
@@ -218,6 +218,9 @@ def _exactly_nothing(answer: Answer, draws: Draws) -> None:
         ),
         "the scores are divided by d, not by its square root": Slip(
             partial(_map, scale="d"), "A dot product of d terms has a deviation of sqrt(d)."
+        ),
+        "the scores are divided by the square root of the number of heads": Slip(
+            partial(_map, scale="heads"), "d is the width of one head, query.shape[-1]."
         ),
         "the scores are divided by the square root of the model's whole width": Slip(
             partial(_map, scale="all heads"),
@@ -525,7 +528,8 @@ def _along(
     length = mask.shape[1]
     if around:
         query = torch.arange(length)
-        looks, real = maps[..., query, (query + offset) % length], mask
+        key = (query + offset) % length
+        looks, real = maps[..., query, key], mask * mask[:, key]
     else:
         looks = maps.diagonal(offset, -2, -1)  # (N, B, H, n)
         real = valid_pairs(mask).long().diagonal(offset, 1, 2)  # (B, n)

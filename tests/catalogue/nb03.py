@@ -367,7 +367,7 @@ MUTANTS["layer_table"] = {
         lambda a, b, m: [[js(x, y).mean(-1) for y in b.values()] for x in a.values()],
         "returned shape (2, 4, 3)",
     ),
-    "bits": (lambda a, b, m: np.array(table(a, b, m)) / np.log(2), "is right, on random input"),
+    "half": (lambda a, b, m: np.array(table(a, b, m)) / 2, "is right, on random input"),
 }
 MUTANTS["occlusion"] = {
     "taken out": (shorter, "the token is taken out"),
