@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from sklearn.metrics import f1_score
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from comet_lib.attention import capture_maps
@@ -33,11 +34,13 @@ def predict_probabilities(
     texts: Sequence[str],
     max_length: int = 64,
     batch_size: int = 128,
+    bar: str = "",
 ) -> np.ndarray:
     """(N, 3) probabilities in LABELS order, whatever order the model's own head has.
 
-    A text is cut at ``max_length`` tokens, or at as many as the model takes. The pair is taken to
-    be sound: :func:`comet_lib.loading.load_pair` checks it.
+    ``bar`` names a progress bar, if one is wanted. A text is cut at ``max_length`` tokens, or at
+    as many as the model takes. The pair is taken to be sound:
+    :func:`comet_lib.loading.load_pair` checks it.
 
     Raises:
         CometError: other labels, or answers that are NaN (training may have diverged).
@@ -48,7 +51,8 @@ def predict_probabilities(
     model.eval()
     try:
         # The longest first: the others then fit into the memory that those leave behind.
-        for start in reversed(range(0, len(texts), batch_size)):
+        starts = range(0, len(texts), batch_size)[::-1]
+        for start in tqdm(starts, desc=bar, disable=not bar, leave=False):
             rows = by_length[start : start + batch_size]
             logits = answer(model, tokenizer, [texts[i] for i in rows], max_length)
             out[rows] = logits[:, order].float().softmax(-1).cpu().numpy()

@@ -13,6 +13,7 @@ from functools import cache
 from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeAlias
+from unicodedata import category
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -57,8 +58,9 @@ def _characters(font: str) -> frozenset[int]:
 def drawable(tokens: Names) -> tuple[list[str], list[str], str]:
     """What to write for tokens: their labels, the font families, and a note for the caption.
 
-    Letters that the usual font lacks come from the installed ones that have them. A token with
-    letters that none has is shown by its number, as the note, otherwise empty, says.
+    Letters that the usual font lacks come from the installed ones that have them. A sign that none
+    has, such as an emoji, is written (emoji). A token with letters that none has is shown by its
+    number, as the note, otherwise empty, says.
     """
     families = list(plt.rcParams["font.family"])
     lacking = set(map(ord, "".join(tokens)))
@@ -69,8 +71,16 @@ def drawable(tokens: Names) -> tuple[list[str], list[str], str]:
         if usable and (found := lacking & _characters(font.fname)):
             families.append(font.name)
             lacking -= found
-    labels = [f"#{i}" if lacking & set(map(ord, x)) else x for i, x in enumerate(tokens)]
-    return labels, families, NO_FONT if labels != list(tokens) else ""
+    labels, note = [*tokens], ""
+    for i, token in enumerate(tokens):
+        missing = [x for x in token if ord(x) in lacking]
+        kinds = set(map(category, missing))
+        if "So" in kinds and kinds <= {"So", "Sk", "Mn", "Cf"}:  # with its skin tone and joiners
+            rest = [x for x in token if x not in missing and category(x) != "Cf"]
+            labels[i] = "".join(rest) + "(emoji)"
+        elif missing:
+            labels[i], note = f"#{i}", NO_FONT
+    return labels, families, note
 
 
 def on_axis(label: str) -> str:
@@ -92,7 +102,7 @@ def result_bars(report: Mapping[str, Any]) -> Figure:
         axes.text(end + 0.3, y, f"{mean:.1f}", va="center")
     shown = [name.replace("_", " ") for name in names]
     axes.set_yticks(range(len(names)), shown)
-    axes.set_xlim(max(0, 5 * (min(means) // 5) - 5), max(means) + 4)
+    axes.set_xlim(max(0, 5 * (min(*means, *low) // 5) - 5), max(*means, *high) + 4)
     axes.set_xlabel("mean weighted F1, percent (axis does not start at zero; line: 95 % interval)")
     models = [n for n, row in enumerate(ours) if row["name"] != "soft_targets"]
     best = max(models, key=means.__getitem__)

@@ -245,10 +245,11 @@ def teacher_probabilities(
     tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
     profile: Profile,
+    bar: str = "",
 ) -> np.ndarray:
     """A sentiment model's (N, 3) probabilities in LABELS order."""
     return evaluation.predict_probabilities(
-        teacher, tokenizer, texts, profile.max_length, profile.eval_batch_size
+        teacher, tokenizer, texts, profile.max_length, profile.eval_batch_size, bar
     )
 
 
@@ -258,6 +259,7 @@ def soft_targets(
     tokenizer: PreTrainedTokenizerBase,
     profile: Profile,
     transfer: Mapping[str, Sequence[str]] | None = None,
+    bars: bool = False,
 ) -> Dataset:
     """The stage-2 training set: tweets, spliced tweets and transfer text, with soft targets.
 
@@ -274,12 +276,14 @@ def soft_targets(
         profile.seed,
         profile.splices,
         transfer,
+        "TF-IDF, out of fold" if bars else "",
     )
     every = [*texts, *ngrams.texts]
     probabilities = np.concatenate([ngrams.probabilities, ngrams.text_probabilities])
     weight = profile.teacher_weight
     if weight > 0:
-        theirs = teacher_probabilities(teacher, tokenizer, every, profile)
+        bar = "the teacher's answers" if bars else ""
+        theirs = teacher_probabilities(teacher, tokenizer, every, profile, bar)
         probabilities = (1 - weight) * probabilities + weight * theirs
     labels = [*train["label"][:], *[-100] * len(ngrams.texts)]
     codes = [*languages, *ngrams.languages]
@@ -344,11 +348,9 @@ def stage_two(
     run.say("soft targets: the teacher's, and TF-IDF's out of fold")
     with run.step("targets"):
         # A cleaned copy has its original's targets: the teachers saw the emoji that it lost.
-        train = both_forms(
-            soft_targets(
-                data["train"], teachers.sentiment, teachers.sentiment_tokenizer, profile, transfer
-            )
-        )
+        pair = teachers.sentiment, teachers.sentiment_tokenizer
+        bars = processes().is_main_process
+        train = both_forms(soft_targets(data["train"], *pair, profile, transfer, bars))
     labelled = sum(label != -100 for label in train["label"][:])
     run.say(f"stage 2: {len(train):,} texts in both forms, {labelled:,} with a label")
     with run.step("stage2"):
@@ -413,13 +415,15 @@ def write_report(
         "after stage 2": student,
         "without distillation": baseline,
     }
+    run.say(f"evaluation on {split}: TF-IDF, {', '.join(models)}")
     with run.step("evaluation"):
         looks = where_they_look(run, teachers, data, stages)
         answers, sizes = dict[str, np.ndarray](), dict[str, int]()
         for name, forms in (("tfidf", False), ("tfidf_both_forms", True)):
             answers[name], sizes[name] = evaluation.tfidf_baseline(data, split, forms)
-        for name, (model, tokenizer) in models.items():
-            answers[name] = teacher_probabilities(model, tokenizer, table["text"][:], profile)
+        for name, pair in models.items():
+            model, texts, bar = pair[0], table["text"][:], f"evaluation: {name}"
+            answers[name] = teacher_probabilities(*pair, texts, profile, bar)
             sizes[name] = count_parameters(model)
             if name == "teacher":  # and what the student imitates, its ceiling
                 weight, ngrams = profile.teacher_weight, "tfidf_both_forms"

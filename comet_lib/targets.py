@@ -26,6 +26,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline, make_union
+from tqdm.auto import tqdm
 
 from comet_lib.data import cleaned
 from comet_lib.errors import CometError
@@ -209,12 +210,13 @@ def cross_fit(
     seed: int = 0,
     splices: float = 0.0,
     unlabelled: Mapping[str, Sequence[str]] | None = None,
+    bar: str = "",
 ) -> SoftTargets:
     """Out-of-fold TF-IDF soft targets: every row is labelled by a classifier that never saw it.
 
     With ``splices``, about as many spliced tweets for each real one, labelled by the classifier
     of the fold that their pieces come from. ``unlabelled`` texts of a language get the mean answer
-    of its folds' classifiers.
+    of its folds' classifiers. ``bar`` names a progress bar, if one is wanted.
 
     Raises:
         CometError: too few training tweets of a language.
@@ -222,7 +224,10 @@ def cross_fit(
     probabilities = np.zeros((len(texts), len(LABELS)))
     spliced = [splice([], splices, np.random.default_rng(seed))]  # none, if there is no fold
     others, k = [], 0
-    folded = groupby(fit_folds(texts, labels, languages, folds, seed), lambda fold: fold.language)
+    fitted = fit_folds(texts, labels, languages, folds, seed)
+    most = folds * len(set(languages))
+    counted = tqdm(fitted, desc=bar, total=most, disable=not bar, leave=False)
+    folded = groupby(counted, lambda fold: fold.language)
     for language, group in folded:
         lines = list((unlabelled or {}).get(language, ()))
         forms, each = None, []

@@ -448,7 +448,10 @@ def fine_tune(
         scores = mean_weighted_f1(np.asarray(prediction.label_ids), guess, languages)
         return {f"f1_{name}": score for name, score in scores.items()}
 
+    steps = round(stage.epochs * steps_per_epoch(len(table), stage))
+    steps = stage.max_steps if stage.max_steps > 0 else steps
     settings: dict[str, Any] = {
+        "logging_steps": max(1, min(20, steps // 20)),  # a short run has a curve too
         "eval_strategy": "epoch",
         "metric_for_best_model": "f1_mean",
         "greater_is_better": True,

@@ -214,7 +214,7 @@ def test_the_course_map_shows_what_is_done_and_left(small_course: Path) -> None:
     view = check.course_map()
     assert repr(view).splitlines() == [
         "00  Bits & <pieces>",
-        "    [ ] soft_targets  [ ] ask  [x] kd_loss  [ ] train  [ ] agreement  [ ] retention",
+        "    [ ] soft_targets  [ ] answers  [x] kd_loss  [ ] train  [ ] agreement  [ ] retention",
         "    1 of 2 quick questions answered",
         "Next: soft_targets, in notebook 00.",
     ]

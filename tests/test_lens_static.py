@@ -61,7 +61,7 @@ def test_hostile_tokens_are_drawn_as_they_are() -> None:
         figure = lens_figure(data())
         labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
         assert labels[0] == "<script>" and labels[2] == "a‹202E›b" and labels[4] == HOSTILE[4]
-        assert labels[3] in ("#3", HOSTILE[3]) and len(labels[5]) == 25 and labels[6] == "ọ́"
+        assert labels[3] in ("(emoji)", HOSTILE[3]) and len(labels[5]) == 25 and labels[6] == "ọ́"
         out = io.BytesIO()
         figure.savefig(out, format=form)
         plt.close(figure)
@@ -94,6 +94,12 @@ def test_letters_come_from_another_installed_font() -> None:
         assert drawable(["a"]) == (["a"], ["DejaVu Sans Mono"], "")
         labels, (first, *others), note = drawable(["aߒ"])  # N'Ko, which DejaVu Sans has
     assert labels == ["aߒ"] and first == "DejaVu Sans Mono" and others and not note
+
+
+def test_an_emoji_without_a_font_needs_no_note() -> None:
+    with plt.rc_context({"font.family": "DejaVu Sans Mono"}):
+        labels, _, note = drawable(["▁🙏🏾", "a"])
+    assert labels in (["▁(emoji)", "a"], ["▁🙏🏾", "a"]) and not note
 
 
 def test_long_texts_name_some_tokens_and_stay_small() -> None:

@@ -33,6 +33,14 @@ def test_bars_are_the_scores_in_the_models_colours():
     assert axes.collections[0].get_segments()[3].tolist() == [[low, 3], [high, 3]]
 
 
+def test_an_interval_wider_than_the_bars_is_shown_whole():
+    report = json.loads((ASSETS / "reference_report.json").read_text(encoding="utf-8"))
+    report["rows"] = report["rows"][:2]
+    report["rows"][0]["ci95"]["mean"] = [10.0, 96.0]
+    left, right = result_bars(report | {"paper": []}).axes[0].get_xlim()
+    assert left < 10.0 and right > 97.0
+
+
 def test_curves_name_where_the_first_term_ends():
     rows = [
         {"step": 1, "loss": 3.0, "soft_targets": 2.0, "attention_kl": 1.0, "learning_rate": 1.0},

@@ -113,6 +113,13 @@ def test_unlabelled_texts_get_the_mean_of_their_language_s_folds():
     assert mean.argmax(1).tolist() == [2, 0]
 
 
+def test_a_bar_is_shown_if_it_has_a_name(capsys):
+    texts, labels, languages = tweets()
+    for name in ("", "out of fold"):
+        targets.cross_fit(texts, labels, languages, folds=3, bar=name)
+        assert ("out of fold" in capsys.readouterr().err) == bool(name)
+
+
 def test_words_keep_their_combining_marks():
     assert targets.WORDS("gbọ́n a ẹ̀rín x1") == ["gbọ́n", "ẹ̀rín", "x1"]
 

@@ -313,6 +313,13 @@ def test_stage_two_learns_and_keeps_the_best_epoch(config, tokenizer, tmp_path):
         assert best[f"eval_f1_{name}"] == pytest.approx(value)
 
 
+def test_a_short_stage_two_has_a_curve_too(config, tokenizer, tmp_path):
+    model, table = build_student(config), sentiment_table()
+    short = profile_for(max_steps=3)
+    log = fine_tune(model, tokenizer, table, table, short, tmp_path, disable_tqdm=True)
+    assert [row["step"] for row in log if "hard_labels" in row] == [1, 2, 3]
+
+
 class Stop(TrainerCallback):
     """Stands in for a killed run: an exception in the middle of an epoch."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comet_lib import losses
-from comet_lib.checks.draws import generator, normal, uniform, whole
+from comet_lib.checks.draws import generator, mask_of, normal, uniform, whole
 from comet_lib.checks.framework import (
     Answer,
     Draws,
@@ -53,6 +53,9 @@ from comet_lib.checks.framework import (
         ),
         "the logits are divided by T squared": Slip(
             lambda x, t: torch.softmax(x / t**2, -1), "T squared belongs to the loss, not here."
+        ),
+        "the division drops the fractions": Slip(
+            lambda x, t: torch.softmax(x // t, -1), "Divide with / rather than //."
         ),
         "the logits have the wrong sign": Slip(
             lambda x, t: torch.softmax(-x / t, -1), "The largest logit has the largest probability."
@@ -103,85 +106,165 @@ class _Toy(nn.Module):
         self.second = nn.Parameter(normal(source, 4, classes, scale=1.0))
         self.began = copy.deepcopy(self.state_dict())
         self.modes: list[bool] = []
+        self.graphs: list[bool] = []
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> SimpleNamespace:
         self.modes.append(self.training)
-        mask = attention_mask[..., None].to(self.first.dtype)
+        self.graphs.append(torch.is_grad_enabled())
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = real[..., None].to(self.first.dtype)
         return SimpleNamespace(
             logits=torch.tanh((self.first[input_ids] * mask).sum(1)) @ self.second
         )
 
 
+def _tokenize_numbers(texts: Sequence[str]) -> dict[str, Tensor]:
+    """A toy tokenizer, which pads: a text is a list of piece numbers."""
+    if isinstance(texts, str):
+        raise TypeError("tokenize takes a list of texts, not one text")
+    rows = [[int(piece) for piece in text.split()] for text in texts]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask_of([*map(len, rows)])}
+
+
 def _asked(source: torch.Generator) -> Draws:
     draws = []
-    for temperature in (uniform(source, 0.4, 0.8), uniform(source, 1.5, 4.0)):
-        toy, texts = _Toy(source), torch.randint(0, 7, (3, 5), generator=source).tolist()
-        for text in texts:
-            draws.append((toy, _tokenize_numbers, " ".join(map(str, text)), temperature))
+    for count, size in ((7, 3), (5, 2), (4, 2)):
+        lengths = [1, 6, *(whole(source, 2, 5) for _ in range(count - 2))]  # so that all are padded
+        texts = [" ".join(str(whole(source, 0, 6)) for _ in range(length)) for length in lengths]
+        draws.append((_Toy(source).eval(), _tokenize_numbers, texts, size))
     return draws
 
 
-def _tokenize_numbers(text: str, return_tensors: str = "") -> dict[str, Any]:
-    """A toy tokenizer: the text is a list of piece numbers."""
-    ids = [[int(piece) for piece in text.split()]]
-    if return_tensors != "pt":
-        return {"input_ids": ids, "attention_mask": [[1] * len(ids[0])]}
-    tensor = torch.tensor(ids)
-    return {"input_ids": tensor, "attention_mask": torch.ones_like(tensor)}
+def _in_batches(texts: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [texts[start : start + size] for start in range(0, len(texts), size)]
 
 
-def _row_of(result: Any, *draw: Any) -> Any:
-    if isinstance(result, Tensor) and result.shape == (1, 3):
+def _ask(
+    model: Any,
+    tokenize: Any,
+    texts: Sequence[str],
+    size: int,
+    *,
+    logits_of: Answer = lambda model, inputs: model(**inputs).logits,
+    batches: Answer = _in_batches,
+) -> list[tuple[dict[str, Tensor], Tensor]]:
+    """The pairs with some parts replaced by slips; with none, the right ones."""
+    with torch.no_grad():
+        inputs = [tokenize(some) for some in batches(texts, size)]
+        return [(one, logits_of(model, one)) for one in inputs]
+
+
+def _logits_and_sizes(result: Any, model: _Toy, *rest: Any) -> tuple[Tensor, ...]:
+    """All logits, the logits of all inputs, and how many texts each pair holds."""
+    modes, graphs, model.modes, model.graphs = model.modes, model.graphs, [], []
+    if any(modes):
+        raise Misconception("the model is asked in training mode", "Leave its mode as it is.")
+    if any(graphs):
         raise Misconception(
-            "the result still has the axis of the batch, shape (1, classes)",
-            "There is one text: take row 0 of the logits.",
+            "the model keeps what it would need for gradients, which costs memory and time",
+            "Call it inside `with torch.no_grad():`.",
         )
-    return result
-
-
-def _no_graph(answer: Answer, draws: Draws) -> None:
-    if answer(*draws[0]).requires_grad:
+    pairs = isinstance(result, list | tuple) and all(
+        isinstance(pair, list | tuple)
+        and len(pair) == 2
+        and isinstance(pair[0], Mapping)
+        and isinstance(pair[1], Tensor)
+        for pair in result
+    )
+    if not pairs or not result:
         raise Misconception(
-            "the probabilities carry a graph for gradients, which costs memory and time",
-            "Call the model inside `with torch.no_grad():`.",
+            "what you return is not a list of pairs (inputs, logits)",
+            "Start an empty list before the loop, append (inputs, logits) in it.",
         )
+    again = [model(**inputs).logits for inputs, _ in result]
+    for (_, logits), right in zip(result, again, strict=True):
+        if logits.shape != right.shape:
+            raise Misconception(
+                f"the second part of a pair has shape {tuple(logits.shape)}, but the model's "
+                f"logits have shape {tuple(right.shape)}",
+                "Append model(**inputs).logits as they are.",
+            )
+    model.modes, model.graphs = [], []
+    sizes = torch.tensor([len(logits) for logits in again])
+    return torch.cat([logits for _, logits in result]), torch.cat(again), sizes
+
+
+def _sizes(answer: Answer, draws: Draws) -> None:
+    for draw in draws:
+        got, wanted = (f(*draw)[2].tolist() for f in (answer, _read_reference))
+        if got != wanted:
+            raise Misconception(
+                f"{len(draw[2])} texts, {draw[3]} at a time, give batches of {wanted}, but yours "
+                f"hold {got}",
+                "The batches start at 0, size, 2 * size, ...",
+            )
+
+
+def _read_reference(*draw: Any) -> tuple[Tensor, ...]:
+    return _logits_and_sizes(_ask(*draw), *draw)
 
 
 @exercise(
-    look="Tokenize, call the model without gradients, take row 0 of its logits, soften it.",
+    look="For each batch: tokenize, call the model without gradients, append both to the list.",
     draws=_asked,
-    read=_row_of,
+    read=_logits_and_sizes,
     slips={
-        "these are the logits": Slip(
-            lambda m, f, x, T: m(**f(x, "pt")).logits[0], "Finish with soft_targets."
+        "these are probabilities, not logits": Slip(
+            partial(_ask, logits_of=lambda m, x: m(**x).logits.softmax(-1)),
+            "Keep the logits: the loss divides them by the temperature first.",
         ),
-        "the temperature is not used": Slip(
-            lambda m, f, x, T: m(**f(x, "pt")).logits[0].softmax(-1), "soft_targets takes it."
+        "these are log-probabilities, not logits": Slip(
+            partial(_ask, logits_of=lambda m, x: m(**x).logits.log_softmax(-1)),
+            "Append model(**inputs).logits as they are.",
         ),
-        "the softmax is taken twice": Slip(
-            lambda m, f, x, T: torch.softmax(m(**f(x, "pt")).logits[0].softmax(-1) / T, -1),
-            "Give soft_targets the logits.",
+        "the model reads the padding": Slip(
+            partial(_ask, logits_of=lambda m, x: m(x["input_ids"]).logits),
+            "Hand on the mask, too: model(**inputs).",
         ),
-        "the logits are multiplied by the temperature": Slip(
-            lambda m, f, x, T: torch.softmax(m(**f(x, "pt")).logits[0] * T, -1),
-            "soft_targets divides by it.",
+        "the last texts are left out where they do not fill a batch": Slip(
+            partial(_ask, batches=lambda x, n: [x[i : i + n] for i in range(0, len(x) - n + 1, n)]),
+            "Go on to len(texts): a slice may be shorter.",
         ),
-        "the temperature divides the probabilities, not the logits": Slip(
-            lambda m, f, x, T: m(**f(x, "pt")).logits[0].softmax(-1) / T,
-            "Give soft_targets the logits.",
+        "only the first batch is returned": Slip(
+            partial(_ask, batches=lambda x, n: [x[:n]]), "The return belongs after the loop."
         ),
-        "these are log-probabilities": Slip(
-            lambda m, f, x, T: torch.log_softmax(m(**f(x, "pt")).logits[0] / T, -1),
-            "Return probabilities.",
+        "only the last batch is returned": Slip(
+            partial(_ask, batches=lambda x, n: [x[(len(x) - 1) // n * n :]]),
+            "The list must start before the loop.",
+        ),
+        "all texts are asked at once": Slip(
+            partial(_ask, batches=lambda x, n: [x]),
+            "With thousands of texts there is no memory for that: `size` at a time.",
+        ),
+        "the texts are asked one by one": Slip(
+            partial(_ask, batches=lambda x, n: [[one] for one in x]),
+            "That is slow: `size` at a time.",
+        ),
+        "the batches overlap": Slip(
+            partial(_ask, batches=lambda x, n: [x[i : i + n] for i in range(len(x))]),
+            "range(0, len(texts), size) takes steps of `size`.",
+        ),
+        "each batch holds the first texts": Slip(
+            partial(_ask, batches=lambda x, n: [x[:n] for _ in range(0, len(x), n)]),
+            "texts[start : start + size].",
+        ),
+        "there are `size` batches, not batches of `size` texts": Slip(
+            partial(_ask, batches=lambda x, n: [x[i::n] for i in range(n)]),
+            "texts[start : start + size].",
         ),
     },
-    extra=_no_graph,
+    otherwise=_sizes,
 )
-def ask(model: Any, tokenizer: Any, text: str, temperature: float = 1.0) -> Tensor:
-    """(classes,) the model's probabilities for one text at a temperature, without gradients."""
-    with torch.no_grad():
-        logits = model(**tokenizer(text, return_tensors="pt")).logits[0]
-    return soft_targets.reference(logits, temperature)
+def answers(
+    model: Any, tokenize: Any, texts: Sequence[str], size: int = 64
+) -> list[tuple[dict[str, Tensor], Tensor]]:
+    """Pairs (inputs, logits) of ``size`` texts each, the last of the rest, without gradients.
+
+    ``tokenize(list of texts)`` gives inputs, and ``model(**inputs).logits`` the logits (N, C).
+    """
+    return _ask(model, tokenize, texts, size)
 
 
 def _kd(
@@ -250,6 +333,14 @@ def _kd_properties(answer: Answer, draws: Draws) -> None:
             "adding 5 to all of the student's logits changes the loss",
             "A softmax does not see such a shift: is there one on the student?",
         )
+    small = [(student / 20, teacher / 20, T) for student, teacher, T in draws]
+    got = [value_of(answer(*draw)) for draw in small]
+    if all_close(got, [value_of(losses.soft_target_loss(*draw)) for draw in small]):
+        raise Misconception(
+            "right for small logits, wrong for large ones",
+            "A small number under the logarithm, or a floor, holds the loss: F.log_softmax needs "
+            "none.",
+        )
     at_one = [(student, teacher, 1.0) for student, teacher, _ in draws]
     got = [value_of(answer(*draw)) for draw in at_one]
     if all_close(got, [value_of(losses.soft_target_loss(*draw)) for draw in at_one]):
@@ -263,11 +354,18 @@ def _kd_gradient_and_range(answer: Answer, draws: Draws) -> None:
     # dL/ds = T (softmax(s/T) - softmax(t/T)) / B, the equation that T squared keeps in scale.
     check_gradients(answer, draws[0], reference=losses.soft_target_loss)
     source = generator()
+    large = normal(source, 4, 6) * 200, normal(source, 4, 6) * 200, 1.0
+    loss = answer(*large)
     refuse_infinity(
-        answer(normal(source, 4, 6) * 200, normal(source, 4, 6) * 200, 1.0),
+        loss,
         "with large logits the loss is not finite",
         "log(softmax(x)) meets log(0); use F.log_softmax(x).",
     )
+    if not all_close([value_of(loss)], [value_of(losses.soft_target_loss(*large))]):
+        raise Misconception(
+            "with large logits the loss is too small",
+            "A small number under the logarithm, or a floor, holds it: F.log_softmax needs none.",
+        )
 
 
 @exercise(
@@ -407,6 +505,11 @@ def _losses_and_weights(result: Any, student: _Toy, batches: Any, epochs: int, *
         raise Misconception(
             "the losses are tensors that keep their graphs, so memory grows with every step",
             "Append loss.item(), a number.",
+        )
+    if student.training:
+        raise Misconception(
+            "the student is left in training mode, where dropout would disturb its answers",
+            "Call student.eval() after the loops.",
         )
     steps = epochs * len(batches)
     if len(result) != steps:
@@ -565,6 +668,14 @@ def _two_models(source: torch.Generator) -> Draws:
         "the count is divided by all entries": Slip(
             lambda a, b: 100 * float((a.argmax(-1) == b.argmax(-1)).sum()) / a.numel(),
             "Divide by the number of rows, len(first).",
+        ),
+        "the result is rounded to a whole number": Slip(
+            lambda a, b: float(round(100 * float((a.argmax(-1) == b.argmax(-1)).double().mean()))),
+            "Return all digits; round when you print.",
+        ),
+        "the whole order of the classes is compared": Slip(
+            lambda a, b: 100 * float((a.argsort(-1) == b.argsort(-1)).all(-1).double().mean()),
+            "Compare the place of the largest entry only: argmax(-1).",
         ),
         "only the signs are compared": Slip(
             lambda a, b: 100 * float((a.sign() == b.sign()).double().mean()), "Use argmax(-1)."

@@ -7,8 +7,9 @@ from __future__ import annotations
 import math
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from comet_lib.checks.draws import attention_maps, mask_of, normal, uniform, whole
-from comet_lib.checks.framework import Draws, Misconception, Slip, exercise
+from comet_lib.checks.framework import Answer, Draws, Misconception, Slip, exercise
 
 Tokenize = Callable[[str], list[str]]
 
@@ -93,6 +94,13 @@ def _pieces(tokenize: Tokenize, texts: Sequence[str]) -> list[str]:
         "two special tokens are added to each text": Slip(
             lambda f, x: (len(_pieces(f, x)) + 2 * len(x)) / len(_words(x)),
             "<s> and </s> belong to no word: count what tokenize(text) returns and no more.",
+        ),
+        "two pieces of each text are taken for special tokens": Slip(
+            lambda f, x: (len(_pieces(f, x)) - 2 * len(x)) / len(_words(x)),
+            "tokenize(text) returns none: count every piece.",
+        ),
+        "the texts are glued together, so that words grow into one another": Slip(
+            lambda f, x: len(f("".join(x))) / len(_words(x)), "Call tokenize for each text."
         ),
     },
     edge_case="where two spaces follow each other",
@@ -195,14 +203,13 @@ def attention_entropy(maps: Tensor, mask: Tensor) -> Tensor:
     return _entropy(maps, mask)
 
 
-def _ece(confidence: Tensor, correct: Tensor, bins: int, kind: str = "right") -> float:
-    """Expected calibration error with one part replaced by a slip."""
+def _bins(
+    confidence: Tensor, correct: Tensor, bins: int, kind: str = "right"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, mean confidence and accuracy of the bins that have rows; one part may be a slip."""
     confidence, correct = confidence.double(), correct.double()
     at = (confidence * bins).long()
-    if kind == "quantiles":
-        edges = torch.quantile(confidence, torch.linspace(0, 1, bins + 1).double()[1:-1])
-        at = torch.searchsorted(edges, confidence)
-    elif kind == "range":
+    if kind == "range":
         low, high = confidence.min(), confidence.max()
         at = ((confidence - low) / (high - low) * bins).long().clamp(max=bins - 1)
     elif kind == "rounds":
@@ -215,26 +222,19 @@ def _ece(confidence: Tensor, correct: Tensor, bins: int, kind: str = "right") ->
         at = torch.where(torch.bincount(at)[at] > 1, at, bins)
     elif kind != "one lost":  # else the last bin stops before 1
         at = at.clamp(max=bins - 1)
-    found = []
-    for index in at.unique()[at.unique() < bins].tolist():
-        here = at == index
-        sure = (index + 0.5) / bins if kind == "middle" else confidence[here].mean().item()
-        found.append((correct[here].mean().item() - sure, here.sum().item()))
-    gaps, counts = torch.tensor(found, dtype=torch.float64).T
-    share = counts / len(confidence)
-    value = {
-        "mean of bins": gaps.abs().mean(),
-        "all bins": gaps.abs().sum() / bins,
-        "worst": gaps.abs().max(),
-        "signed": (gaps * share).sum(),
-        "minus": -(gaps * share).sum(),
-        "one bin": (gaps * share).sum().abs(),
-        "squared": (gaps.square() * share).sum(),
-        "root": (gaps.square() * share).sum().sqrt(),
-        "sum": (gaps.abs() * counts).sum(),
-        "percent": 100 * (gaps.abs() * share).sum(),
-    }.get(kind, (gaps.abs() * share).sum())
-    return value.item()
+    found = [at == index for index in range(bins) if kind == "empty" or (at == index).any()]
+    rows = torch.stack([here.sum() for here in found])
+    sure, right = (
+        torch.stack([x[here].mean() for here in found]).nan_to_num(0) for x in (confidence, correct)
+    )
+    if kind == "middle":
+        sure = ((sure * bins).floor() + 0.5) / bins
+    return rows, sure, right
+
+
+def _ece(rows: Tensor, confidence: Tensor, accuracy: Tensor) -> float:
+    """Expected calibration error of such bins."""
+    return float((rows * (accuracy - confidence).abs()).sum() / rows.sum())
 
 
 def _answers(source: torch.Generator, bins: int, too_sure: bool) -> tuple[Any, ...]:
@@ -269,80 +269,160 @@ def _with_certainty(sure: Tensor, right: Tensor, bins: int) -> tuple[Tensor, Ten
     return confidence, correct, bins
 
 
+def _three(result: Any, confidence: Tensor, correct: Tensor, bins: int) -> tuple[Tensor, ...]:
+    if not isinstance(result, list | tuple) or len(result) != 3:
+        raise Misconception(
+            "your function does not return three things",
+            "return rows, confidence, accuracy: one entry of each for each bin that has rows.",
+        )
+    parts = tuple(torch.as_tensor(part).double() for part in result)
+    lengths = [part.numel() for part in parts]
+    if any(part.ndim != 1 for part in parts) or len(set(lengths)) > 1:
+        raise Misconception(
+            "rows, confidence and accuracy do not have one entry each for each bin",
+            "Append to all three in the same turn of the loop.",
+        )
+    return parts
+
+
+def _how_many(answer: Answer, draws: Draws) -> None:
+    for draw in draws:
+        got, wanted = len(answer(*draw)[0]), len(_bins(*draw)[0])
+        if got != wanted:
+            raise Misconception(
+                f"{wanted} of {draw[2]} bins have rows, but you return {got}",
+                "Bin i reaches from i / bins to (i + 1) / bins; leave out the empty ones only.",
+            )
+
+
 @exercise(
-    look="In each bin take |accuracy - mean confidence|, weighted by the bin's share of the rows.",
+    look="Which rows are in each bin? Count them, and take their mean confidence and accuracy.",
     draws=_three_answers,
+    read=_three,
     slips={
         "rows fall out of the last bin": Slip(
-            partial(_ece, kind="one lost"),
+            partial(_bins, kind="one lost"),
             "int(confidence * bins) is `bins` there; hold it at bins - 1.",
         ),
         "a confidence of 1 falls into the first bin": Slip(
-            partial(_ece, kind="wraps"), "Hold its bin at bins - 1; do not take a remainder."
+            partial(_bins, kind="wraps"), "Hold its bin at bins - 1; do not take a remainder."
         ),
+        "empty bins are kept": Slip(partial(_bins, kind="empty"), "Leave out bins without rows."),
         "the bins hold equally many rows": Slip(
-            partial(_ece, kind="equal mass"), "Cut the scale from 0 to 1 into equally wide bins."
-        ),
-        "the bins are cut at quantiles, so that they hold equally many rows": Slip(
-            partial(_ece, kind="quantiles"), "Cut the scale from 0 to 1 into equally wide bins."
+            partial(_bins, kind="equal mass"), "Cut the scale from 0 to 1 into equally wide bins."
         ),
         "the bins reach from the smallest to the largest confidence": Slip(
-            partial(_ece, kind="range"), "They reach from 0 to 1, whatever the data."
+            partial(_bins, kind="range"), "They reach from 0 to 1, whatever the data."
         ),
         "a row goes to the nearest edge of the bins, not into the bin around it": Slip(
-            partial(_ece, kind="rounds"), "Cut (confidence * bins).long(); do not round."
-        ),
-        "this is the Brier score": Slip(
-            lambda p, y, bins: float((p - y.float()).square().mean()),
-            "Compare means within bins, not each row with its answer.",
+            partial(_bins, kind="rounds"), "Cut (confidence * bins).long(); do not round."
         ),
         "bins of one row are left out": Slip(
-            partial(_ece, kind="single rows"), "Leave out empty bins only."
-        ),
-        "every bin weighs the same": Slip(
-            partial(_ece, kind="mean of bins"),
-            "Weight each gap by the bin's share of the rows: larger bins count more.",
-        ),
-        "every bin weighs the same, the empty ones too": Slip(
-            partial(_ece, kind="all bins"),
-            "Weight each gap by the bin's share of the rows; an empty bin then weighs nothing.",
-        ),
-        "this is the gap of the worst bin (the maximum calibration error)": Slip(
-            partial(_ece, kind="worst"), "Average the gaps, weighted by the bins' shares."
-        ),
-        "the gaps keep their signs, so overconfident and underconfident bins cancel": Slip(
-            partial(_ece, kind="signed"), "Take the absolute value in each bin, before the sum."
-        ),
-        "the gaps keep their signs, confidence minus accuracy, so they cancel": Slip(
-            partial(_ece, kind="minus"), "Take the absolute value in each bin, before the sum."
-        ),
-        "the absolute value is taken once, at the end": Slip(
-            partial(_ece, kind="one bin"),
-            "That is |accuracy - mean confidence| of one large bin; take it bin by bin.",
-        ),
-        "the gaps are squared": Slip(
-            partial(_ece, kind="squared"), "Take the absolute value of each gap, not its square."
-        ),
-        "this is the root of the mean squared gap": Slip(
-            partial(_ece, kind="root"), "Take the absolute value of each gap instead."
+            partial(_bins, kind="single rows"), "Leave out empty bins only."
         ),
         "the middle of the bin replaces the mean confidence": Slip(
-            partial(_ece, kind="middle"), "Average the confidences that fall into the bin."
+            partial(_bins, kind="middle"), "Average the confidences that fall into the bin."
         ),
-        "the gaps are weighted by counts and not by shares": Slip(
-            partial(_ece, kind="sum"), "Divide by the number of all rows."
+        "bins is not used": Slip(lambda p, y, bins: _bins(p, y, 10), "There are `bins` of them."),
+        "confidence and accuracy have changed places": Slip(
+            lambda *draw: (_bins(*draw)[0], *_bins(*draw)[:0:-1]), "Return the confidence first."
         ),
-        "this is in percent": Slip(partial(_ece, kind="percent"), "Return a fraction, 0 to 1."),
+        "the rows come last": Slip(
+            lambda *draw: (*_bins(*draw)[1:], _bins(*draw)[0]), "Return the rows first."
+        ),
+        "the confidence is a sum": Slip(
+            lambda p, y, bins: (
+                _bins(p, y, bins)[0],
+                _bins(p, y, bins)[0] * _bins(p, y, bins)[1],
+                _bins(p, y, bins)[2],
+            ),
+            "Take the mean of the confidences.",
+        ),
+        "the accuracy is a count": Slip(
+            lambda *draw: (*_bins(*draw)[:2], _bins(*draw)[0] * _bins(*draw)[2]),
+            "Take the mean of `correct`, not its sum.",
+        ),
+        "this is the share that is wrong": Slip(
+            lambda *draw: (*_bins(*draw)[:2], 1 - _bins(*draw)[2]), "Accuracy counts right answers."
+        ),
+        "rows are shares, not counts": Slip(
+            lambda *draw: (_bins(*draw)[0] / len(draw[0]), *_bins(*draw)[1:]), "Count the rows."
+        ),
     },
+    otherwise=_how_many,
     edge_case="with confidences of exactly 1",
     edges=lambda source: [_with_certainty(*draw) for draw in _three_answers(source)],
 )
-def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 10) -> float:
-    """Expected calibration error (Guo et al. 2017, eq. 3).
+def reliability(
+    confidence: Tensor, correct: Tensor, bins: int = 10
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, mean confidence and accuracy of each bin that has rows, (K,) each, in order.
 
-    Confidence (N,) from 0 to 1, correct (N,) bool; equally wide bins from 0 to 1.
+    Confidence (N,) from 0 to 1, correct (N,) bool; equally wide bins from 0 to 1, whose last one
+    holds 1. Guo et al. 2017, section 2.
     """
-    return _ece(confidence, correct, bins)
+    return _bins(confidence, correct, bins)
+
+
+def _mean_gap(rows: Tensor, confidence: Tensor, accuracy: Tensor, kind: str) -> float:
+    gaps, share = (accuracy - confidence).double(), rows / rows.sum()
+    return {
+        "mean of bins": gaps.abs().mean(),
+        "worst": gaps.abs().max(),
+        "signed": (gaps * share).sum(),
+        "minus": -(gaps * share).sum(),
+        "one bin": (gaps * share).sum().abs(),
+        "squared": (gaps.square() * share).sum(),
+        "root": (gaps.square() * share).sum().sqrt(),
+        "sum": (gaps.abs() * rows).sum(),
+        "bins": (gaps.abs() * rows).sum() / len(rows),
+        "twice": (gaps.abs() * share).mean(),
+        "percent": 100 * (gaps.abs() * share).sum(),
+    }[kind].item()
+
+
+@exercise(
+    look="Take |accuracy - confidence| of each bin, weighted by the bin's share of the rows.",
+    draws=lambda source: [_bins(*draw) for draw in _three_answers(source)],
+    slips={
+        "every bin weighs the same": Slip(
+            partial(_mean_gap, kind="mean of bins"),
+            "Weight each gap by the bin's share of the rows: larger bins count more.",
+        ),
+        "this is the gap of the worst bin (the maximum calibration error)": Slip(
+            partial(_mean_gap, kind="worst"), "Average the gaps, weighted by the bins' shares."
+        ),
+        "the gaps keep their signs, so overconfident and underconfident bins cancel": Slip(
+            partial(_mean_gap, kind="signed"), "Take the absolute value of each gap."
+        ),
+        "the gaps keep their signs, confidence minus accuracy, so they cancel": Slip(
+            partial(_mean_gap, kind="minus"), "Take the absolute value of each gap."
+        ),
+        "the absolute value is taken once, at the end": Slip(
+            partial(_mean_gap, kind="one bin"), "Take it bin by bin, before the sum."
+        ),
+        "the gaps are squared": Slip(
+            partial(_mean_gap, kind="squared"), "Take the absolute value of each gap instead."
+        ),
+        "this is the root of the mean squared gap": Slip(
+            partial(_mean_gap, kind="root"), "Take the absolute value of each gap instead."
+        ),
+        "the gaps are weighted by counts and not by shares": Slip(
+            partial(_mean_gap, kind="sum"), "Divide by the number of all rows."
+        ),
+        "the sum is divided by the number of bins, not of rows": Slip(
+            partial(_mean_gap, kind="bins"), "Divide by the number of all rows, rows.sum()."
+        ),
+        "the weighted gaps are averaged, which weights them twice": Slip(
+            partial(_mean_gap, kind="twice"), "The shares add up to 1: take the sum."
+        ),
+        "this is in percent": Slip(partial(_mean_gap, kind="percent"), "Return 0 to 1."),
+    },
+)
+def calibration_error(rows: Tensor, confidence: Tensor, accuracy: Tensor) -> float:
+    """Expected calibration error (Guo et al. 2017, eq. 3) of bins as :func:`reliability` returns
+    them."""
+    return _ece(rows, confidence, accuracy)
 
 
 def _confidences(source: torch.Generator) -> Draws:
@@ -360,7 +440,7 @@ def _by_chance(
     at: Callable[[np.ndarray], Any] = lambda errors: np.percentile(errors, 95),
     right: Callable[[Tensor, Tensor], Tensor] = torch.lt,
 ) -> float:
-    made = [_ece(confidence, right(u, confidence), bins) for u in uniforms]
+    made = [_ece(*_bins(confidence, right(u, confidence), bins)) for u in uniforms]
     return float(at(np.array(made)))
 
 
@@ -403,12 +483,6 @@ def _by_chance(
         "bins is not used": Slip(
             lambda p, u, bins: _by_chance(p, u, 10), "Hand it on to calibration_error."
         ),
-        "this is a normal curve's 95th percentile": Slip(
-            partial(_by_chance, at=lambda x: x.mean() + 1.645 * x.std()), "Use np.percentile."
-        ),
-        "this is the mean plus 1.96 standard deviations": Slip(
-            partial(_by_chance, at=lambda x: x.mean() + 1.96 * x.std()), "Use np.percentile."
-        ),
         "every answer is right as often as the mean confidence says": Slip(
             partial(_by_chance, right=lambda u, p: u < p.mean()), "Compare with each confidence."
         ),
@@ -416,7 +490,7 @@ def _by_chance(
             lambda p, u, bins: _by_chance(p, u[:1], bins), "Each row of uniforms is one draw."
         ),
         "all draws are pooled into one": Slip(
-            lambda p, u, bins: _ece(p.repeat(len(u)), (u < p).flatten(), bins),
+            lambda p, u, bins: _ece(*_bins(p.repeat(len(u)), (u < p).flatten(), bins)),
             "One ECE for each row of uniforms, then a percentile of them.",
         ),
     },
@@ -448,8 +522,11 @@ RULES: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "cross-entropy": F.cross_entropy,
     "accuracy": lambda z, y: 0.0,
     "Brier": lambda z, y: float((z.softmax(-1) - F.one_hot(y, 3)).square().sum()),
-    "ECE": lambda z, y: _ece(z.softmax(-1).amax(-1), z.argmax(-1) == y, 10),
+    "ECE": lambda z, y: _ece(*_bins(z.softmax(-1).amax(-1), z.argmax(-1) == y, 10)),
     "largest": lambda z, y: -F.cross_entropy(z, y),
+    "softmax": lambda z, y: F.cross_entropy(z.softmax(-1), y),
+    "probability": lambda z, y: -z.softmax(-1).gather(1, y[:, None]).mean(),
+    "own": lambda z, y: F.cross_entropy(z, z.argmax(-1)),
 }
 
 
@@ -492,6 +569,15 @@ def _losses_at(logits: Tensor, labels: Tensor, grid: Sequence[float]) -> Tensor:
             partial(_chosen, RULES["ECE"]),
             "That would fit the bins, and their noise: choose by the cross-entropy.",
         ),
+        "the softmax is taken twice": Slip(
+            partial(_chosen, RULES["softmax"]), "F.cross_entropy takes logits: give it logits / t."
+        ),
+        "the temperature is chosen by the mean probability of the labels": Slip(
+            partial(_chosen, RULES["probability"]), "Average their logarithms."
+        ),
+        "the answers of the model are taken for the labels": Slip(
+            partial(_chosen, RULES["own"]), "Any model is sure of itself: use `labels`."
+        ),
     },
 )
 def fit_temperature(logits: Tensor, labels: Tensor, temperatures: Sequence[float]) -> float:
@@ -502,58 +588,11 @@ def fit_temperature(logits: Tensor, labels: Tensor, temperatures: Sequence[float
     return temperatures[int(_losses_at(logits, labels, temperatures).argmin())]
 
 
-def _labels(source: torch.Generator) -> Draws:
-    draws = []
-    for classes, absent in ((3, 0), (4, 1), (5, 0)):  # in the second the last class never occurs
-        labels = torch.randint(0, classes - absent, (60,), generator=source)
-        predictions = torch.randint(0, classes - absent, (60,), generator=source)
-        # One pair occurs often and its mirror image never, so that no draw is symmetric.
-        predictions[(labels == 1) & (predictions == 0)] = 1
-        labels[:8], predictions[:8] = 0, 1
-        draws.append((labels, predictions, classes))
-    return draws
-
-
-def _shares(labels: Tensor, predictions: Tensor, classes: int, over: tuple[int, ...]) -> Tensor:
-    counts = confusion.reference(labels, predictions, classes).double()
-    return counts / counts.sum(over, keepdim=True).clamp_min(1)
-
-
-@exercise(
-    look="Entry [i, j] is the number of rows whose label is i and whose prediction is j.",
-    draws=_labels,
-    slips={
-        "labels and predictions are swapped": Slip(
-            lambda y, p, c: confusion.reference(p, y, c),
-            "The label chooses the row (first index), the prediction the column.",
-        ),
-        "a pair that comes several times is counted once": Slip(
-            lambda y, p, c: confusion.reference(y, p, c).clamp(max=1),
-            "Indexing with += adds once per distinct pair: use a loop or torch.bincount.",
-        ),
-        "each row is divided by its sum": Slip(
-            partial(_shares, over=(1,)), "Return the counts; shares come later."
-        ),
-        "each column is divided by its sum": Slip(
-            partial(_shares, over=(0,)), "Return the counts; shares come later."
-        ),
-        "the counts are divided by the number of all rows": Slip(
-            partial(_shares, over=(0, 1)), "Return the counts; shares come later."
-        ),
-        "the right answers are left out": Slip(
-            lambda y, p, c: confusion.reference(y, p, c).fill_diagonal_(0),
-            "The diagonal, where label and prediction agree, belongs to the matrix.",
-        ),
-        "only the right answers are counted": Slip(
-            lambda y, p, c: confusion.reference(y, p, c).diagonal().diag(),
-            "Count every pair of label and prediction, also where they differ.",
-        ),
-    },
-)
-def confusion(labels: Tensor, predictions: Tensor, classes: int = 3) -> Tensor:
-    """(C, C) counts, labels down, predictions across."""
-    pairs = torch.bincount(labels * classes + predictions, minlength=classes * classes)
-    return pairs.reshape(classes, classes)
+def _pairs(matrix: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Labels and predictions with these counts (C, C), labels down."""
+    classes = len(matrix)
+    pairs = torch.arange(classes**2).repeat_interleave(matrix.flatten())
+    return pairs // classes, pairs % classes, classes
 
 
 def _counted(source: torch.Generator) -> Draws:
@@ -561,68 +600,87 @@ def _counted(source: torch.Generator) -> Draws:
     for classes in (3, 4, 2):
         matrix = torch.randint(1, 30, (classes, classes), generator=source)
         matrix[0, 0], matrix[0, 1] = 0, 40  # a label that is never found
-        draws.append((matrix,))
+        draws.append(_pairs(matrix))
     return draws
 
 
-def _of_class(matrix: Tensor, axis: int) -> Tensor:
+def _of_counts(
+    labels: Tensor, predictions: Tensor, classes: int, value: Callable[[Tensor], Tensor]
+) -> Tensor:
+    counts = torch.bincount(labels * classes + predictions, minlength=classes**2)
+    return value(counts.reshape(classes, classes))
+
+
+def _of_class(matrix: Tensor, axis: int = 1) -> Tensor:
     return 100 * matrix.diagonal() / matrix.sum(axis).clamp_min(1)
 
 
 @exercise(
-    look="The diagonal entry of each row, as a percentage of the row's sum.",
+    look="Of the rows with a label, what percentage is predicted as that label?",
     draws=_counted,
     slips={
         "this is the precision: of each prediction, how often it is right": Slip(
-            partial(_of_class, axis=0), "Recall asks about a label's rows: divide by sum(1)."
+            partial(_of_counts, value=partial(_of_class, axis=0)),
+            "Recall asks about a label's rows: predictions[labels == label].",
         ),
         "this is a fraction, but percent is wanted": Slip(
-            lambda m: _of_class(m, 1) / 100, "Multiply by 100."
+            partial(_of_counts, value=lambda m: _of_class(m) / 100), "Multiply by 100."
+        ),
+        "these are counts, not percentages": Slip(
+            partial(_of_counts, value=torch.diagonal), "Divide by the rows of that label."
         ),
         "the hits are divided by all rows, whatever their label": Slip(
-            lambda m: 100 * m.diagonal() / m.sum(), "Divide by the rows of that label only."
+            partial(_of_counts, value=lambda m: 100 * m.diagonal() / m.sum()),
+            "Divide by the rows of that label only.",
         ),
         "these are the shares of the labels": Slip(
-            lambda m: 100 * m.sum(1) / m.sum(), "Put the diagonal on top: the rows found."
+            partial(_of_counts, value=lambda m: 100 * m.sum(1) / m.sum()),
+            "Count the rows that are found, too.",
         ),
         "this is the percentage missed": Slip(
-            lambda m: 100 - _of_class(m, 1), "Recall counts what is found, the diagonal."
+            partial(_of_counts, value=lambda m: 100 - _of_class(m)), "Recall counts what is found."
+        ),
+        "this is each label's accuracy against all others": Slip(
+            partial(
+                _of_counts,
+                value=lambda m: 100 * (m.sum() + 2 * m.diagonal() - m.sum(0) - m.sum(1)) / m.sum(),
+            ),
+            "Look only at the rows that have the label.",
         ),
         "the percentages are cut to whole numbers": Slip(
-            lambda m: 100 * m.diagonal() // m.sum(1).clamp_min(1), "Use / rather than //."
-        ),
-        "the largest entry of each row is taken, not the diagonal": Slip(
-            lambda m: 100 * m.amax(1) / m.sum(1).clamp_min(1),
-            "What is found lies where label and prediction agree.",
+            partial(_of_counts, value=lambda m: 100 * m.diagonal() // m.sum(1).clamp_min(1)),
+            "Use / rather than //.",
         ),
         "these are the F1 scores": Slip(
-            lambda m: 200 * m.diagonal() / (m.sum(0) + m.sum(1)), "Recall looks at rows only."
+            partial(
+                _of_counts, value=lambda m: 200 * m.diagonal() / (m.sum(0) + m.sum(1)).clamp_min(1)
+            ),
+            "Recall looks only at the rows that have the label.",
         ),
     },
     edge_case="where a label never occurs",
-    edges=lambda source: [(torch.tensor([[3, 1, 0], [0, 0, 0], [2, 2, 4]]),)],
+    edges=lambda source: [
+        _pairs(torch.tensor(counts))
+        for counts in ([[3, 1, 0], [0, 0, 0], [2, 2, 4]], [[3, 1, 0], [2, 4, 0], [0, 0, 0]])
+    ],
 )
-def recall(matrix: Tensor) -> Tensor:
-    """(C,) percent of each label's rows that are found, from counts (C, C), labels down.
+def recall(labels: Tensor, predictions: Tensor, classes: int = 3) -> Tensor:
+    """(classes,) percent of each label's rows (N,) that are predicted as that label.
 
     0 for a label without rows.
     """
-    return _of_class(matrix, 1)
+    return _of_counts(labels, predictions, classes, _of_class)
 
 
 def _two_splits(source: torch.Generator) -> Draws:
+    """Counts of train's labels whose mode is neither their mean nor their median, and another
+    favorite on dev."""
     draws = []
-    for rows, most, other, lead in (
-        (20, 1, 2, 9),
-        (35, 0, 1, 9),
-        (26, 2, 0, 60),
-    ):  # dev has another favorite
-        train = torch.cat([torch.arange(3).repeat(5), torch.full((lead,), most)])
-        labels = torch.cat(
-            [torch.randint(0, 3, (rows,), generator=source), torch.full((rows,), other)]
-        )
-        order = torch.randperm(len(train), generator=source)
-        draws.append((train[order], labels))
+    for counts, other, rows in (((10, 6, 6), 2, 20), ((20, 3, 12), 1, 35), ((3, 4, 20), 0, 26)):
+        train = torch.arange(3).repeat_interleave(torch.tensor(counts))
+        dev = torch.randint(0, 3, (rows,), generator=source)
+        labels = torch.cat([dev, torch.full((rows,), other)])
+        draws.append((train[torch.randperm(len(train), generator=source)], labels))
     return draws
 
 
@@ -662,6 +720,15 @@ def _always(label: Tensor, labels: Tensor) -> float:
         "this is a count, not a percentage": Slip(
             lambda t, y: float((y == t.mode().values).sum()), "Divide by the number of labels."
         ),
+        "the largest label is given, not the most frequent": Slip(
+            lambda t, y: _always(t.max(), y), "Labels are names: count them."
+        ),
+        "the label in the middle (the median) is given": Slip(
+            lambda t, y: _always(t.median(), y), "Labels are names: count them."
+        ),
+        "the largest count is taken for a label": Slip(
+            lambda t, y: _always(t.bincount().max(), y), "Ask where the count is: argmax."
+        ),
         "the least frequent label is given": Slip(
             lambda t, y: _always(t.bincount().argmin(), y), "Take the most frequent one."
         ),
@@ -672,21 +739,101 @@ def always_most_common(train_labels: Tensor, labels: Tensor) -> float:
     return _always(train_labels.bincount().argmax(), labels)
 
 
-PLACES = ("itself", "left", "right", "<s>", "</s>")
-
-
-def _at_places(result: Any, m: Tensor) -> Tensor:
+def _by_name(result: Any, names: Collection[str]) -> Tensor:
     if not isinstance(result, Mapping):
         raise Misconception(
             f"your function returned a {type(result).__name__}, but a dictionary is wanted",
-            "Its keys are itself, left, right, <s> and </s>.",
+            f"Its keys are {', '.join(names)}.",
         )
-    if set(result) != set(PLACES):
+    if set(result) != set(names):
         raise Misconception(
             f"your function returned a dict with the keys {', '.join(map(str, result)) or 'none'}",
-            f"They must be {', '.join(PLACES)}.",
+            f"They must be {', '.join(names)}.",
         )
-    return torch.tensor([float(result[place]) for place in PLACES])
+    return torch.tensor([float(result[name]) for name in names])
+
+
+def _written(source: torch.Generator) -> Draws:
+    """Texts with marks at their start, inside, several times, or not at all."""
+    patterns = {
+        "a capital letter": re.compile("[A-Z]"),
+        "a number": re.compile("[0-9]+"),
+        "a mention": re.compile(r"@\w"),
+    }
+    words = ["Aba", "x7", "@me", "plain", "77", "so", "B"]
+    draws = []
+    for count in (4, 7, 11):
+        texts = [
+            " ".join(words[whole(source, 0, 6)] for _ in range(whole(source, 1, 5)))
+            for _ in range(count)
+        ]
+        texts += ["so B and C", "1 of 2 and 3", "", "@me and @you", "B", "77"]
+        draws.append((texts, patterns))
+    return draws
+
+
+def _marked(
+    texts: Sequence[str],
+    patterns: Mapping[str, re.Pattern[str]],
+    *,
+    found: Callable[[re.Pattern[str], str], Any] = lambda pattern, text: bool(pattern.search(text)),
+    of: Callable[[Sequence[str]], float] = len,
+    scale: float = 100.0,
+) -> dict[str, float]:
+    """The shares with some parts replaced by slips; with none, the right ones."""
+    return {
+        name: scale * sum(found(pattern, text) for text in texts) / of(texts)
+        for name, pattern in patterns.items()
+    }
+
+
+@exercise(
+    look="For each pattern: in what percentage of the texts does it occur, once or more often?",
+    draws=_written,
+    read=lambda result, texts, patterns: _by_name(result, patterns),
+    slips={
+        "this is a fraction, but percent is wanted": Slip(
+            partial(_marked, scale=1), "Multiply by 100."
+        ),
+        "this is a count, not a percentage": Slip(
+            partial(_marked, scale=1, of=lambda texts: 1), "Divide by the number of texts."
+        ),
+        "a text with two marks counts twice": Slip(
+            partial(_marked, found=lambda p, t: len(p.findall(t))),
+            "Ask whether the mark occurs: bool(pattern.search(text)).",
+        ),
+        "only the start of each text is looked at": Slip(
+            partial(_marked, found=lambda p, t: bool(p.match(t))), "pattern.search looks anywhere."
+        ),
+        "a text counts only if the mark is all it has": Slip(
+            partial(_marked, found=lambda p, t: bool(p.fullmatch(t))),
+            "pattern.search looks anywhere.",
+        ),
+        "these are the texts without the mark": Slip(
+            partial(_marked, found=lambda p, t: not p.search(t)), "Count the texts that have it."
+        ),
+        "the texts are divided by all words": Slip(
+            partial(_marked, of=lambda texts: len(_words(texts))), "Divide by the number of texts."
+        ),
+        "the percentages are rounded": Slip(
+            lambda x, ps: {name: float(round(share)) for name, share in _marked(x, ps).items()},
+            "Return all digits; round when you print.",
+        ),
+        "the count of one pattern goes on with the next": Slip(
+            lambda x, ps: dict(zip(ps, accumulate(_marked(x, ps).values()), strict=True)),
+            "Start at 0 for each pattern.",
+        ),
+        "empty texts are left out of the division": Slip(
+            partial(_marked, of=lambda texts: sum(map(bool, texts))), "Divide by len(texts)."
+        ),
+    },
+)
+def marked(texts: Sequence[str], patterns: Mapping[str, re.Pattern[str]]) -> dict[str, float]:
+    """Name of each pattern -> percent of the texts in which the pattern occurs."""
+    return _marked(texts, patterns)
+
+
+PLACES = ("itself", "left", "right", "<s>", "</s>")
 
 
 def _shares_of(m: Tensor, fewer: int = 0, scale: float = 1.0) -> dict[str, float]:
@@ -704,7 +851,7 @@ def _wrapped(m: Tensor, shift: int) -> float:
 @exercise(
     look="m[q, k] says how much query q looks at key k; average over all L queries.",
     draws=lambda source: [(attention_maps(source, mask_of((n,)), 1)[0, 0],) for n in (3, 6, 9)],
-    read=_at_places,
+    read=lambda result, m: _by_name(result, PLACES),
     slips={
         "left and right are swapped": Slip(
             lambda m: (

@@ -26,7 +26,9 @@ def slow_kd(student: torch.Tensor, teacher: torch.Tensor, temperature: float) ->
     return total / len(student) * temperature**2
 
 
-def hand_train(student, batches, epochs, learning_rate, temperature, mode=True, keep=float):
+def hand_train(
+    student, batches, epochs, learning_rate, temperature, mode=True, keep=float, left=False
+):
     optimizer = torch.optim.AdamW(student.parameters(), learning_rate)
     student.train(mode)
     losses = []
@@ -37,6 +39,7 @@ def hand_train(student, batches, epochs, learning_rate, temperature, mode=True, 
             loss.backward()
             optimizer.step()
             losses.append(keep(loss))
+    student.train(left)
     return losses
 
 
@@ -49,9 +52,18 @@ def no_step(student, batches, epochs, learning_rate, temperature):
     return losses
 
 
-def ask_in(grad, model, tokenizer, text, temperature):
-    with torch.set_grad_enabled(grad):
-        return torch.softmax(model(**tokenizer(text, return_tensors="pt")).logits / temperature, -1)
+def ask_in(how, model, tokenize, texts, size, inside=lambda x: x):
+    pairs = []
+    for start in range(0, len(texts), size):
+        inputs = tokenize(list(texts[start : start + size]))
+        with how:
+            pairs.append((inputs, inside(model(**inputs).logits)))
+    return pairs
+
+
+def ask_the_rest(model, tokenize, texts, size):
+    first = ask_in(torch.no_grad(), model, tokenize, texts[:size], size)
+    return first + ask_the_rest(model, tokenize, texts[size:], size) if texts else first
 
 
 def kl_of(log_q: torch.Tensor, p: torch.Tensor, reduction: str = "batchmean") -> torch.Tensor:
@@ -80,10 +92,10 @@ SOLUTIONS: dict[str, list[Answer]] = {
         ),
         slow_kd,
     ],
-    "ask": [
-        lambda m, f, x, T: ask_in(False, m, f, x, T)[0],
-        lambda m, f, x, T: ask_in(True, m, f, x, T).squeeze(0).detach(),
-        lambda m, f, x, T: ask_in(False, m, f, x, T)[0].numpy(),
+    "answers": [
+        lambda *a: ask_in(torch.no_grad(), *a),
+        lambda *a: tuple(list(pair) for pair in ask_in(torch.inference_mode(), *a)),
+        ask_the_rest,
     ],
     "train": [
         hand_train,
@@ -120,6 +132,19 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "two arguments": (lambda x: torch.softmax(x, -1), "TypeError"),
     },
     "kd_loss": {
+        "floor": (
+            lambda s, t, T: (
+                T**2
+                * kl_of((s / T).softmax(-1).clamp_min(1e-30).log(), (t.detach() / T).softmax(-1))
+            ),
+            "with large logits the loss is too small",
+        ),
+        "epsilon": (
+            lambda s, t, T: (
+                T**2 * kl_of(((s / T).softmax(-1) + 1e-3).log(), (t.detach() / T).softmax(-1))
+            ),
+            "is",
+        ),
         "no T squared": (
             lambda s, t, T: kl_of(F.log_softmax(s / T, -1), F.softmax(t.detach() / T, -1)),
             "T squared is missing",
@@ -240,16 +265,41 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "item": (lambda s, t, T: slow_kd(s, t, T).item(), "returned a float"),
         "raises": (lambda s, t, T: s @ t, "RuntimeError"),
     },
-    "ask": {
-        "batch axis": (lambda *a: ask_in(False, *a), "the axis of the batch"),
-        "graph": (lambda *a: ask_in(True, *a)[0], "carry a graph"),
-        "certain": (lambda *a: ask_in(False, *a)[0].argmax(), "returned shape ()"),
-        "dict": (lambda *a: dict(enumerate(ask_in(False, *a)[0].tolist())), "returned a dict"),
-        "lists": (lambda m, f, x, T: m(**f(x)).logits, "raised TypeError"),
+    "answers": {
+        "graph": (lambda *a: ask_in(torch.enable_grad(), *a), "would need for gradients"),
+        "detached": (
+            lambda *a: ask_in(torch.enable_grad(), *a, torch.Tensor.detach),
+            "would need for gradients",
+        ),
+        "training mode": (
+            lambda m, *a: ask_in(torch.no_grad(), m.train(), *a),
+            "in training mode",
+        ),
+        "logits only": (lambda *a: [p for _, p in ask_in(torch.no_grad(), *a)], "a list of pairs"),
+        "classes": (
+            lambda *a: ask_in(torch.no_grad(), *a, lambda x: x.argmax(-1)),
+            "of a pair has shape (3,)",
+        ),
+        "lists": (
+            lambda *a: ask_in(torch.no_grad(), *a, torch.Tensor.tolist),
+            "a list of pairs",
+        ),
+        "one pair": (lambda *a: ask_in(torch.no_grad(), *a)[0], "a list of pairs"),
+        "no pair": (lambda *a: ask_in(torch.no_grad(), *a)[:0], "a list of pairs"),
+        "one text": (lambda m, f, x, n: [(f(t), m(**f(t)).logits) for t in x], "a list of texts"),
+        "one more": (
+            lambda m, f, x, n: ask_in(torch.no_grad(), m, f, x, n + 1),
+            "at a time, give batches of",
+        ),
+        "a little": (
+            lambda *a: ask_in(torch.no_grad(), *a, lambda x: x + 0.1),
+            "is right, on random input",
+        ),
     },
     "train": {
         "no step": (no_step, "weights have not changed"),
         "eval mode": (lambda *a: hand_train(*a, mode=False), "in eval mode"),
+        "no eval": (lambda *a: hand_train(*a, left=True), "left in training mode"),
         "graphs": (lambda *a: hand_train(*a, keep=lambda x: x), "keep their graphs"),
         "last epoch": (lambda *a: hand_train(*a)[-3:], "give 6 losses, but you return 3"),
         "one number": (lambda *a: hand_train(*a)[-1], "a list of losses is wanted"),

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, recall_score
 
 from comet_lib.similarity import entropy
 
@@ -38,53 +39,44 @@ def rows(maps: torch.Tensor) -> torch.Tensor:
     return torch.special.entr(maps).sum(-1)
 
 
-def slow_ece(confidence: torch.Tensor, correct: torch.Tensor, bins: int) -> float:
+def slow_bins(confidence: torch.Tensor, correct: torch.Tensor, bins: int) -> tuple[list, ...]:
     """A loop over the bins, with edges."""
-    total = 0.0
+    rows, sure, right = [], [], []
     for low, high in zip(range(bins), range(1, bins + 1), strict=True):
         here = (confidence > low / bins) & (confidence <= high / bins)
         if here.any():
-            gap = correct[here].float().mean() - confidence[here].mean()
-            total += here.float().mean().item() * abs(gap.item())
-    return total
+            rows.append(int(here.sum()))
+            sure.append(confidence[here].mean().item())
+            right.append(correct[here].float().mean().item())
+    return rows, sure, right
 
 
-def ece_of(confidence: Any, correct: Any, bins: int, gap: Any, weigh: Any, one: int = 1) -> float:
-    """``weigh(gaps, counts)`` of ``gap(accuracy, confidence, bin)`` in each bin."""
-    at = np.minimum((confidence.numpy() * bins).astype(int), bins - one)
-    gaps, counts = [], []
-    for index in range(bins):
-        here = at == index
-        if here.any():
-            sure, right = confidence.numpy()[here].mean(), correct.numpy()[here].mean()
-            gaps.append(gap(right, sure, index))
-            counts.append(here.sum())
-    return float(weigh(np.array(gaps), np.array(counts)))
+def with_pandas(confidence: torch.Tensor, correct: torch.Tensor, bins: int) -> tuple[Any, ...]:
+    table = pd.DataFrame({"sure": confidence.double(), "right": correct})
+    groups = table.groupby(np.minimum((table["sure"] * bins).astype(int), bins - 1))
+    means = groups.mean().to_numpy(float)
+    return groups.size().to_numpy(), means[:, 0], means[:, 1]
 
 
-def absolute(right: float, sure: float, _: int) -> float:
-    return abs(right - sure)
+def slow_ece(rows: Any, confidence: Any, accuracy: Any) -> float:
+    total = sum(n * abs(a - c) for n, c, a in zip(rows, confidence, accuracy, strict=True))
+    return float(total / sum(rows))
 
 
-def signed(right: float, sure: float, _: int) -> float:
-    return right - sure
+def chance(confidence: torch.Tensor, uniforms: torch.Tensor, bins: int) -> list[float]:
+    return [slow_ece(*slow_bins(confidence, row < confidence, bins)) for row in uniforms]
 
 
-def mean(gaps: Any, counts: Any) -> float:
-    return float((gaps * counts).sum() / counts.sum())
+def slow_recall(labels: torch.Tensor, predictions: torch.Tensor, classes: int) -> list[float]:
+    matrix = confusion_matrix(labels, predictions, labels=range(classes))
+    return [100 * row[i] / max(row.sum(), 1) for i, row in enumerate(matrix)]
 
 
-def slow_confusion(labels: torch.Tensor, predictions: torch.Tensor, classes: int) -> torch.Tensor:
-    matrix = torch.zeros(classes, classes, dtype=torch.long)
-    for i, j in zip(labels.tolist(), predictions.tolist(), strict=True):
-        matrix[i, j] += 1
-    return matrix
-
-
-def fancy(labels: torch.Tensor, predictions: torch.Tensor, classes: int) -> torch.Tensor:
-    matrix = torch.zeros(classes, classes, dtype=torch.long)
-    matrix[labels, predictions] += 1
-    return matrix
+def slow_marked(texts: list[str], patterns: Any) -> dict[str, float]:
+    return {
+        name: 100 * len([text for text in texts if pattern.search(text)]) / len(texts)
+        for name, pattern in patterns.items()
+    }
 
 
 def slow_places(m: torch.Tensor) -> dict[str, float]:
@@ -109,15 +101,28 @@ SOLUTIONS: dict[str, list[Answer]] = {
         lambda m, k: rows(m).transpose(1, 2)[k.bool()].mean(0),
         lambda m, k: -(m * m.clamp_min(1e-12).log()).sum(-1).mul(k[:, None]).sum((0, 2)) / k.sum(),
     ],
+    "marked": [
+        slow_marked,
+        lambda x, ps: {
+            name: np.mean([pattern.search(text) is not None for text in x]) * 100
+            for name, pattern in reversed(ps.items())
+        },
+    ],
+    "reliability": [
+        lambda p, y, n: tuple(map(torch.tensor, slow_bins(p, y, n))),
+        lambda p, y, n: [*map(np.array, slow_bins(p, y, n))],
+        slow_bins,
+        with_pandas,
+    ],
     "calibration_error": [
         slow_ece,
-        lambda p, y, n: torch.tensor(slow_ece(p, y, n)),
-        lambda p, y, n: ece_of(p, y, n, absolute, mean),
+        lambda n, c, a: torch.dot(n.double() / n.sum(), (a - c).abs().double()),
+        lambda n, c, a: np.average((c - a).abs().numpy(), weights=n.numpy()),
     ],
     "chance_error": [
-        lambda p, u, n: np.percentile([slow_ece(p, row < p, n) for row in u], 95),
-        lambda p, u, n: np.quantile(np.array([slow_ece(p, p > row, n) for row in u]), 0.95),
-        lambda p, u, n: torch.quantile(torch.tensor([slow_ece(p, row < p, n) for row in u]), 0.95),
+        lambda p, u, n: np.percentile(chance(p, u, n), 95),
+        lambda p, u, n: np.quantile(np.array(chance(p, u, n)), 0.95),
+        lambda p, u, n: torch.quantile(torch.tensor(chance(p, u, n)), 0.95),
     ],
     "fit_temperature": [
         lambda x, y, ts: min(ts, key=lambda t: F.cross_entropy(x / t, y)),
@@ -125,9 +130,12 @@ SOLUTIONS: dict[str, list[Answer]] = {
         lambda x, y, ts: np.float64(ts[np.argmin([F.cross_entropy(x / t, y) for t in ts])]),
     ],
     "recall": [
-        lambda m: torch.stack([100 * m[i, i] / max(int(m[i].sum()), 1) for i in range(len(m))]),
-        lambda m: 100 * np.diag(m.numpy()) / np.maximum(m.numpy().sum(1), 1),
-        lambda m: (100 * m.diag() / m.sum(1)).nan_to_num(0),
+        lambda y, p, c: torch.tensor(slow_recall(y, p, c)),
+        lambda y, p, c: np.array(slow_recall(y, p, c)),
+        lambda y, p, c: 100 * recall_score(y, p, labels=range(c), average=None, zero_division=0),
+        lambda y, p, c: torch.stack(
+            [100 * (p[y == i] == i).float().mean().nan_to_num(0) for i in range(c)]
+        ),
     ],
     "always_most_common": [
         lambda t, y: 100 * (y == t.mode().values).float().mean().item(),
@@ -138,13 +146,6 @@ SOLUTIONS: dict[str, list[Answer]] = {
         slow_places,
         lambda m: {k: torch.tensor(v) for k, v in slow_places(m).items()},
         lambda m: {k: np.float32(v) for k, v in reversed(slow_places(m).items())},
-    ],
-    "confusion": [
-        slow_confusion,
-        lambda y, p, c: torch.bincount(y * c + p, minlength=c * c).reshape(c, c),
-        lambda y, p, c: torch.as_tensor(confusion_matrix(y, p, labels=range(c))),
-        lambda y, p, c: torch.eye(c)[y].T @ torch.eye(c)[p],
-        lambda y, p, c: slow_confusion(y, p, c).numpy(),
     ],
 }
 
@@ -177,55 +178,32 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "list": (lambda m, k: slow_entropy(m, k).tolist(), "returned a list"),
         "in place": (lambda m, k: slow_entropy(m.clamp_(1e-9), k), "changed its argument 1"),
     },
-    "calibration_error": {
-        "bins alike": (
-            lambda p, y, n: ece_of(p, y, n, absolute, lambda g, c: g.mean()),
-            "every bin weighs the same. ",
+    "marked": {
+        "numbers": (lambda x, ps: [*slow_marked(x, ps).values()], "a dictionary is wanted"),
+        "one": (lambda x, ps: {"a number": 3.0}, "the keys a number"),
+        "a little": (
+            lambda x, ps: {name: share + 1 for name, share in slow_marked(x, ps).items()},
+            "is right, on random input",
         ),
-        "empty bins": (
-            lambda p, y, n: ece_of(p, y, n, absolute, lambda g, c: g.sum() / n),
-            "the empty ones too",
-        ),
-        "worst": (lambda p, y, n: ece_of(p, y, n, absolute, lambda g, c: g.max()), "worst bin"),
-        "signed": (lambda p, y, n: ece_of(p, y, n, signed, mean), "underconfident bins cancel"),
-        "minus": (lambda p, y, n: -ece_of(p, y, n, signed, mean), "confidence minus accuracy"),
+    },
+    "reliability": {
+        "one table": (lambda *a: torch.stack([*map(torch.tensor, slow_bins(*a))]), "three things"),
+        "lengths": (lambda *a: (slow_bins(*a)[0], [0.5], [0.5]), "one entry each"),
         "one bin": (
-            lambda p, y, n: (y.float().mean() - p.mean()).abs().item(),
-            "once, at the end",
+            lambda p, y, n: ([len(p)], [p.mean()], [y.float().mean()]),
+            "bins have rows, but you return 1",
         ),
-        "squared": (
-            lambda p, y, n: ece_of(p, y, n, lambda a, b, _: (a - b) ** 2, mean),
-            "are squared",
+        "a little": (
+            lambda *a: (*slow_bins(*a)[:2], [x + 0.1 for x in slow_bins(*a)[2]]),
+            "is right, on random input",
         ),
-        "root": (
-            lambda p, y, n: ece_of(p, y, n, lambda a, b, _: (a - b) ** 2, mean) ** 0.5,
-            "root of the mean",
-        ),
-        "middle": (
-            lambda p, y, n: ece_of(p, y, n, lambda a, b, i: abs(a - (i + 0.5) / n), mean),
-            "middle of the bin",
-        ),
-        "counts": (
-            lambda p, y, n: ece_of(p, y, n, absolute, lambda g, c: (g * c).sum()),
-            "by counts",
-        ),
-        "percent": (lambda p, y, n: 100 * slow_ece(p, y, n), "in percent"),
-        "one lost": (
-            lambda p, y, n: ece_of(p, y, n, absolute, lambda g, c: (g * c).sum() / len(p), one=0),
-            "exactly 1",
-        ),
-        "ten bins": (lambda p, y, n: slow_ece(p, y, 10), "on random input"),
-        "empty mean": (
-            lambda p, y, n: sum(
-                (y[(p * n).long() == i].float().mean() - p[(p * n).long() == i].mean()).abs()
-                for i in range(n)
-            ),
-            "NaN",
-        ),
-        "vector": (lambda p, y, n: (p - y.float()).abs(), "returned a Tensor"),
+    },
+    "calibration_error": {
+        "vector": (lambda n, c, a: (a - c).abs(), "returned a Tensor"),
+        "mean confidence": (lambda n, c, a: c.mean(), "is right, on random input"),
     },
     "chance_error": {
-        "all draws": (lambda p, u, n: [slow_ece(p, r < p, n) for r in u], "returned a list"),
+        "all draws": (chance, "returned a list"),
         "confidence": (lambda p, u, n: p.mean(), "is right, on random input"),
     },
     "fit_temperature": {
@@ -237,26 +215,28 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         ),
     },
     "recall": {
-        "NaN": (lambda m: 100 * m.diag() / m.sum(1), "never occurs, your function returned NaN"),
-        "mean": (lambda m: (100 * m.diag() / m.sum(1).clamp(min=1)).mean(), "returned shape ()"),
-        "all": (lambda m: 100 * m / m.sum(1, keepdim=True).clamp(min=1), "returned shape (3, 3)"),
+        "NaN": (
+            lambda y, p, c: torch.stack([100 * (p[y == i] == i).float().mean() for i in range(c)]),
+            "never occurs, your function returned NaN",
+        ),
+        "mean": (lambda *a: torch.tensor(slow_recall(*a)).mean(), "returned shape ()"),
+        "list": (slow_recall, "returned a list"),
+        "labels up to the last": (
+            lambda y, p, c: torch.tensor(slow_recall(y, p, int(y.max()) + 1)),
+            "never occurs, your function returned shape (2,)",
+        ),
+        "labels that occur": (
+            lambda y, p, c: torch.tensor(slow_recall(y, p, c))[y.unique()],
+            "never occurs, your function returned shape (2,)",
+        ),
     },
     "always_most_common": {
-        "largest": (lambda t, y: 100 * (y == t.max()).float().mean().item(), "on random input"),
+        "least mean": (lambda t, y: 100 * (y == t.min()).float().mean().item(), "on random input"),
         "each": (lambda t, y: y == t.mode().values, "returned a Tensor"),
     },
     "places": {
         "numbers": (lambda m: [*slow_places(m).values()], "a dictionary is wanted"),
         "keys": (lambda m: {"self": 0.5, "left": 0.1}, "the keys self, left"),
         "first query": (lambda m: slow_places(m) | {"<s>": m[0].mean().item()}, "on random input"),
-    },
-    "confusion": {
-        "transposed": (lambda y, p, c: slow_confusion(p, y, c), "swapped"),
-        "fancy index": (fancy, "several times"),
-        "size from the data": (
-            lambda y, p, c: slow_confusion(y, p, int(max(y.max(), p.max())) + 1),
-            "returned shape (3, 3)",
-        ),
-        "one more": (lambda y, p, c: slow_confusion(y, p, c) + 1, "on random input"),
     },
 }
