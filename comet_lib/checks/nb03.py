@@ -277,7 +277,10 @@ def attention_map(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
 def _halves(result: Any, shapes: Sequence[tuple[int, ...]], names: str) -> tuple[Tensor, ...]:
     """A pair of tensors or numbers of these shapes, without NaN."""
     if not isinstance(result, tuple | list | Tensor) or len(result) != 2:
-        raise Misconception(f"{names} are wanted, two results in a tuple", "return one, other")
+        raise Misconception(
+            f"your function returned a {type(result).__name__}, but two results in a tuple are wanted",
+            f"Return {names}.",
+        )
     parts = tuple(torch.as_tensor(part) for part in result)
     for part, shape in zip(parts, shapes, strict=True):
         if tuple(part.shape) != shape:
@@ -668,7 +671,10 @@ def _verify_states(answer: Answer) -> None:
                 "register_forward_hook returns a handle: call its .remove() after the run.",
             )
         if not isinstance(got, Mapping) or any(not isinstance(s, Tensor) for s in got.values()):
-            raise Misconception("a dict is wanted, with a tensor for each layer")
+            raise Misconception(
+                f"your function returned a {type(got).__name__}, but a dict with a tensor for each "
+                "layer is wanted"
+            )
         if sorted(got) != chosen:
             raise Misconception(
                 f"layers {chosen} are wanted, but there are {[*got]}", "Hook only these layers."

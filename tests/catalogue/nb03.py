@@ -442,7 +442,7 @@ MUTANTS["states_of"] = {
         lambda e, b, n: {i: e(**b, output_hidden_states=True).hidden_states[i + 1] for i in n},
         "holds the graph",
     ),
-    "list": (lambda *a: [*hooked(*a).values()], "a dict is wanted"),
+    "list": (lambda *a: [*hooked(*a).values()], "returned a list, but a dict"),
     "first sentence": (
         lambda *a: {n: state[0] for n, state in hooked(*a).items()},
         "only the first sentence",
