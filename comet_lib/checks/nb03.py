@@ -278,7 +278,8 @@ def _halves(result: Any, shapes: Sequence[tuple[int, ...]], names: str) -> tuple
     """A pair of tensors or numbers of these shapes, without NaN."""
     if not isinstance(result, tuple | list | Tensor) or len(result) != 2:
         raise Misconception(
-            f"your function returned a {type(result).__name__}, but two results in a tuple are wanted",
+            f"your function returned a {type(result).__name__}, "
+            "but two results in a tuple are wanted",
             f"Return {names}.",
         )
     parts = tuple(torch.as_tensor(part) for part in result)
@@ -677,7 +678,8 @@ def _verify_states(answer: Answer) -> None:
             )
         if sorted(got) != chosen:
             raise Misconception(
-                f"layers {chosen} are wanted, but there are {[*got]}", "Hook only these layers."
+                f"your function returned a dict of layers {[*got]}, but layers {chosen} are wanted",
+                "Hook these layers and no others.",
             )
         if any(state.requires_grad for state in got.values()):
             raise Misconception(
