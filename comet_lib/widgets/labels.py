@@ -85,7 +85,7 @@ class LabelBudgetView(View):
                 low, high = self.intervals[name].T
                 axes.fill_between(self.budgets, low, high, color=colour, alpha=0.15, linewidth=0)
         log_ticks(axes, self.budgets)
-        axes.set(xlabel="labelled tweets (log scale)", ylabel=f"{self.score}, percent")
+        axes.set(xlabel="labeled tweets (log scale)", ylabel=f"{self.score}, percent")
         axes.legend(frameon=False)
         bare(axes)
         self._place = axes.axvline(self.labels, color=GREY, linewidth=1, linestyle="--")
