@@ -95,10 +95,10 @@ def test_a_home_that_cannot_be_written_is_harmless(
     assert noted("passed") == {}
     said = "PASS  retention (1 of 6; next: soft_targets)\n"
     assert capsys.readouterr() == (said * 2, "")
-    for name in ("soft_targets", "ask"):
+    for name in ("soft_targets", "answers"):
         check.EXERCISES[name](SOLUTIONS[name][0])
     assert capsys.readouterr().out == (
-        "PASS  soft_targets (1 of 6; next: ask)\nPASS  ask (1 of 6; next: kd_loss)\n"
+        "PASS  soft_targets (1 of 6; next: answers)\nPASS  answers (1 of 6; next: kd_loss)\n"
     )
 
 

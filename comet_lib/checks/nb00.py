@@ -175,8 +175,8 @@ def _logits_and_sizes(result: Any, model: _Toy, *rest: Any) -> tuple[Tensor, ...
     )
     if not pairs or not result:
         raise Misconception(
-            f"your function returned a {type(result).__name__}, but a list of pairs (inputs, logits) "
-            "is wanted",
+            f"your function returned a {type(result).__name__}, but a list of pairs (inputs, "
+            "logits) is wanted",
             "Start an empty list before the loop, append (inputs, logits) in it.",
         )
     again = [model(**inputs).logits for inputs, _ in result]
