@@ -83,6 +83,11 @@ def drawable(tokens: Names) -> tuple[list[str], list[str], str]:
     return labels, families, note
 
 
+def on_axis(label: str) -> str:
+    """A token's label beside a map: the block that begins a word is too heavy there."""
+    return "_" + label[1:] if label.startswith("▁") else label
+
+
 def result_bars(report: Mapping[str, Any]) -> Figure:
     """Mean weighted F1 of each model with its 95 % interval, the paper's figures below."""
     ours, paper = report["rows"], report.get("paper", [])
@@ -147,11 +152,13 @@ def attention_maps(
     outer axes, as they are (``$`` starts no formula).
     """
     columns = min(columns or len(maps), len(maps))
-    rows, size = -(-len(maps) // columns), max(2.6, 0.2 * len(tokens) + 0.9)
+    rows, least = -(-len(maps) // columns), 4.2 if len(maps) == 1 else 2.6  # inches
+    size = max(least, 0.2 * len(tokens) + 0.9)
     shape = (size * columns + 1, size * rows + 0.4)
     figure, panels = plt.subplots(rows, columns, figsize=shape, layout="constrained", squeeze=False)
     shared = list(maps[:-1] if difference else maps)
     labels, families, note = drawable(tokens)
+    labels = [*map(on_axis, labels)]
     names: dict[str, Any] = {"fontsize": 8, "parse_math": False, "fontfamily": families}
     for number, (axes, one, name) in enumerate(zip(panels.flat, maps, titles, strict=False)):
         across = [] if number + columns < len(maps) else labels  # no other panel stands below

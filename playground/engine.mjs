@@ -34,6 +34,11 @@ export async function open(read, tell = () => {}) {
   return { tokenizer, models, examples: site.examples };
 }
 
+/** A model's earlier selves, fetched when asked for. */
+export function earlier(read, model) {
+  return Promise.all(model.earlier.map(async (one) => ({ ...one, ...await load(await bytes(read, one.file), model.labels) })));
+}
+
 /** One thread: more would need headers that a plain server does not send. */
 export function start(wasm) {
   ort.env.wasm.wasmBinary = wasm.buffer;
@@ -55,7 +60,7 @@ export class Reader {
   }
 }
 
-/** A graph that answers ids with probabilities, each layer's maps (heads, n, n), and milliseconds. */
+/** A graph that answers ids with probabilities, milliseconds, and for each layer { mean, heads } of maps n * n. */
 export async function load(graph, labels) {
   const session = await ort.InferenceSession.create(graph);
   const layers = session.outputNames.filter((name) => name.startsWith("attentions."));
@@ -71,15 +76,15 @@ export async function load(graph, labels) {
       return {
         milliseconds,
         probabilities: Object.fromEntries(labels.map((label, i) => [label, shares[i] / sum])),
-        maps: layers.map((name) => headMean(found[name])),
+        maps: layers.map((name) => headsAndMean(found[name])),
       };
     },
   };
 }
 
-function headMean({ data, dims }) {
-  const [, heads, n] = dims;
+function headsAndMean({ data, dims }) {
+  const [, count, n] = dims;
   const mean = new Float32Array(n * n);
-  data.forEach((value, i) => { mean[i % (n * n)] += value / heads; });
-  return mean;
+  data.forEach((value, i) => { mean[i % (n * n)] += value / count; });
+  return { mean, heads: Array.from({ length: count }, (_, h) => data.slice(h * n * n, (h + 1) * n * n)) };
 }

@@ -29,41 +29,55 @@ function gram(map, n) {
 
 const dot = (a, b) => a.reduce((total, value, i) => total + value * b[i], 0);
 
-/** Maps (n, n) of T and S layers -> { header, maps, start }; `start` is the matched pair that differs most. */
-export function lensData(tokens, teacher, student) {
-  const n = tokens.length, [T, S] = [teacher.length, student.length];
-  const codes = new Uint8Array((T + S) * n * n);
-  const block = (maps, offset, lead) => ({
-    shape: [...lead, maps.length, n, n],
-    offset,
-    scale: maps.map((map, i) => {
-      const scale = Math.max(...map);
-      map.forEach((p, at) => { codes[offset + i * n * n + at] = Math.round(255 * Math.sqrt(p / scale)); });
-      return scale;
-    }),
+/** Numbers of one shape as bytes: p = scale (code / 255)^2. */
+function coded(maps) {
+  const codes = maps.map((map) => {
+    const scale = Math.max(...map);
+    return { scale, bytes: Uint8Array.from(map, (p) => Math.round(255 * Math.sqrt(p / scale))) };
   });
-  const js = student.map((s) => teacher.map((t) => {
-    const middle = s.map((p, i) => (p + t[i]) / 2);
-    return Math.max(0, (entropy(middle) - (entropy(s) + entropy(t)) / 2) / n);
-  }));
-  const [teacherGrams, studentGrams] = [teacher, student].map((maps) => maps.map((map) => gram(map, n)));
-  const cka = studentGrams.map((s) => teacherGrams.map((t) => dot(s, t) / Math.max(Math.sqrt(dot(s, s) * dot(t, t)), 1e-300)));
-  const matches = student.map((_, s) => Math.floor(((s + 1) * T) / S) - 1);
-  const widest = argmax(matches.map((t, s) => js[s][t]));
+  return { scale: codes.map((one) => one.scale), codes: codes.map((one) => one.bytes) };
+}
+
+/**
+ * The teacher's T layers and the student's S layers at each of K steps, as engine.mjs gives them, and the steps'
+ * names -> { header, maps, start }; `start` is the matched pair that differs most at the last step.
+ */
+export function lensData(tokens, teacherLayers, course, steps = []) {
+  const n = tokens.length, [K, T, S] = [course.length, teacherLayers.length, course[0].length];
+  const all = course.flat();
+  const blocks = {}, bytes = [];
+  const add = (name, shape, maps) => {
+    const { scale, codes } = coded(maps);
+    blocks[name] = { shape: [...shape, n, n], offset: bytes.length * n * n, scale };
+    bytes.push(...codes);
+  };
+  add("teacher", [T], teacherLayers.map((one) => one.mean));
+  add("student", [K, S], all.map((one) => one.mean));
+  add("teacherHeads", [T, teacherLayers[0].heads.length], teacherLayers.flatMap((one) => one.heads));
+  add("studentHeads", [K, S, all[0].heads.length], all.flatMap((one) => one.heads));
+  const maps = new Uint8Array(bytes.length * n * n);
+  bytes.forEach((one, i) => maps.set(one, i * n * n));
+
+  const measured = (layers) => layers.map(({ mean }) => ({ map: mean, h: entropy(mean), gram: gram(mean, n) }));
+  const teacher = measured(teacherLayers), students = course.map(measured);
+  const table = (of) => students.map((student) => student.map((s) => teacher.map((t) => of(s, t))));
+  const js = table((s, t) => Math.max(0, (entropy(s.map.map((p, i) => (p + t.map[i]) / 2)) - (s.h + t.h) / 2) / n));
+  const matches = course[0].map((_, s) => Math.floor(((s + 1) * T) / S) - 1);
+  const widest = argmax(matches.map((t, s) => js[K - 1][s][t]));
   return {
     header: {
       tokens: tokens.map(shown),
       mask: tokens.map(() => 1),
       matches,
-      steps: [],
-      js: [js],
-      cka: [cka],
-      teacherEntropy: teacher.map((map) => entropy(map) / n),
-      studentEntropy: [student.map((map) => entropy(map) / n)],
+      steps,
+      js,
+      cka: table((s, t) => dot(s.gram, t.gram) / Math.max(Math.sqrt(dot(s.gram, s.gram) * dot(t.gram, t.gram)), 1e-300)),
+      teacherEntropy: teacher.map((one) => one.h / n),
+      studentEntropy: students.map((student) => student.map((one) => one.h / n)),
       headsLeftOut: false,
-      blocks: { teacher: block(teacher, 0, []), student: block(student, T * n * n, [1]) },
+      blocks,
     },
-    maps: codes,
+    maps,
     start: { teacher_layer: matches[widest], student_layer: widest },
   };
 }

@@ -1,6 +1,6 @@
 // The page: a text box, three models' answers, and the lens on two of them.
 
-import { open } from "./engine.mjs";
+import { earlier, open } from "./engine.mjs";
 import lens from "./lens.js";
 import { lensData } from "./maps.mjs";
 
@@ -23,7 +23,7 @@ function rowOf(model) {
   const card = make("section", answers, "answer");
   const head = make("h2", card, "", model.title);
   const facts = `${(model.parameters / 1e6).toFixed(1)} million weights, ${(model.bytes / 1e6).toFixed(1)} MB`;
-  make("span", head, "faint", facts);
+  const about = make("span", head, "faint");
   const verdict = make("p", card, "verdict");
   const bars = Object.fromEntries(LABELS.map((label) => {
     const line = make("div", card, `bar ${label}`);
@@ -31,9 +31,11 @@ function rowOf(model) {
     const track = make("span", line, "track");
     return [label, { fill: make("i", track), number: make("span", line, "number") }];
   }));
-  return ({ probabilities, milliseconds }) => {
+  return ({ probabilities, milliseconds }, when) => { // `when`: an earlier self, which has not learned to answer
     const best = LABELS.reduce((a, b) => (probabilities[b] > probabilities[a] ? b : a));
-    verdict.textContent = `${best}, in ${milliseconds < 10 ? milliseconds.toFixed(1) : milliseconds.toFixed(0)} ms`;
+    const time = `in ${milliseconds < 10 ? milliseconds.toFixed(1) : milliseconds.toFixed(0)} ms`;
+    verdict.textContent = when ? "cannot answer yet" : `${best}, ${time}`;
+    about.textContent = when ?? facts;
     card.dataset.label = best;
     LABELS.forEach((label) => {
       bars[label].fill.style.width = `${(100 * probabilities[label]).toFixed(1)}%`;
@@ -42,28 +44,35 @@ function rowOf(model) {
   };
 }
 
-// ---- the lens: lens.js as it is, once; another sentence is another header
+// ---- the lens: lens.js as it is; another sentence is another header, and other steps are another lens
 
 const state = { step: 0, teacher_head: -1, student_head: -1 };
 const listeners = {};
 let chosen = false; // layers, by the reader; until then the pair that differs most
+let leave = () => {}, onStep = () => {};
 
 const model = {
   get: (name) => state[name],
   set: (name, value) => {
     if (state[name] === value) return;
     state[name] = value;
-    chosen = true;
+    chosen ||= name.endsWith("_layer");
     listeners[`change:${name}`]();
+    if (name === "step") onStep();
   },
   save_changes: () => {},
   on: (name, call) => { listeners[name] = call; },
+  off: () => {},
 };
 
 function look({ header, maps, start }) {
+  const same = state.header?.steps.length === header.steps.length;
   Object.assign(state, { header, maps }, chosen ? {} : start);
-  if (host.childElementCount) listeners["change:header"]();
-  else lens.render({ model, el: host });
+  if (same) return listeners["change:header"]();
+  leave();
+  host.replaceChildren();
+  leave = lens.render({ model, el: host });
+  return undefined;
 }
 
 // ---- a sentence
@@ -97,6 +106,8 @@ async function main() {
   const { tokenizer, models, examples: list } = await open((path) => fetch(path));
   examples(list);
   const rows = models.map(rowOf);
+  let before = [], course = []; // the student's earlier selves, and what all of them answer
+  onStep = () => rows[1](course[state.step], before[state.step]?.title);
   let running = false, again = false;
   const run = async () => {
     if (running) { again = true; return; }
@@ -108,7 +119,12 @@ async function main() {
       const found = [];
       for (const model of models) found.push(await model.answer(ids));
       rows.forEach((show, i) => show(found[i]));
-      look(lensData(tokens, found[0].maps, found[1].maps));
+      course = [];
+      for (const one of before) course.push(await one.answer(ids));
+      course.push(found[1]);
+      const steps = before.length ? [...before.map((one) => one.title), "trained"] : [];
+      look(lensData(tokens, found[0].maps, course.map((one) => one.maps), steps));
+      onStep();
       const spent = performance.now() - begun;
       document.body.dataset.first ??= String(Math.round(performance.now()));
       document.body.dataset.last = String(Math.round(spent));
@@ -121,6 +137,25 @@ async function main() {
   };
   box.addEventListener("input", run);
   await run();
+
+  const learn = at("learn");
+  learn.hidden = !models[1].earlier.length;
+  learn.addEventListener("click", async () => {
+    learn.disabled = true;
+    learn.textContent = "Loading\u2026";
+    try {
+      before = await earlier((path) => fetch(path), models[1]);
+    } catch {
+      learn.textContent = "Not loaded: try again";
+      learn.disabled = false;
+      return;
+    }
+    while (running) await new Promise((done) => { setTimeout(done, 20); });
+    state.step = before.length; // the last; playing begins again from the first
+    await run();
+    learn.hidden = true;
+    host.querySelector(".lens-play").click();
+  });
 }
 
 main().catch((error) => { status.textContent = `This did not work: ${error.message}`; throw error; });

@@ -20,7 +20,7 @@ from comet_lib.errors import CometError
 from comet_lib.lens import AttentionLens
 from comet_lib.lens import export as export_module
 from comet_lib.lens.data import LensData, Occlusion, from_arrays, payload
-from comet_lib.lens.export import embedded_json, page
+from comet_lib.lens.export import MIME, drawn, embedded_json, page, saved
 from comet_lib.widgets.view import WIDGET_VIEW
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -189,6 +189,8 @@ def test_single_heads_stay_out_of_a_page_that_would_be_too_large(
     monkeypatch.setattr(export_module, "LIMIT", len(whole.encode()) - 1)
     smaller = page(hostile())
     assert '"headsLeftOut":true' in smaller and len(smaller) < len(whole)
+    monkeypatch.setattr(export_module, "SAVED", 0)
+    assert saved(hostile())["header"]["headsLeftOut"]
 
 
 def test_export_writes_the_page_and_pictures(tmp_path: Path) -> None:
@@ -288,12 +290,14 @@ def test_the_static_twin_is_in_the_mime_bundle(monkeypatch: pytest.MonkeyPatch) 
     assert bundle["image/png"].startswith(b"\x89PNG")
     assert bundle[WIDGET_VIEW]["model_id"] == lens.widget.model_id
     assert "nats apart" in bundle["text/plain"]
+    kept = json.loads(json.dumps(bundle[MIME]))
+    assert kept["maps"] in page(lens.data) and kept["finding"] in html.unescape(drawn(kept))
 
     monkeypatch.setitem(sys.modules, "anywidget", None)
     monkeypatch.setattr("comet_lib.lens.find_spec", lambda name: None)
     bare = AttentionLens(hostile())
     bundle, _ = bare._repr_mimebundle_()
-    assert set(bundle) == {"text/plain", "image/png"}
+    assert set(bundle) == {"text/plain", "image/png", MIME}
     with pytest.raises(CometError, match="anywidget is not installed"):
         _ = bare.widget
 

@@ -68,6 +68,13 @@ def test_hostile_tokens_are_drawn_as_they_are() -> None:
         assert b"<script" not in out.getvalue()
 
 
+def test_a_low_line_marks_where_a_word_begins() -> None:
+    one = from_arrays(["▁ab", "c", "▁"], maps(2, 3), maps(1, 3))
+    for figure in (lens_figure(one), attention_maps([maps(3)], one.tokens, [""])):
+        assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["_ab", "c", "_"]
+    plt.close("all")
+
+
 def test_letters_that_no_font_has_become_numbers_without_a_warning() -> None:
     tokens = ["▁ሰላም", "سلام", "👍", "\U000e1000x", "a"]  # the fourth is no character in any font
     one = from_arrays(tokens, maps(4, 5), maps(2, 5, seed=1))
@@ -76,7 +83,7 @@ def test_letters_that_no_font_has_become_numbers_without_a_warning() -> None:
         for figure in (lens_figure(one), attention_maps([maps(5)], tokens, ["a"])):
             figure.savefig(io.BytesIO())
             labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
-            assert labels[3:] == ["#3", "a"] and labels[0] in ("#0", tokens[0])
+            assert labels[3:] == ["#3", "a"] and labels[0] in ("#0", "_ሰላም")
             assert "no installed font" in figure.get_suptitle() + figure.get_supxlabel()
             assert "\U000e1000" not in figure.get_suptitle()
             plt.close(figure)
@@ -167,6 +174,8 @@ def test_tables_stand_side_by_side() -> None:
     figure = layer_tables(tables, [1, 3], "what changed")
     assert [axes.get_title() for axes in figure.axes] == ["before", "after"]
     assert figure.axes[0].texts[6].get_text() == "6.00"
+    scales = [axes.images[0].get_clim() for axes in figure.axes]
+    assert scales == [(0, 7), (0, 7)], "the tables have one scale"
     assert [(p.get_x(), p.get_y()) for p in figure.axes[1].patches] == [(0.54, -0.46), (2.54, 0.54)]
     assert figure.get_suptitle() == "what changed"
     plt.close(figure)

@@ -471,6 +471,7 @@ def test_executing_twice_gives_the_same_file(tmp_path: Path) -> None:
         "print(os.environ['COMET_PROFILE'], os.environ['COMET_STRICT'], hash('x'))\nobject()",
         "ipywidgets.IntSlider(value=3)",
         "print('10 %\\r20 %\\rdone')",
+        "import matplotlib.pyplot as plt\nplt.title('It falls', loc='left')\nplt.show()",
     )
     home = tmp_path / "home"
     done = execute(path, home)
@@ -485,13 +486,14 @@ def test_executing_twice_gives_the_same_file(tmp_path: Path) -> None:
         "language_info": execute_notebooks.LANGUAGE,
     }
     cells = notebook.cells
-    assert [dict(cell.metadata) for cell in cells] == [{"tags": ["a"]}, {}, {}, {}]
-    assert [cell.execution_count for cell in cells] == [1, 2, 3, 4]
+    assert [dict(cell.metadata) for cell in cells] == [{"tags": ["a"]}, {}, {}, {}, {}]
+    assert [cell.execution_count for cell in cells] == [1, 2, 3, 4, 5]
     assert [o.text for o in cells[0].outputs] == ["one\ntwo\n<object object at 0x0>\n"]
     assert cells[1].outputs[0].text.startswith("tiny 0 ")
     assert cells[1].outputs[1].data == {"text/plain": "<object at 0x0>"}
     assert list(cells[2].outputs[0].data) == ["text/plain"]
     assert cells[3].outputs[0].text == "done\n"
+    assert cells[4].outputs[0].data["text/plain"] == "Figure: It falls"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["made.ipynb"]
 
 

@@ -3,6 +3,7 @@ playground's students."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -11,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
+import torch
 from notebook_helpers import ROOT
 
 sys.path.insert(0, str(ROOT / "docs" / "site"))
@@ -20,6 +22,9 @@ import build_site
 from docstrings import keep_formulas
 
 from comet_lib.errors import CometError
+from comet_lib.files import read_json
+from comet_lib.lens import AttentionLens
+from comet_lib.lens.export import MIME, drawn
 from comet_lib.loading import load_model
 from comet_lib.models import build_student, xlmr_config
 from comet_lib.profiles import ASSETS, LABELS
@@ -109,9 +114,10 @@ def test_the_pages_of_this_repository(tmp_path: Path) -> None:
         assert (tmp_path / "site" / page).is_file(), page
         stem = page.rsplit(".", 1)[0]
         assert page == "index.md" or f"\n{stem}\n" in index, f"{page} is in no list of pages"
-    assert "make lab" in index and "make test" in index
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", index)
-    assert pictures and all((tmp_path / "site" / picture).is_file() for picture in pictures)
+    assert "Open the playground" in index and "<!-- README" not in index
+    rows = read_json(ASSETS / "reference_report.json", "rows")["rows"]
+    reached = next(row["weighted_f1"]["mean"] for row in rows if row["name"] == "student")
+    assert f"reaches {reached:.1f} points" in index and "## Questions people ask" in index
     results = (tmp_path / "site" / "docs" / "results.md").read_text(encoding="utf-8")
     assert "TF-IDF" in results
     staged = nbformat.read(tmp_path / "site" / "notebooks" / notebooks[0].name, as_version=4)
@@ -119,6 +125,57 @@ def test_the_pages_of_this_repository(tmp_path: Path) -> None:
     assert "[Open in Colab](https://colab.research.google.com/github/" in staged.cells[0].source
     before = nbformat.read(notebooks[0], as_version=4)
     assert [c.get("outputs") for c in staged.cells] == [c.get("outputs") for c in before.cells]
+
+
+def test_the_playground_s_links_lead_to_the_site_s_own(tmp_path: Path) -> None:
+    address = "https://comet-course.github.io/comet/playground/"
+    for own in (False, True):
+        build_site.stage(ROOT, tmp_path / "site", playground=own)
+        index = (tmp_path / "site" / "index.md").read_text(encoding="utf-8")
+        start = (tmp_path / "site" / "notebooks" / "00_the_whole_game.ipynb").read_text("utf-8")
+        assert (address in index) == (address in start) == (not own)
+        assert ('href="playground/index.html"' in index) == own
+
+
+def test_a_section_of_the_readme_is_taken_whole() -> None:
+    readme = "# R\n\n## One\n\na\n\n### Part\n\nb\n\n## Two\n\nc\n"
+    page = build_site.with_sections("x\n\n<!-- README: One -->\n\ny", readme)
+    assert page == "x\n\n## One\n\na\n\n### Part\n\nb\n\ny"
+    with pytest.raises(build_site.SiteError, match="no section 'Three'"):
+        build_site.with_sections("<!-- README: Three -->", readme)
+
+
+@pytest.mark.parametrize(
+    ("plain", "text"),
+    [
+        ("Figure: It falls\nfrom 3 to 1", "It falls from 3 to 1"),
+        ("TemperatureView: At T = 4 it is flat", "At T = 4 it is flat"),
+        ("<Figure size 600x240 with 1 Axes>", "Figure: The loss"),
+    ],
+)
+def test_a_figure_s_text_is_its_title_or_where_it_stands(plain: str, text: str) -> None:
+    assert build_site.alternative(plain, "The loss") == text
+
+
+def test_a_saved_lens_becomes_a_page_in_a_frame(tmp_path: Path) -> None:
+    lens = AttentionLens.from_arrays(["<b>", "b"], [[[0.5, 0.5], [0, 1]]], [[[1, 0], [0, 1]]])
+    bundle, _ = lens._repr_mimebundle_()
+    bundle = json.loads(json.dumps(bundle | {"image/png": "AAAA"}))
+    output = nbformat.v4.new_output("display_data", bundle)
+    cells = [
+        nbformat.v4.new_markdown_cell("# Look"),
+        nbformat.v4.new_code_cell("lens", outputs=[output], id="here"),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    build_site.shown(notebook, "notebooks/00_one.ipynb", tmp_path)
+    data = notebook.cells[1].outputs[0].data
+    assert "image/png" not in data and MIME not in data
+    frame = build_site.Page()
+    frame.feed(data["text/html"])
+    assert frame.loads == frame.links == ["lens/here-0.html"]
+    assert "nats apart" in data["text/html"] and "<b>" not in data["text/html"]
+    page = (tmp_path / "notebooks" / "lens" / "here-0.html").read_text(encoding="utf-8")
+    assert page == drawn(bundle[MIME])
 
 
 def test_the_reference_names_the_library_and_no_answers() -> None:
@@ -190,17 +247,21 @@ def test_a_run_s_students_are_kept_with_a_card(tmp_path: Path) -> None:
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     config = xlmr_config({**shape, "intermediate_size": 8}, 16_000, 64)
     config.id2label = dict(enumerate(LABELS))
-    for folder in ("student", "work/baseline"):
-        build_student(config).save_pretrained(run / folder)
+    for folder in ("student", "work/baseline", "work/agnostic"):
+        head = "masked-lm" if folder == "work/agnostic" else "sentiment"
+        build_student(config, head).save_pretrained(run / folder)
         shutil.copy(ASSETS / "teacher" / "tokenizer.json", run / folder)
     shutil.copy(ASSETS / "reference_report.json", run / "report.json")
     build_playground.store(run, target)
-    for name in ("student", "student_no_distillation"):
+    for name in ("student", "student_no_distillation", build_playground.STAGE_ONE):
         files = {path.name: path.stat().st_size for path in (target / name).iterdir()}
         assert set(files) == {"config.json", "model.safetensors"}
         model = load_model(target / name)
         assert files["model.safetensors"] < 2.2 * sum(p.numel() for p in model.parameters())
     card = (target / "README.md").read_text(encoding="utf-8")
+    body = load_model(run / "work" / "agnostic", "masked-lm").base_model.embeddings
+    early = load_model(target / build_playground.STAGE_ONE).base_model.embeddings
+    assert torch.equal(body.word_embeddings.weight.half().float(), early.word_embeddings.weight)
     assert "license: cc-by-4.0" in card and "| student_no_distillation |" in card
 
     (run / "student" / "tokenizer.json").write_text("{}")

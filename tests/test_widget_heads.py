@@ -33,6 +33,11 @@ def test_the_choices_move_map_picture_and_sentence():
     assert view.layer == 0 and np.array_equal(view.map, np.eye(4))
 
 
+def test_few_tokens_get_a_picture_of_reading_size():
+    figure = HeadView(maps(), TOKENS).draw()
+    assert figure.axes[0].get_window_extent().width / figure.dpi > 3  # inches
+
+
 def test_the_layers_are_those_of_the_maps():
     view = HeadView(maps(), TOKENS, layer=2, head=1)
     assert list(view._controls["layer"].options) == [0, 2]

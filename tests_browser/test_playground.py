@@ -67,7 +67,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("the playground's packages are not there: npm ci in playground/")
     folder = tmp_path_factory.mktemp("playground")
     models, out = students(folder / "models"), folder / "site"
-    build_playground.build(models, out)
+    run = os.environ.get("COMET_RUN")
+    trained = run or build_playground.STUDENTS.is_dir()
+    before = build_playground.earlier(Path(run) if run else None, models) if trained else {}
+    build_playground.build(models, before, out)
     (out / "fp32").mkdir()
     for name, model in models.items():
         shutil.copy(build_playground.exported(model) / onnx.GRAPH, out / "fp32" / f"{name}.onnx")
@@ -216,7 +219,7 @@ def test_the_maps_are_those_of_the_library(look: Any, site: Path) -> None:
             const { tokenizer, models } = await open((path) => fetch(path));
             const { ids, tokens } = tokenizer.read(text);
             const [teacher, student] = [await models[0].answer(ids), await models[1].answer(ids)];
-            return lensData(tokens, teacher.maps, student.maps).header;
+            return lensData(tokens, teacher.maps, [student.maps]).header;
         }""",
         text,
     )
@@ -231,6 +234,41 @@ def test_the_maps_are_those_of_the_library(look: Any, site: Path) -> None:
         (found["studentEntropy"], wanted.student_entropy),
     ):
         np.testing.assert_allclose(ours, theirs, atol=0.05)
+
+
+def test_the_student_s_training_is_played_when_asked_for(look: Any, site: Path) -> None:
+    page = look()
+    if not any(
+        model["earlier"] for model in json.loads((site / "models.json").read_text())["models"]
+    ):
+        assert page.locator("#learn").is_hidden()
+        return
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.rsplit("/", 1)[-1]))
+    page.locator("#learn").click()
+    shown = page.locator(".lens-choice output")
+    for name in ("untrained", "after stage 1", "trained"):
+        shown.filter(has_text=name).wait_for()
+        note = page.locator(".answer").nth(1).inner_text()
+        assert (name in note and "cannot answer yet" in note) == (name != "trained")
+    assert asked == ["untrained.onnx.xz", "after_stage_1.onnx.xz"]
+    page.locator(".lens-play", has_text="Play").wait_for()
+    apart = []
+    for step in range(3):
+        page.locator("input[type=range]").fill(str(step))
+        apart.append(float(page.locator(".lens-apart").inner_text().split()[0]))
+    assert apart[0] > 3 * apart[2]
+    text = "Nimefurahi sana leo."
+    page.locator("#text").fill(text)
+    page.wait_for_function("(text) => document.body.dataset.answered === text", arg=text)
+    assert shown.inner_text() == "trained"
+
+
+def test_single_heads_can_be_chosen(look: Any) -> None:
+    page = look()
+    mean = page.locator(".lens-finding").inner_text()
+    page.locator(".lens-choice select").first.select_option("1")
+    assert ", head 1" in page.locator(".lens-finding").inner_text() != mean
 
 
 def test_hostile_text_stays_text(look: Any) -> None:

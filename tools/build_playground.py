@@ -5,9 +5,10 @@
 
 The page's own source is in ``playground/``; ``npm ci`` there fetches what it loads. The models are
 what ``export --int8 --attentions`` writes from the bundled teacher and from the two students of a
-run that ``distill`` wrote, or from those in ``comet_lib/assets/students``. Large files are packed
-with xz, which the page unpacks itself: a plain server need not compress anything. What took time
-to make is kept in ``build/playground`` under a hash of all it was made from.
+run that ``distill`` wrote, or from those in ``comet_lib/assets/students``. The student before and
+after stage 1 is loaded only by a reader who asks for it. Large files are packed with xz, which the
+page unpacks itself: a plain server need not compress anything. What took time to make is kept in
+``build/playground`` under a hash of all it was made from.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ import lzma
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from transformers import PreTrainedModel, set_seed
 
 from comet_lib import loading
 from comet_lib.data import english, load_sentiment
 from comet_lib.errors import CometError
 from comet_lib.files import read_json, whole_folder
 from comet_lib.lens.export import HERE as LENS
-from comet_lib.loading import load_model, load_tokenizer
-from comet_lib.models import quiet
+from comet_lib.loading import checked_config, load_model, load_tokenizer
+from comet_lib.models import build_student, initialise_embeddings, quiet, same_body
 from comet_lib.profiles import ASSETS, LABELS, TINY
 from comet_lib.report import markdown_table
 from comet_lib.ship import onnx
@@ -44,6 +47,7 @@ TITLES = {
     "student": "student",
     "student_no_distillation": "student without a teacher",
 }
+STAGE_ONE = "student_after_stage_1"
 PACKAGES = {  # the page's name for a file of a package
     "ort.mjs": "onnxruntime-web/dist/ort.wasm.min.mjs",
     "ort-wasm-simd-threaded.mjs": "onnxruntime-web/dist/ort-wasm-simd-threaded.mjs",
@@ -78,6 +82,44 @@ def models(run: Path | None) -> dict[str, Path]:
     return {"teacher": teacher, **students}
 
 
+def earlier(run: Path | None, folders: Mapping[str, Path]) -> dict[str, Path]:
+    """The student's folders before and after stage 1, by what the page calls them.
+
+    Where the student of stage 1 is not kept, there is no earlier one to show. Both have a head for
+    sentiment that nothing has trained.
+    """
+    config, teacher = folders["student"] / "config.json", folders["teacher"]
+    body = run / "work" / "agnostic" if run else STUDENTS / STAGE_ONE
+    if not body.is_dir():
+        return {}
+
+    def untrained(new: Path) -> None:
+        student = fresh(folders["student"])
+        initialise_embeddings(student, load_model(teacher))
+        with quiet():
+            student.save_pretrained(new)
+
+    weights = (teacher / "model.safetensors").read_bytes()
+    first = kept("untrained", [config.read_bytes(), weights], untrained)
+    if run:
+        weights = (body / "model.safetensors").read_bytes()
+        body = kept(STAGE_ONE, [config.read_bytes(), weights], partial(after_stage_one, run))
+    return {"untrained": first, "after stage 1": body}
+
+
+def fresh(folder: Path) -> PreTrainedModel:
+    """A model of the shape in ``folder``, with random weights."""
+    set_seed(0)
+    return build_student(checked_config(folder))
+
+
+def after_stage_one(run: Path, new: Path, half: bool = False) -> None:
+    """Save the run's student of stage 1 under a head for sentiment."""
+    student = fresh(run / "student")
+    same_body(student, load_model(run / "work" / "agnostic", "masked-lm"))
+    (student.half() if half else student).save_pretrained(new)
+
+
 def store(run: Path, target: Path = STUDENTS) -> None:
     """Keep a run's students in the library, in fp16, with a card; their tokenizer is the teacher's.
 
@@ -88,6 +130,7 @@ def store(run: Path, target: Path = STUDENTS) -> None:
     with whole_folder(target) as new, quiet():
         for name, folder in list(models(run).items())[1:]:
             load_model(folder).half().save_pretrained(new / name)
+        after_stage_one(run, new / STAGE_ONE, half=True)
         (new / "README.md").write_text(text, "utf-8")
 
 
@@ -109,8 +152,9 @@ tags: [afrisenti, sentiment-analysis, distillation]
 # The playground's students
 
 Two encoders of {found["student"]["parameters"]:,} parameters: `student` learned from the bundled
-teacher in two stages, `student_no_distillation` from the labels only. Stored as fp16 safetensors;
-their tokenizer is the teacher's (`../teacher`). Labels: {", ".join(LABELS)}.
+teacher in two stages, `student_no_distillation` from the labels only; `{STAGE_ONE}` is
+the student before it has seen a label, under a head with random weights. Stored as fp16
+safetensors; their tokenizer is the teacher's (`../teacher`). Labels: {", ".join(LABELS)}.
 
 Weighted F1 in percent on {what}, split {report["split"]}:
 
@@ -140,14 +184,19 @@ def kept(name: str, made_from: Iterable[bytes], make: Callable[[Path], object]) 
     return folder
 
 
-def exported(folder: Path) -> Path:
-    """The model in ``folder`` as ``export --int8 --attentions`` writes it."""
+def exported(folder: Path, force: bool = False) -> Path:
+    """The model in ``folder`` as ``export --int8 --attentions`` writes it.
+
+    ``force`` takes also a model whose answers are too near to a tie to survive int8.
+    """
 
     def make(new: Path) -> None:
         dev = load_sentiment(TINY)["dev"]
         rows = [dev[name][:] for name in ("text", "label", "language")]
         tokenizer = load_tokenizer(ASSETS / "teacher")
-        onnx.export(load_model(folder), tokenizer, new, *rows, int8=True, attentions=True)
+        onnx.export(
+            load_model(folder), tokenizer, new, *rows, int8=True, attentions=True, force=force
+        )
 
     files = [*sorted(folder.glob("*.*")), *(Path(str(one.__file__)) for one in (onnx, loading))]
     packages = [version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")]
@@ -191,8 +240,14 @@ def licences(packages: Path) -> str:
     return f"\n\n{'=' * 80}\n\n".join(parts)
 
 
-def build(folders: Mapping[str, Path], out: Path, packages: Path = SOURCE / "node_modules") -> None:
-    """Build the playground in ``out`` from the models in ``folders``, by their names in TITLES.
+def build(
+    folders: Mapping[str, Path],
+    before: Mapping[str, Path],
+    out: Path,
+    packages: Path = SOURCE / "node_modules",
+) -> None:
+    """Build the playground in ``out`` from the models in ``folders``, by their names in TITLES,
+    and from the student's :func:`earlier` ones.
 
     Raises:
         CometError: a model cannot be exported, or ``npm ci`` has not run.
@@ -210,10 +265,14 @@ def build(folders: Mapping[str, Path], out: Path, packages: Path = SOURCE / "nod
         pack((packages / package).read_bytes(), out / "vendor" / name)
     pack(licences(packages).encode(), out / "vendor" / LICENCES)
 
+    def graph(name: str, made: Path) -> str:
+        file = f"models/{name}.onnx.xz"
+        pack((made / onnx.INT8).read_bytes(), out / file)
+        return file
+
     listed = []
     for name, folder in folders.items():
         made = exported(folder)
-        pack((made / onnx.INT8).read_bytes(), out / "models" / f"{name}.onnx.xz")
         for file, packed in (("tokenizer.json", ".xz"), ("tokenizer_config.json", "")):
             pack((made / file).read_bytes(), out / f"{file}{packed}")
         report = read_json(made / "export.json", "parameters", "bytes")
@@ -222,7 +281,15 @@ def build(folders: Mapping[str, Path], out: Path, packages: Path = SOURCE / "nod
             {
                 "name": name,
                 "title": TITLES[name],
-                "file": f"models/{name}.onnx.xz",
+                "file": graph(name, made),
+                "earlier": [
+                    {
+                        "title": title,
+                        "file": graph(title.replace(" ", "_"), exported(one, force=True)),
+                    }
+                    for title, one in before.items()
+                    if name == "student"
+                ],
                 "labels": [names[i] for i in range(len(LABELS))],
                 "parameters": report["parameters"],
                 "bytes": report["bytes"],
@@ -245,6 +312,12 @@ def examples(table: Any) -> list[dict[str, str]]:
     return sorted(rows, key=lambda row: row["language"] != "swa")
 
 
+def later(out: Path) -> list[str]:
+    """The built page's files that a first visit does not load."""
+    listed = read_json(out / "models.json", "models")["models"]
+    return [f"vendor/{LICENCES}", *(one["file"] for model in listed for one in model["earlier"])]
+
+
 def main(
     out: Annotated[Path, typer.Option(help="The playground's folder.")] = ROOT
     / "build"
@@ -265,12 +338,15 @@ def main(
             store(run)
             typer.echo(f"wrote {STUDENTS}")
             return
-        build(models(run), out.resolve())
+        folders = models(run)
+        build(folders, earlier(run, folders), out.resolve())
     except CometError as error:
         typer.echo(str(error), err=True)
         sys.exit(1)
-    files = [file for file in out.rglob("*") if file.is_file() and file.name != LICENCES]
-    size = sum(file.stat().st_size for file in files)
+    late = {out / file for file in later(out)}
+    size = sum(
+        file.stat().st_size for file in out.rglob("*") if file.is_file() and file not in late
+    )
     typer.echo(f"a first visit loads {size / 1e6:.2f} MB; python3 -m http.server -d {out}")
 
 

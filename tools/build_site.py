@@ -5,9 +5,10 @@
     python tools/build_site.py --out DIR
 
 Nothing is executed: the pages show the committed outputs. The sources are laid out in
-``build/site-source`` as in the repository (README.md as ``index.md``, ``notebooks/*.ipynb``,
-``docs/*.md``), links to files that are not pages point to the public repository, and Sphinx
-(``docs/site/conf.py``) builds the pages, treating each warning as an error. The playground
+``build/site-source`` as in the repository (``docs/site/home.md`` as ``index.md``,
+``notebooks/*.ipynb``, ``docs/*.md``), links to files that are not pages point to the public
+repository, and Sphinx (``docs/site/conf.py``) builds the pages, treating each warning as an error.
+A lens saved in a notebook becomes a page of its own, shown in a frame. The playground
 (``tools/build_playground.py``) is added where there are students for it. Finally, every link
 inside the site must lead somewhere, and no page may load anything from another host: it reads the
 same without a network.
@@ -15,6 +16,7 @@ same without a network.
 
 from __future__ import annotations
 
+import html
 import posixpath
 import re
 import shutil
@@ -32,11 +34,17 @@ import nbformat
 import typer
 from badges import BLOCK, setting
 from execute_notebooks import NotebookError, read
+from nbformat import NotebookNode
 
 from comet_lib.errors import CometError
+from comet_lib.files import read_json
+from comet_lib.lens import export
+from comet_lib.profiles import ASSETS
 
 ROOT = Path(__file__).resolve().parent.parent
+HOME = "docs/site/home.md"
 INDEX = "index.md"
+LENSES = "notebooks/lens"
 API = "api.md"
 # The navigation, in order: caption, and the pages' patterns in the repository.
 CONTENTS = (
@@ -48,7 +56,11 @@ CONTENTS = (
     ("The library", ("docs/for-researchers.md", API, "CONTRIBUTING.md")),
 )
 LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
+SECTION = re.compile(r"^<!-- README: (.+) -->$", re.MULTILINE)
+PICTURE = re.compile(r"!\[[^]]*\]")
 FENCE = re.compile(r"^(`{3,}|~{3,}).*?^\1[^\S\n]*$", re.DOTALL | re.MULTILINE)
+FRAME = """<iframe class="lens" src="{page}" title="{finding}" loading="lazy"></iframe>
+<p class="lens-alone"><a href="{page}">This view in a page of its own</a></p>"""
 TOCTREE = "```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n"
 
 
@@ -96,6 +108,25 @@ def open_links(badges: str) -> str:
     return " · ".join(f"[{name}]({address})" for name, address in links)
 
 
+def with_sections(text: str, readme: str) -> str:
+    """``text`` with the sections of ``readme`` that its comments name, heading and all."""
+
+    def section(match: re.Match[str]) -> str:
+        heading = re.escape(match[1])
+        found = re.search(rf"^## {heading}\n.*?(?=^## |\Z)", readme, re.DOTALL | re.MULTILINE)
+        if found is None:
+            raise SiteError(f"README.md has no section {match[1]!r}, which {HOME} names.")
+        return found.group().rstrip()
+
+    return SECTION.sub(section, text)
+
+
+def alternative(plain: str, heading: str) -> str:
+    """A picture's text for those who do not see it: its sentence, or where it stands."""
+    text = f"Figure: {heading}" if plain.startswith("<") else re.sub(r"^[A-Z]\w+: ", "", plain)
+    return " ".join(text.split())
+
+
 # --- The sources ---------------------------------------------------------------------------
 
 
@@ -128,7 +159,7 @@ def stage(root: Path, target: Path, playground: bool = False) -> list[str]:
     if target.exists():
         shutil.rmtree(target)
     (target / "notebooks").mkdir(parents=True)
-    for kind in ("*.png", "*.gif"):
+    for kind in ("*.png", "*.gif", "*.svg"):
         for picture in (root / "docs").rglob(kind):
             copy = target / picture.relative_to(root)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -141,26 +172,30 @@ def stage(root: Path, target: Path, playground: bool = False) -> list[str]:
     blob = f"https://github.com/{repository}/blob/{branch}"
 
     owner, name = repository.split("/")
-    public = re.compile(rf"\[([^]]+)\]\(https://{owner}\.github\.io/{name}/playground/\)")
+    public = f"https://{owner}.github.io/{name}/playground/"
 
     def turned(text: str, here: str) -> str:
         if playground:  # in HTML, since Sphinx knows only its own pages
-            up = "../" * here.count("/")
-            text = public.sub(rf'<a href="{up}playground/index.html">\1</a>', text)
+            own = "../" * here.count("/") + "playground/index.html"
+            text = re.sub(rf"\[([^]]+)\]\({public}\)", rf'<a href="{own}">\1</a>', text)
+            text = text.replace(f'href="{public}"', f'href="{own}"')
         text = BLOCK.sub(lambda match: open_links(match.group()), text)
+        text = PICTURE.sub(lambda match: " ".join(match.group().split()), text)  # MyST joins lines
         return relink(text, here, files, blob)
 
-    for name in sorted(pages - {API}):
-        source = root / ("README.md" if name == INDEX else name)
-        if source.suffix == ".ipynb":
-            notebook = read(source)
+    for name in sorted(pages - {API, INDEX}):
+        if name.endswith(".ipynb"):
+            notebook = read(root / name)
             for cell in notebook.cells:
                 if cell.cell_type == "markdown":
                     cell.source = turned(cell.source, name)
+            shown(notebook, name, target)
             nbformat.write(notebook, target / name)
         else:
-            text = turned(source.read_text(encoding="utf-8"), name)
+            text = turned((root / name).read_text(encoding="utf-8"), name)
             (target / name).write_text(text, encoding="utf-8")
+    text = with_sections(home(root), (root / "README.md").read_text(encoding="utf-8"))
+    (target / INDEX).write_text(turned(text, INDEX) + "\n", encoding="utf-8")
     with (target / INDEX).open("a", encoding="utf-8") as index:
         for caption, names in groups:
             stems = "\n".join(name.rsplit(".", 1)[0] for name in names)
@@ -169,8 +204,41 @@ def stage(root: Path, target: Path, playground: bool = False) -> list[str]:
     return sorted(pages)
 
 
+def home(root: Path) -> str:
+    """The home page's own text, with the scores of the reference run."""
+    rows = read_json(ASSETS / "reference_report.json", "rows")["rows"]
+    scores = {row["name"]: f"{row['weighted_f1']['mean']:.1f}" for row in rows}
+    return (root / HOME).read_text(encoding="utf-8").format(**scores)
+
+
+def shown(notebook: NotebookNode, name: str, target: Path) -> None:
+    """Give a notebook's figures their texts and its lenses their frames; changes it in place.
+
+    The lenses' pages go to ``LENSES`` below ``target``.
+    """
+    heading = name
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            heading = (re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE) or [heading])[-1]
+        for number, output in enumerate(cell.get("outputs", [])):
+            data = output.get("data", {})
+            if "image/png" in data:
+                text = alternative(data["text/plain"], heading)
+                cell.metadata["mystnb"] = {"image": {"alt": text}}
+            if export.MIME in data:
+                page = target / LENSES / f"{cell.id}-{number}.html"
+                page.parent.mkdir(parents=True, exist_ok=True)
+                found = data.pop(export.MIME)
+                page.write_text(export.drawn(found), encoding="utf-8")
+                data.pop("image/png")
+                data["text/html"] = FRAME.format(
+                    page=posixpath.relpath(page.relative_to(target), posixpath.dirname(name)),
+                    finding=html.escape(found["finding"]),
+                )
+
+
 # Modules that only wire things together; the folder checks holds the exercises' answers.
-NOT_API = {"__main__", "commands", "console", "errors", "labels", "processes"}
+NOT_API = {"__main__", "commands", "console", "labels"}
 
 
 def api(root: Path) -> str:
@@ -286,8 +354,11 @@ def build(root: Path, out: Path, run: Path | None = None) -> None:
     command += ["-c", str(folders[0]), "-d", str(folders[1]), str(folders[2]), str(folders[3])]
     if subprocess.run(command, cwd=root).returncode:
         raise SiteError("Sphinx warned or failed, see above; a warning is an error here.")
+    if (source / LENSES).is_dir():
+        shutil.copytree(source / LENSES, out / LENSES)
     if there:
-        build_playground.build(build_playground.models(run), out / "playground")
+        folders = build_playground.models(run)
+        build_playground.build(folders, build_playground.earlier(run, folders), out / "playground")
     if found := broken_links(out):
         raise SiteError("\n".join(found))
 

@@ -48,6 +48,19 @@ LOCAL_PATH = re.compile(
     r"|\b[A-Za-z]:\\{1,2}[A-Za-z_][^\s\"'<>]*"
     r"|[/\\]site-packages[/\\][^\s\"'<>]*"
 )
+# Run when a kernel starts: a figure's text is its titles, not its size. The website gives it to
+# those who do not see the picture. (Inline figures first: setting them up would forget the titles.)
+TITLED = """
+def _titled(figure, printer, _):
+    own = [axes.get_title(loc) for axes in figure.axes for loc in ("left", "center", "right")]
+    titles = "; ".join(title for title in (figure.get_suptitle(), *own) if title)
+    printer.text(f"Figure: {titles}" if titles else repr(figure))
+
+get_ipython().run_line_magic("matplotlib", "inline")
+get_ipython().display_formatter.formatters["text/plain"].for_type_by_name(
+    "matplotlib.figure", "Figure", _titled)
+del _titled
+"""
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 BAR = re.compile(r"\s*\d+%\|")  # a progress bar, frozen at its first picture
 ADDRESS = re.compile(r"(?<= at )0x[0-9a-fA-F]{6,}")
@@ -105,6 +118,7 @@ def run(notebook: NotebookNode, folder: Path, env: dict[str, str], timeout: int,
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
         store_widget_state=False,
+        extra_arguments=[f"--IPKernelApp.exec_lines={TITLED}"],
     )
     began = time.monotonic()
     with _PeakMemory(client) as memory:

@@ -51,7 +51,7 @@ def main(
 ) -> None:
     """What a student gains from its teacher's layers, not only its embeddings."""
     profile = get_profile("laptop", data).with_(train_limit=tweets)
-    profile = profile.with_(stage2=replace(profile.stage2, learning_rate=RATE))
+    profile = profile.with_(stage2=replace(profile.stage2, learning_rate=RATE, terms={}))
     table = load_sentiment(profile)
     teacher, tokenizer = (
         load_model(profile.sentiment_teacher),

@@ -106,6 +106,9 @@ _embedding = partial(_miscount, models.embedding_parameters)
             partial(_embedding, tables=lambda v, d, m: -d * (m + 2)),
             "XLM-R learns a vector for each position (no fixed sines): max_length + 2 rows.",
         ),
+        "the position table always has 514 rows here": Slip(
+            partial(_embedding, tables=lambda v, d, m: d * (512 - m)), "There are max_length + 2."
+        ),
         "the word embeddings are missing": Slip(
             partial(_embedding, tables=lambda v, d, m: -d * v), "The largest table, vocab_size."
         ),
@@ -384,15 +387,18 @@ def _needed(
     by_text: bool = False,
     past: int = 0,
     of_pieces: bool = False,
+    strict: bool = False,
+    down: bool = False,
 ) -> int:
     """The count with some parts replaced by common slips; with none, the right value."""
     counts = Counter(i for text in ids for i in (set(text) if by_text else text))
     if of_pieces:
         return math.ceil(share * len(counts))
     wanted, total = share * sum(counts.values()), 0
+    wanted = int(wanted) if down else wanted
     for place, count in enumerate(sorted(counts.values(), reverse=not rare), start=1):
         total += count
-        if total >= wanted:
+        if total > wanted or (total == wanted and not strict):
             return place + past
     return len(counts)
 
@@ -410,12 +416,15 @@ def _too_many_or_too_few(answer: Answer, draws: Draws) -> None:
 
 
 def _texts(source: torch.Generator) -> Draws:
+    """256 tokens, so that a share can be met exactly, and missed by half a token."""
     draws: list[tuple[Any, ...]] = []
-    for _ in range(4):
-        pieces = (torch.rand(260, generator=source) ** 3 * 60).long().tolist()
+    for more in (None, None, 0, 0.5):
+        pieces = (torch.rand(256, generator=source) ** 3 * 60).long().tolist()
         cut = whole(source, 20, 120)
         texts = [pieces[:cut], pieces[cut:200], [], pieces[200:]]
-        draws.append((texts, uniform(source, 0.3, 0.95)))
+        most = sum(count for _, count in Counter(pieces).most_common(whole(source, 4, 9)))
+        share = uniform(source, 0.3, 0.95) if more is None else (most + more) / 256
+        draws.append((texts, share))
     return draws
 
 
@@ -434,6 +443,12 @@ def _texts(source: torch.Generator) -> Draws:
         "this is a share of the different pieces, not of the tokens": Slip(
             partial(_needed, of_pieces=True),
             "A frequent piece covers many tokens: add up counts, not pieces.",
+        ),
+        "a share that is reached exactly is not enough": Slip(
+            partial(_needed, strict=True), "At least `share`: compare with >=."
+        ),
+        "the number of tokens wanted is rounded down": Slip(
+            partial(_needed, down=True), "Compare with share * total as it is."
         ),
         "this is one piece too many": Slip(
             partial(_needed, past=1), "Stop as soon as the share is reached."
@@ -559,6 +574,61 @@ def widest_student(layers: int, budget: int, vocab_size: int, heads: int, max_le
     return _widest(layers, budget, vocab_size, heads, max_length)
 
 
+# --- A task in steps ----------------------------------------------------------------------------
+
+
+def _follow(pointers: Tensor, jumps: int, *, first: int = 1, doubled: bool = False) -> Tensor:
+    """The ends with some parts replaced by common slips; with none, the right ones."""
+    ends = [pointers if first else torch.arange(pointers.shape[1]).expand_as(pointers)]
+    while len(ends) < jumps:
+        ends.append((ends[-1] if doubled else pointers).gather(1, ends[-1]))
+    return torch.stack(ends, -1)
+
+
+def _ends(result: Any, pointers: Tensor, jumps: int) -> Any:
+    axes = {(jumps, *pointers.shape): "first", (len(pointers), jumps, pointers.shape[1]): "second"}
+    if isinstance(result, Tensor) and (shape := tuple(result.shape)) in axes:
+        raise Misconception(f"the jumps are the {axes[shape]} axis", "torch.stack(ends, -1).")
+    if isinstance(result, Tensor) and result.shape == pointers.shape:
+        raise Misconception("there is one end for each place", "Keep the ends of all jumps.")
+    return result
+
+
+@exercise(
+    look="The first jump ends at the pointers; the next one asks the pointer at that place.",
+    draws=lambda source: [
+        (torch.randint(places, (batch, places), generator=source), jumps)
+        for batch, places, jumps in ((5, 8, 4), (6, 7, 3), (3, 9, 5), (4, 6, 1))
+    ],
+    read=_ends,
+    slips={
+        "this starts with no jump at all": Slip(
+            partial(_follow, first=0), "After one jump from a place, you are at its pointer."
+        ),
+        "each step doubles the number of jumps": Slip(
+            partial(_follow, doubled=True), "Ask the pointers, not the ends, in each step."
+        ),
+        "all jumps end where the first one does": Slip(
+            lambda p, jumps: p[..., None].expand(-1, -1, jumps), "Jump on from the last end."
+        ),
+        "all jumps end where the last one does": Slip(
+            lambda p, jumps: _follow(p, jumps)[..., -1:].expand(-1, -1, jumps),
+            "Append the ends in each step.",
+        ),
+        "every sentence follows the pointers of the first": Slip(
+            lambda p, jumps: torch.cat([p[..., None], p[0][_follow(p, jumps)[..., :-1]]], -1),
+            "Each row has pointers of its own: .gather(1, ...).",
+        ),
+        "the last jump comes first": Slip(
+            lambda p, jumps: _follow(p, jumps).flip(-1), "In the order of the jumps."
+        ),
+    },
+)
+def follow(pointers: Tensor, jumps: int) -> Tensor:
+    """(B, L, jumps) where 1 to ``jumps`` jumps from each place lead, of pointers (B, L)."""
+    return _follow(pointers, jumps)
+
+
 # --- A training loop ----------------------------------------------------------------------------
 
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -652,7 +722,11 @@ def _outcome(train: Answer, model: nn.Module, batches: Batches, rate: float) -> 
     """The losses that ``train`` returns, and the weights that it leaves in a copy of ``model``."""
     model = deepcopy(model)
     losses = train(model, batches, rate)
-    if not isinstance(losses, list | tuple) or len(losses) != len(batches):
+    if isinstance(losses, list | tuple) and any(getattr(x, "requires_grad", False) for x in losses):
+        raise Misconception(
+            "your losses keep the graphs of all batches in memory", "Append loss.item()."
+        )
+    if _length(losses) != len(batches):
         raise Misconception(
             f"your function returned {_size(losses)}, but a list of {len(batches)} losses is "
             "wanted, one for each batch",
@@ -662,9 +736,15 @@ def _outcome(train: Answer, model: nn.Module, batches: Batches, rate: float) -> 
     return [torch.stack([value_of(loss).reshape(()) for loss in losses]), *parameters]
 
 
+def _length(result: Any) -> int | None:
+    """Of a list, a tuple, or a tensor with one axis."""
+    listed = isinstance(result, list | tuple) or (isinstance(result, Tensor) and result.ndim == 1)
+    return len(result) if listed else None
+
+
 def _size(result: Any) -> str:
-    kind = type(result).__name__
-    return f"a {kind} of {len(result)}" if isinstance(result, list | tuple) else f"a {kind}"
+    kind, length = type(result).__name__, _length(result)
+    return f"a {kind}" if length is None else f"a {kind} of {length}"
 
 
 def _verify_learn(answer: Answer) -> None:
@@ -723,6 +803,12 @@ def _copied(student: Any, teacher: Any, chosen: Sequence[int], *, embeddings: bo
     return student
 
 
+def _words_only(student: Any, teacher: Any, chosen: Sequence[int]) -> Any:
+    words = teacher.embeddings.word_embeddings.state_dict()
+    student.embeddings.word_embeddings.load_state_dict(words)
+    return _copied(student, teacher, chosen, embeddings=False)
+
+
 COPY_SLIPS: dict[str, tuple[Answer, str]] = {
     "the embeddings are still random": (
         partial(_copied, embeddings=False),
@@ -744,6 +830,14 @@ COPY_SLIPS: dict[str, tuple[Answer, str]] = {
         lambda s, t, chosen: _copied(s, t, chosen[::-1]),
         "Student layer i gets chosen[i].",
     ),
+    "the chosen layers are sorted": (
+        lambda s, t, chosen: _copied(s, t, sorted(chosen)),
+        "Student layer i gets chosen[i], in whatever order.",
+    ),
+    "of the embeddings only the words are copied": (
+        lambda s, t, chosen: _words_only(s, t, chosen),
+        "Positions, token type and LayerNorm belong to student.embeddings, too.",
+    ),
     "each layer is one too low": (
         lambda s, t, chosen: _copied(s, t, [i - 1 for i in chosen]),
         "Layers count from 0.",
@@ -757,7 +851,7 @@ def _verify_copy(answer: Answer) -> None:
         torch.manual_seed(whole(source, 0, 2**31))
         teacher, student = _encoder(5), _encoder(3)
     first = whole(source, 1, 2)
-    for chosen in ([first, first + 1, 4], []):
+    for chosen in ([first + 1, 4, 0], []):
         before, mine = deepcopy(teacher), deepcopy(student)
         result: Any = answer(mine, teacher, list(chosen))
         if not hasattr(result, "encoder"):
@@ -774,6 +868,8 @@ def _verify_copy(answer: Answer) -> None:
                 "student and teacher share a tensor, so training the student changes its teacher",
                 "Copy the numbers: load_state_dict, not an assignment of the module.",
             )
+        if not all(parameter.requires_grad for parameter in result.parameters()):
+            raise Misconception("a part of the student can no longer be trained", "Only copy.")
         if _same(result, _copied(deepcopy(student), teacher, chosen)):
             continue
         for message, (slip, look) in COPY_SLIPS.items():
@@ -796,3 +892,75 @@ def _same(one: nn.Module, other: nn.Module) -> bool:
 def start_from(student: Any, teacher: Any, chosen: Sequence[int]) -> Any:
     """``student`` with the teacher's embeddings, and in layer i the teacher's layer chosen[i]."""
     return _copied(student, teacher, chosen)
+
+
+def _apart(
+    student: Tensor,
+    teacher: Tensor,
+    hidden: Tensor,
+    *,
+    mean: Any = lambda nats, hidden: nats[hidden].mean(),
+    soft: Any = lambda x: x.log_softmax(-1),
+) -> Tensor:
+    """The distance with some parts replaced by common slips; with none, the right value."""
+    p, q = soft(teacher.double()), soft(student.double())
+    return mean((p.exp() * (p - q)).sum(-1), hidden)
+
+
+def _masked_logits(source: torch.Generator) -> Draws:
+    draws = []
+    for batch, length, pieces in ((3, 5, 4), (4, 6, 7), (2, 7, 3)):
+        student, teacher = (normal(source, batch, length, pieces, scale=1.5) for _ in range(2))
+        hidden = torch.rand(batch, length, generator=source) < 0.4
+        hidden[:, 0] = True
+        hidden[0] = True  # another number of places in each sentence
+        hidden[1, 1:] = False
+        draws.append((student, teacher, hidden))
+    return draws
+
+
+@exercise(
+    look="First the hidden places, (places, V); then log_softmax; then p (log p - log q).",
+    draws=_masked_logits,
+    slips={
+        "teacher and student are swapped": Slip(
+            lambda s, t, hidden: _apart(t, s, hidden), "The teacher is p, whose mean is taken."
+        ),
+        "all places count": Slip(
+            partial(_apart, mean=lambda nats, hidden: nats.mean()), "Index with `hidden`."
+        ),
+        "the sum is right, but it is divided by all places": Slip(
+            partial(_apart, mean=lambda nats, hidden: (nats * hidden).mean()),
+            "Divide by the number of hidden places.",
+        ),
+        "the places that are not hidden count": Slip(
+            partial(_apart, mean=lambda nats, hidden: nats[~hidden].mean()),
+            "`hidden` is True at the places that count.",
+        ),
+        "the places are summed, not averaged": Slip(
+            partial(_apart, mean=lambda nats, hidden: nats[hidden].sum()), "A mean over places."
+        ),
+        "each sentence is averaged by itself first": Slip(
+            partial(
+                _apart,
+                mean=lambda nats, hidden: ((nats * hidden).sum(1) / hidden.sum(1)).mean(),
+            ),
+            "Take the mean over all hidden places at once.",
+        ),
+        "the pieces are averaged, not summed": Slip(
+            lambda s, t, hidden: _apart(s, t, hidden) / s.shape[-1],
+            "Sum over the pieces: reduction='batchmean' or .sum(-1).",
+        ),
+        "this is the cross-entropy": Slip(
+            lambda s, t, hidden: F.cross_entropy(s[hidden], t[hidden].softmax(-1)),
+            "Take the teacher's own entropy away: p (log p - log q).",
+        ),
+        "the teacher's answer is one piece, not a distribution": Slip(
+            lambda s, t, hidden: F.cross_entropy(s[hidden], t[hidden].argmax(-1)),
+            "All its probabilities count.",
+        ),
+    },
+)
+def nats_apart(student_logits: Tensor, teacher_logits: Tensor, hidden: Tensor) -> Tensor:
+    """Scalar: mean KL(teacher || student) at hidden places (B, L), of logits (B, L, V) twice."""
+    return _apart(student_logits, teacher_logits, hidden)

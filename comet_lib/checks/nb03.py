@@ -5,28 +5,131 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import partial, reduce
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from comet_lib.attention import attention_weights
-from comet_lib.checks.draws import attention_maps, normal, probabilities, random_mask
+from comet_lib.checks.draws import (
+    attention_maps,
+    generator,
+    mask_of,
+    normal,
+    probabilities,
+    random_mask,
+    whole,
+)
 from comet_lib.checks.framework import (
     Answer,
     Draws,
     Misconception,
     Slip,
+    all_close,
     array_of,
     exercise,
+    refuse_nan,
     rows_must_sum_to_one,
     value_of,
 )
 from comet_lib.losses import valid_pairs
+from comet_lib.models import build_student, xlmr_config
 from comet_lib.similarity import js_divergence, linear_cka
+
+
+def _project(
+    layer: Any,
+    x: Tensor,
+    heads: int,
+    *,
+    bias: bool = True,
+    flip: bool = False,
+    split: str = "columns",
+    sources: Sequence[str] = ("query", "key"),
+    factor: float = 0.0,
+) -> tuple[Tensor, ...]:
+    """Queries and keys with some parts replaced by common slips; with none, the right ones."""
+    found = []
+    for name in sources:
+        linear = getattr(layer, name)
+        one = x @ (linear.weight if flip else linear.weight.T) + linear.bias * bias
+        if split == "columns":
+            one = one.unflatten(-1, (heads, -1)).transpose(1, 2)
+        elif split == "every":  # head h gets columns h, h + heads, ...
+            one = one.unflatten(-1, (-1, heads)).permute(0, 3, 1, 2)
+        else:
+            one = one.reshape(len(x), heads, x.shape[1], -1)
+        found.append(one * one.shape[-1] ** factor)
+    return tuple(found)
+
+
+def _layers(source: torch.Generator) -> Draws:
+    draws = []
+    for batch, length, heads, width in ((2, 5, 3, 4), (3, 4, 2, 6), (1, 7, 4, 3)):
+        linears = {}
+        for name in ("query", "key"):
+            linears[name] = linear = nn.Linear(heads * width, heads * width)
+            linear.weight.data = normal(source, heads * width, heads * width, scale=0.5)
+            linear.bias.data = normal(source, heads * width, scale=0.5)
+        x = normal(source, batch, length, heads * width, scale=1.0)
+        draws.append((SimpleNamespace(**linears), x, heads))
+    return draws
+
+
+def _queries_and_keys(result: Any, layer: Any, x: Tensor, heads: int) -> Any:
+    batch, length, width = x.shape
+    each = (batch, heads, length, width // heads)
+    wrong = {
+        (batch, length, heads, width // heads): "the heads stand behind the tokens",
+        (batch, length, width): "the heads are not split",
+    }
+    for part in result if isinstance(result, tuple | list) else ():
+        if (shape := tuple(getattr(part, "shape", ()))) in wrong and shape != each:
+            raise Misconception(
+                wrong[shape], "unflatten(-1, (heads, -1)), then transpose(1, 2): (B, heads, L, d)."
+            )
+    return _halves(result, (each, each), "queries and keys")
+
+
+@exercise(
+    look="x @ weight.T + bias, once for each; then the width falls into `heads` slices of d.",
+    draws=_layers,
+    read=_queries_and_keys,
+    slips={
+        "the tokens are mixed up with the heads": Slip(
+            partial(_project, split="reshape"),
+            "reshape or view to (B, heads, L, d) deals out numbers in their order: split the width "
+            "first, (B, L, heads, d), then transpose(1, 2).",
+        ),
+        "each head gets every heads-th column, not a slice": Slip(
+            partial(_project, split="every"),
+            "The first d columns are head 0: (heads, d), not (d, heads).",
+        ),
+        "the biases are missing": Slip(partial(_project, bias=False), "Add layer.query.bias."),
+        "the weights are not transposed": Slip(
+            partial(_project, flip=True), "A Linear computes x @ weight.T + bias."
+        ),
+        "queries and keys are swapped": Slip(
+            partial(_project, sources=("key", "query")), "return the queries first."
+        ),
+        "the keys are queries, too": Slip(
+            partial(_project, sources=("query", "query")), "Keys come from layer.key."
+        ),
+        "the queries are keys, too": Slip(
+            partial(_project, sources=("key", "key")), "Queries come from layer.query."
+        ),
+        "both are already divided by the square root of d": Slip(
+            partial(_project, factor=-0.5), "That belongs to the scores, in the next step."
+        ),
+    },
+)
+def queries_keys(layer: Any, x: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """Queries and keys (B, heads, L, d) of states (B, L, width), by the layer's two Linears."""
+    return _project(layer, x, heads)
 
 
 def _queries_keys(source: torch.Generator, *shapes: tuple[int, int, int, int]) -> Draws:
@@ -51,13 +154,13 @@ def _map(
     masked: str = "keys",
     axis: int = -1,
     swapped: bool = False,
-    squash: str = "softmax",
+    log: bool = False,
 ) -> Tensor:
     """The map with some parts replaced by common slips; with none, the right value."""
     heads, width = query.shape[1], query.shape[-1]
     if swapped:
         query, key = key, query
-    factors = {"root d": width**-0.5, "none": 1.0, "d": 1 / width, "up": width**0.5}
+    factors = {"root d": width**-0.5, "none": 1.0, "d": 1 / width}
     scores = query.double() @ key.double().mT
     scores = scores * (factors | {"all heads": (heads * width) ** -0.5})[scale]
     real = mask.bool()
@@ -74,10 +177,7 @@ def _map(
         scores = scores.masked_fill(~keep[masked], torch.finfo(scores.dtype).min)
     elif masked == "zero score":
         scores = scores * keys
-    if squash == "softmax":
-        weights = scores.softmax(axis)
-    else:
-        weights = scores.log_softmax(axis) if squash == "log" else scores.sigmoid()
+    weights = scores.log_softmax(axis) if log else scores.softmax(axis)
     if masked == "rows too":
         return weights * queries
     return weights * keys if masked == "after" else weights
@@ -119,9 +219,6 @@ def _exactly_nothing(answer: Answer, draws: Draws) -> None:
         "the scores are divided by d, not by its square root": Slip(
             partial(_map, scale="d"), "A dot product of d terms has a deviation of sqrt(d)."
         ),
-        "the scores are multiplied by the square root of d": Slip(
-            partial(_map, scale="up"), "Divide, so that the scores of wide heads do not grow."
-        ),
         "the scores are divided by the square root of the model's whole width": Slip(
             partial(_map, scale="all heads"),
             "Each head has a softmax of its own: d is the width of one head, query.shape[-1].",
@@ -158,10 +255,7 @@ def _exactly_nothing(answer: Answer, draws: Draws) -> None:
             partial(_map, swapped=True), "Row q belongs to query q: query @ key.transpose(-1, -2)."
         ),
         "these are log-probabilities": Slip(
-            partial(_map, squash="log"), "A map holds probabilities: softmax, not log_softmax."
-        ),
-        "each score is squashed by itself (a sigmoid)": Slip(
-            partial(_map, squash="sigmoid"), "The keys of a row share a total of 1: a softmax."
+            partial(_map, log=True), "A map holds probabilities: softmax, not log_softmax."
         ),
     },
     otherwise=rows_must_sum_to_one(
@@ -177,79 +271,81 @@ def attention_map(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
     return attention_weights(query, key, mask.bool()[:, None, None, :])
 
 
-def _one_map_each(result: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
-    """Name a mean over the wrong axes by its shape."""
-    batch, heads, length, _ = query.shape
-    wrong_axes = {
-        (heads, length, length): "the mean runs over the batch, axis 0",
-        (batch, heads, length): "the mean runs over the tokens",
-        (batch, 1, length, length): "the axis of the heads is still there (keepdim=True)",
-        (batch, heads, length, length): "every head still has a map of its own",
-        (length, length): "the mean runs over the batch as well",
-    }
-    if isinstance(result, Tensor) and tuple(result.shape) in wrong_axes:
-        raise Misconception(wrong_axes[tuple(result.shape)])
-    return result
+def _halves(result: Any, shapes: Sequence[tuple[int, ...]], names: str) -> tuple[Tensor, ...]:
+    """A pair of tensors or numbers of these shapes, without NaN."""
+    if not isinstance(result, tuple | list | Tensor) or len(result) != 2:
+        raise Misconception(f"{names} are wanted, two results in a tuple", "return one, other")
+    parts = tuple(torch.as_tensor(part) for part in result)
+    for part, shape in zip(parts, shapes, strict=True):
+        if tuple(part.shape) != shape:
+            raise Misconception(
+                f"your function returned shape {tuple(part.shape)}, but {shape} is wanted"
+            )
+        refuse_nan(part, "your function returned NaN", "0 log 0 counts as 0: torch.special.entr.")
+    return parts
 
 
-def _mean_scores(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-    scores = (query @ key.mT / query.shape[-1] ** 0.5).mean(1)
-    return scores.masked_fill(~mask.bool()[:, None, :], float("-inf")).softmax(-1)
-
-
-def _mean_vectors(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-    q, k = query.mean(1, keepdim=True), key.mean(1, keepdim=True)
-    return attention_map.reference(q, k, mask)[:, 0]
+def _split(
+    maps: Tensor, *, heads: Any = None, unit: float = 1.0, keys: Any = torch.sum, rows: Any = None
+) -> tuple[Tensor, Tensor]:
+    """Both entropies with some parts replaced by common slips; with none, the right values."""
+    heads, rows = heads or (lambda m: m.mean(0)), rows or (lambda e: e.mean())
+    of_heads, of_mean = (
+        rows(keys(torch.special.entr(m), -1)) / unit for m in (maps.double(), heads(maps.double()))
+    )
+    return of_heads, of_mean - of_heads
 
 
 @exercise(
-    look="Take the map of every head, then average over axis 1 and over no other.",
-    draws=lambda source: _queries_keys(source, (2, 3, 5, 4), (4, 6, 7, 3)),
-    read=_one_map_each,
+    look="The entropy of each row, then means: of all heads' rows, and of the head mean's rows.",
+    draws=lambda source: [
+        (torch.stack([*_sparse_maps(source, torch.ones(1, n).long(), h).values()])[:, 0],)
+        for h, n in ((3, 5), (2, 7), (4, 4))
+    ],
+    read=lambda result, maps: _halves(
+        result, ((), ()), "the entropy of the heads and what is added"
+    ),
     slips={
+        "the second number is the whole entropy of the mean": Slip(
+            lambda m: (_split(m)[0], sum(_split(m))), "Take the heads' own entropy away from it."
+        ),
+        "the two numbers are in the other order": Slip(
+            lambda m: _split(m)[::-1], "First the heads, then what the mean has more."
+        ),
+        "the difference has the wrong sign": Slip(
+            lambda m: (_split(m)[0], -_split(m)[1]),
+            "Averaging only adds entropy: the mean's minus the heads'.",
+        ),
+        "these entropies have the wrong sign": Slip(
+            partial(_split, unit=-1.0), "An entropy is minus the sum of p log p, so never below 0."
+        ),
+        "these are bits": Slip(partial(_split, unit=math.log(2)), "Use the natural logarithm."),
+        "the keys are averaged, not summed": Slip(
+            partial(_split, keys=torch.mean), "An entropy is a sum over the keys: .sum(-1)."
+        ),
+        "the rows are summed, not averaged": Slip(
+            lambda m: (_split(m)[0] * m[..., 0].numel(), _split(m, rows=torch.sum)[1]),
+            "Average over the rows, and over the heads.",
+        ),
         "the heads are summed, not averaged": Slip(
-            lambda *qkm: attention_map.reference(*qkm).sum(1),
-            "Each row must still sum to 1: divide by the number of heads.",
+            lambda m: (_split(m)[0] * len(m), sum(_split(m)) - _split(m)[0] * len(m)),
+            "A mean over the heads, for both.",
         ),
-        "the scores are averaged before the softmax": Slip(
-            _mean_scores, "Each head takes its own softmax; average the maps that come out."
+        "the map is averaged over the tokens that look, not over the heads": Slip(
+            partial(_split, heads=lambda m: m.mean(1)), "The heads are axis 0."
         ),
-        "queries and keys are averaged before the scores": Slip(
-            _mean_vectors, "Each head has a map of its own; average the maps, not the vectors."
+        "the second number is a share of the whole": Slip(
+            lambda m: (_split(m)[0], _split(m)[1] / sum(_split(m))), "Return it in nats."
         ),
-        "this is the largest head at each place, not the mean": Slip(
-            lambda *qkm: attention_map.reference(*qkm).amax(1), "Its rows sum to more than 1."
-        ),
-        "this is only the first head": Slip(
-            lambda *qkm: attention_map.reference(*qkm)[:, 0], "Average over all of axis 1."
-        ),
-        "this is only the last head": Slip(
-            lambda *qkm: attention_map.reference(*qkm)[:, -1], "Average over all of axis 1."
-        ),
-        "this is the median of the heads, not the mean": Slip(
-            lambda *qkm: attention_map.reference(*qkm).median(1).values,
-            "Rows of medians need not sum to 1; use .mean(1).",
-        ),
-        "the mean map is transposed: queries and keys are swapped": Slip(
-            lambda *qkm: head_mean.reference(*qkm).mT, "Rows stay queries, columns stay keys."
-        ),
-        "a second softmax runs over the mean": Slip(
-            lambda *qkm: head_mean.reference(*qkm).softmax(-1),
-            "The mean of rows that sum to 1 sums to 1 already; a second softmax flattens it.",
-        ),
-        "the mean is right, but the mask is ignored": Slip(
-            lambda *qkm: _map(*qkm, masked="no").mean(1),
-            "Take the maps from attention_map(query, key, mask), which hides padded keys.",
-        ),
-        "padded queries are set to zero as well": Slip(
-            lambda q, k, m: head_mean.reference(q, k, m) * m[:, :, None],
-            "Leave the rows of padded queries as they come out; they are masked where they count.",
+        "only the first head is measured": Slip(
+            lambda m: (_split(m[:1])[0], sum(_split(m)) - _split(m[:1])[0]),
+            "Take the mean over all heads.",
         ),
     },
 )
-def head_mean(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-    """One map per sentence, (B, L, L), from queries and keys (B, H, L, d) and a mask (B, L)."""
-    return attention_map.reference(query, key, mask).mean(1)
+def split_entropy(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean row entropy of the heads of maps (H, L, L), and what the head mean's has more."""
+    return _split(maps)
 
 
 def _masked_values(source: torch.Generator) -> Draws:
@@ -324,16 +420,28 @@ def _mixed(attention: Tensor) -> Tensor:
     return 0.5 * attention + 0.5 * torch.eye(attention.shape[-1], dtype=attention.dtype)
 
 
+def _chain(maps: Mapping[int, Tensor], step: Answer = lambda a, r: _mixed(a) @ r) -> Tensor:
+    """The rollout by ``step`` (map, rollout below) -> rollout; without one, the right one."""
+    first = next(iter(maps.values()))
+    start = torch.eye(first.shape[-1]).expand_as(first)
+    return reduce(lambda result, one: step(one, result), maps.values(), start)
+
+
+def _stacks_of_maps(source: torch.Generator) -> Draws:
+    """One layer only in the first draw, where the weights of map and identity show."""
+    return [
+        ({layer: probabilities(source, batch, size, size) for layer in range(layers)},)
+        for layers, batch, size in ((1, 2, 5), (2, 3, 4), (4, 1, 6))
+    ]
+
+
 def _other_weights(answer: Answer, draws: Draws) -> None:
-    """For ``otherwise``: w A R + (1 - w) R with another w than a half, or rows of another sum."""
-    weights = []
-    for a, r in draws:
-        got, moved = value_of(answer(a, r)), value_of(a @ r - r)
-        w = ((got - r) * moved).sum() / moved.square().sum()
-        weights.append(w.item() if torch.allclose(got, r + w * moved, atol=1e-5) else math.nan)
-    if max(weights) - min(weights) < 1e-3:
+    """For ``otherwise``: the map counts w and the identity 1 - w, or rows of another sum."""
+    got, moved = value_of(answer(*draws[0])), draws[0][0][0].double() - torch.eye(5)
+    w = ((got - torch.eye(5)) * moved).sum() / moved.square().sum()
+    if torch.allclose(got, torch.eye(5) + w * moved, atol=1e-5) and abs(w - 0.5) > 1e-3:
         raise Misconception(
-            f"the map counts {weights[0]:.3g} and the residual connection {1 - weights[0]:.3g}",
+            f"the map counts {w:.3g} and the residual connection {1 - w:.3g}",
             "Each of the two counts one half.",
         )
     rows_must_sum_to_one(
@@ -343,51 +451,61 @@ def _other_weights(answer: Answer, draws: Draws) -> None:
 
 @exercise(
     look="Two toy layers stand above the exercise: which of them is on the left, and why?",
-    draws=lambda source: [
-        (probabilities(source, *shape), probabilities(source, *shape))
-        for shape in ((2, 5, 5), (3, 4, 4), (1, 6, 6))
-    ],
+    draws=_stacks_of_maps,
     slips={
         "the residual connection is missing": Slip(
-            lambda a, r: a @ r, "Half of each token stays where it is."
+            partial(_chain, step=lambda a, r: a @ r), "Half of each token stays where it is."
         ),
-        "the two factors are in the wrong order": Slip(
-            lambda a, r: r @ _mixed(a), "The new layer acts last, so it goes on the left."
+        "the factors are in the wrong order": Slip(
+            partial(_chain, step=lambda a, r: r @ _mixed(a)),
+            "The new layer acts last, so it goes on the left.",
         ),
         "the identity is added but nothing is halved": Slip(
-            lambda a, r: 2 * _mixed(a) @ r, "Rows now sum to 2: take one half of each."
+            partial(_chain, step=lambda a, r: 2 * _mixed(a) @ r),
+            "Rows now sum to 2 and more: take one half of each.",
         ),
         "the identity is mixed in after the product": Slip(
-            lambda a, r: _mixed(a @ r), "What stays is a part of R: mix first, then multiply."
+            partial(_chain, step=lambda a, r: _mixed(a @ r)),
+            "What stays is a part of R: mix first, then multiply.",
         ),
         "this is an element-wise product": Slip(
-            lambda a, r: _mixed(a) * r, "Paths add up over the tokens between them: use @."
+            partial(_chain, step=lambda a, r: _mixed(a) * r),
+            "Paths add up over the tokens between them: use @.",
         ),
-        "the layers below are ignored": Slip(lambda a, r: _mixed(a), "Where is `previous`?"),
-        "the two maps are averaged, not chained": Slip(
-            lambda a, r: 0.5 * a + 0.5 * r, "One layer feeds the next: a matrix product."
+        "the layers below are ignored": Slip(
+            partial(_chain, step=lambda a, r: _mixed(a)), "Multiply by the result so far."
         ),
-        "the map is transposed": Slip(
-            lambda a, r: _mixed(a).mT @ r, "Row q of A is the query that looks; it stays a row."
+        "this is the first layer only": Slip(
+            lambda maps: _mixed(next(iter(maps.values()))),
+            "Does `return` stand inside the loop?",
         ),
-        "the layers below are transposed": Slip(
-            lambda a, r: _mixed(a) @ r.mT, "Row q of R says what reaches token q; it stays a row."
+        "the last layer is left out": Slip(
+            lambda maps: _chain(dict([*maps.items()][: max(1, len(maps) - 1)])), "Take all of them."
+        ),
+        "the maps are averaged, not chained": Slip(
+            lambda maps: _mixed(sum(maps.values()) / len(maps)),
+            "One layer feeds the next: a matrix product.",
+        ),
+        "the maps are transposed": Slip(
+            partial(_chain, step=lambda a, r: _mixed(a).mT @ r),
+            "Row q of A is the query that looks; it stays a row.",
         ),
         "the result is transposed": Slip(
-            lambda a, r: (_mixed(a) @ r).mT, "Rows are upper tokens: each must sum to 1."
+            lambda maps: _chain(maps).mT, "Rows are upper tokens: each must sum to 1."
         ),
-        "the identity is mixed into the layers below and not into this one": Slip(
-            lambda a, r: a @ _mixed(r), "The residual belongs to the layer you add: mix it into A."
+        "the first map is not mixed with the identity": Slip(
+            lambda maps: reduce(lambda r, a: _mixed(a) @ r, maps.values()),
+            "R_0 is the identity, and each layer has a residual connection, the first one, too.",
         ),
     },
     otherwise=_other_weights,
 )
-def rollout_step(attention: Tensor, previous: Tensor) -> Tensor:
-    """The next rollout (B, L, L) from this layer's map and the rollout below, (B, L, L) each.
+def rollout(maps: Mapping[int, Tensor]) -> Tensor:
+    """(B, L, L) how much of each input token arrives, from {layer: (B, L, L)}, the lowest first.
 
     Abnar and Zuidema 2020 (arXiv 2005.00928).
     """
-    return _mixed(attention) @ previous
+    return _chain(maps)
 
 
 # --- Heads --------------------------------------------------------------------------------------
@@ -413,6 +531,8 @@ def _along(
         real = valid_pairs(mask).long().diagonal(offset, 1, 2)  # (B, n)
     if keep == "all":
         real = torch.ones_like(real)
+    elif keep == "keys" and not around:
+        real = mask[:, None].expand(-1, length, -1).diagonal(offset, 1, 2)
     if largest:
         return (looks * real[:, None]).amax((1, 3))
     total = (looks * real[:, None]).sum(by)
@@ -462,6 +582,9 @@ def _one_share_each(result: Any, maps: Tensor, mask: Tensor, offset: int) -> Any
         "padding is counted": Slip(
             partial(_along, keep="all"), "A pair counts if query and key are both real tokens."
         ),
+        "padded queries are counted": Slip(
+            partial(_along, keep="keys"), "A pair counts if its query is a real token, too."
+        ),
         "the sum is right, but it is divided by all places of the diagonal": Slip(
             partial(_along, keep="places"), "Divide by the pairs that you added up."
         ),
@@ -486,6 +609,88 @@ def looks_along(maps: Tensor, mask: Tensor, offset: int) -> Tensor:
 
 
 # --- Layers: states and maps ------------------------------------------------------------------
+
+
+def _hooked(
+    encoder: Any,
+    batch: Any,
+    layers: Sequence[int],
+    *,
+    late: bool = False,
+    into: bool = False,
+    first: bool = False,
+) -> dict[int, Tensor]:
+    """The states with some parts replaced by common slips; with none, the right ones."""
+    with torch.no_grad():
+        found = encoder(**batch, output_hidden_states=True).hidden_states  # embeddings first
+    states = {n: found[(layers[-1] if late else n) + (not into)] for n in layers}
+    return {n: state[0] for n, state in states.items()} if first else states
+
+
+STATES_SLIPS: dict[str, tuple[Answer, str]] = {
+    "each layer holds the states of the last one": (
+        partial(_hooked, late=True),
+        "A function in a loop sees the loop's variable as it is at the end. Hand it over as a "
+        "default, number=number, or write a function that returns the hook.",
+    ),
+    "these are the states that enter a layer, not those that leave it": (
+        partial(_hooked, into=True),
+        "A hook gets (module, inputs, output): keep the output. Of `hidden_states`, the first "
+        "are the embeddings.",
+    ),
+    "this is only the first sentence": (
+        partial(_hooked, first=True),
+        "The output of a layer is a tensor (B, L, width) here; no [0] is needed.",
+    ),
+}
+
+
+def _verify_states(answer: Answer) -> None:
+    source = generator()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(whole(source, 0, 2**31))
+        sizes = dict(hidden_size=8, num_hidden_layers=4, num_attention_heads=2)
+        config = xlmr_config({**sizes, "intermediate_size": 12}, 20, 6)
+        encoder = build_student(config, "encoder").eval()
+    ids = torch.randint(5, 20, (2, 5), generator=source)
+    batch = {"input_ids": ids, "attention_mask": mask_of([5, 3])}
+    for chosen in ([0, 2, 3], [whole(source, 1, 2)]):
+        right = _hooked(encoder, batch, chosen)  # transformers adds hooks of its own here
+        hooks = [len(layer._forward_hooks) for layer in encoder.encoder.layer]
+        got = answer(encoder, batch, chosen)
+        if hooks != [len(layer._forward_hooks) for layer in encoder.encoder.layer]:
+            raise Misconception(
+                "a hook is still on the model, and will run at each later call",
+                "register_forward_hook returns a handle: call its .remove() after the run.",
+            )
+        if not isinstance(got, Mapping) or any(not isinstance(s, Tensor) for s in got.values()):
+            raise Misconception("a dict is wanted, with a tensor for each layer")
+        if sorted(got) != chosen:
+            raise Misconception(
+                f"layers {chosen} are wanted, but there are {[*got]}", "Hook only these layers."
+            )
+        if any(state.requires_grad for state in got.values()):
+            raise Misconception(
+                "each state holds the graph of all layers below it in memory",
+                "Nothing is trained here: call the model under torch.no_grad().",
+            )
+        if all_close([*got.values()], [right[n] for n in got]):
+            continue
+        for message, (slip, look) in STATES_SLIPS.items():
+            wrong = slip(encoder, batch, chosen)
+            if all_close([*got.values()], [wrong[n] for n in got]):
+                raise Misconception(message, look)
+        bad = next(n for n in got if not all_close([got[n]], [right[n]]))
+        raise Misconception(f"these are not the states that leave layer {bad}")
+
+
+@exercise(
+    look="One hook on each chosen layer, one call of the model, and then all hooks off again.",
+    verify=_verify_states,
+)
+def states_of(encoder: Any, batch: Any, layers: Sequence[int]) -> dict[int, Tensor]:
+    """{layer: (B, L, width)} the hidden states that leave the chosen layers, without gradients."""
+    return _hooked(encoder, batch, layers)
 
 
 def _cka(
@@ -553,6 +758,9 @@ def _by_tokens(x: Tensor, y: Tensor) -> Tensor:
         "these are spectral norms": Slip(
             partial(_cka, norm=2), "Frobenius: the root of the sum of all squares, x.norm()."
         ),
+        "all three norms are squared": Slip(
+            lambda x, y: _cka(x, y).square() / _cka(x, y, bare=1), "Only the one above the line."
+        ),
         "this is the root of CKA": Slip(
             lambda x, y: _cka(x, y).sqrt(), "The norm above the line is squared, as a whole."
         ),
@@ -598,8 +806,13 @@ def _js_of_all(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     return js_divergence(a, b, torch.ones_like(mask))
 
 
-def _kl(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    return ((torch.xlogy(a, a) - torch.xlogy(a, b.clamp_min(1e-8))) * valid_pairs(mask)).sum(-1)
+def _above_log_two(answer: Answer, draws: Draws) -> None:
+    """For ``otherwise``: a KL, whatever it puts in place of log 0."""
+    if max(_table(answer(*draw), *draw).max() for draw in draws) > math.log(2):
+        raise Misconception(
+            "a distance is above log 2, which no Jensen-Shannon divergence exceeds",
+            "Is this a KL divergence, or a sum? js compares both rows with their middle.",
+        )
 
 
 def _table(result: Any, maps: Any, others: Any, mask: Tensor) -> Tensor:
@@ -619,6 +832,7 @@ def _table(result: Any, maps: Any, others: Any, mask: Tensor) -> Tensor:
     look="For each pair of layers: js(a, b), a mean over the rows of real queries.",
     draws=_two_models,
     read=_table,
+    otherwise=_above_log_two,
     slips={
         "padded rows are counted": Slip(
             lambda a, b, m: _grid(a, b, m, rows=lambda d: d.mean(), far=_js_of_all),
@@ -647,9 +861,6 @@ def _table(result: Any, maps: Any, others: Any, mask: Tensor) -> Tensor:
         "this is the root of each divergence": Slip(
             lambda a, b, m: _grid(a, b, m, far=lambda *x: js_divergence(*x).sqrt()),
             "Take the divergence itself, in nats.",
-        ),
-        "this is a KL divergence": Slip(
-            lambda a, b, m: _grid(a, b, m, far=_kl), "Compare with js, which is symmetric."
         ),
         "these are squared differences": Slip(
             lambda a, b, m: _grid(a, b, m, far=lambda x, y, k: (x - y).square().sum(-1) * k),
@@ -759,6 +970,10 @@ def _sentences(source: torch.Generator) -> Draws:
         ),
         "negative losses are set to 0": Slip(
             lambda *a: _hidden(*a).clamp_min(0), "The answer may gain from hiding a token."
+        ),
+        "these are shares of the probability itself": Slip(
+            lambda *a: _hidden(*a) / (_hidden(*a) + _hidden(*a, sign=0)),
+            "Return the difference of the two probabilities.",
         ),
         "these are shares of the total": Slip(
             lambda *a: _hidden(*a) / _hidden(*a).sum(), "Return the losses themselves."

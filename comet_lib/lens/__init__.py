@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from comet_lib.errors import CometError
 from comet_lib.lens.data import LensData, from_arrays
-from comet_lib.lens.export import write_lens
+from comet_lib.lens.export import MIME, saved, write_lens
 from comet_lib.lens.reading import from_models
 from comet_lib.lens.static import lens_figure
 from comet_lib.widgets.view import live_view, png
@@ -98,7 +98,7 @@ class AttentionLens:
         return "AttentionLens: " + self.data.finding(**(self.data.start() | self.selection))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        """The picture, and the widget if anywidget is installed."""
+        """The picture, what a page draws, and the widget if anywidget is installed."""
         bundle: dict[str, Any] = {}
         metadata: dict[str, Any] = {}
         if find_spec("anywidget") is not None:
@@ -107,5 +107,5 @@ class AttentionLens:
                 bundle = live_view(self.widget)
             elif (entries := own()) is not None:
                 bundle, metadata = entries if isinstance(entries, tuple) else (entries, {})
-        picture = png(self.figure())
-        return {**bundle, "text/plain": repr(self), "image/png": picture}, metadata
+        still = {"text/plain": repr(self), "image/png": png(self.figure())}
+        return {**bundle, **still, MIME: saved(self.data, self.selection)}, metadata

@@ -183,7 +183,7 @@ class LensData:
         looks = f"looks more at {up} and less at {down} than {teacher_name}"
         if float(np.abs(more).max()) < SAME:
             looks = f"looks at the same tokens as {teacher_name}"
-        return f"{name} {looks}: {js:.2f} nats apart ({SCALE})"
+        return f"{name} {looks.rstrip(',')}: {js:.2f} nats apart ({SCALE})"
 
 
 def _head(head: int) -> str:

@@ -1,5 +1,8 @@
 """The lens as a file: one HTML page that needs nothing else, or a PNG or SVG picture.
 
+What a page draws (:func:`contents`) is also kept in a saved notebook, as an output of type
+``MIME`` that no notebook shows; the website draws a page from it.
+
 The page holds ``lens.js`` unchanged, and the data as JSON in which ``<`` is written ``\\u003c``, so
 that no token can end its element. A content security policy with the hashes of our own script and
 style lets nothing else run and nothing be fetched.
@@ -20,12 +23,14 @@ import matplotlib.pyplot as plt
 from comet_lib.errors import CometError
 from comet_lib.files import whole_file, write_text
 from comet_lib.lens.align import shown
-from comet_lib.lens.data import LensData, occlusion_payload, payload
+from comet_lib.lens.data import LensData, Occlusion, occlusion_payload, payload
 from comet_lib.lens.static import lens_figure
 
 HERE = Path(__file__).parent
 REPOSITORY = "https://github.com/comet-course/comet"  # as [tool.comet] in pyproject.toml says
 LIMIT = 1_000_000  # bytes; above it a page leaves single heads out
+SAVED = 60_000  # bytes of maps; above it a saved notebook does
+MIME = "application/vnd.comet.lens+json"
 
 _PAGE_CSS = """
 :root { color-scheme: light dark; }
@@ -39,6 +44,10 @@ a { color: #0062a0; }
   body { background: #17171a; color: #ececee; }
   a { color: #7cc4f0; }
 }
+[data-framed] :is(header, footer) { display: none; }
+[data-framed] body { padding: 8px 4px; }
+[theme="light"] body { background: #ffffff; color: #1d1d1f; }
+[theme="dark"] body { background: #17171a; color: #ececee; }
 """
 
 _START = """
@@ -60,6 +69,15 @@ const model = {
   off: () => {},
 };
 render({ model, el: document.getElementById("lens") });
+if (window.parent !== window) { // in another page: only the lens, as high as it is, in its theme
+  document.documentElement.dataset.framed = "";
+  window.addEventListener("message", ({ source, data }) => {
+    if (source !== window.parent || !["light", "dark"].includes(data?.theme)) return;
+    document.documentElement.setAttribute("theme", data.theme);
+  });
+  const tell = () => window.parent.postMessage({ lens: document.body.offsetHeight }, "*");
+  new ResizeObserver(tell).observe(document.body);
+}
 """
 
 _PAGE = """<!DOCTYPE html>
@@ -92,41 +110,58 @@ data and works without a network.</p>
 """
 
 
+def contents(
+    data: LensData,
+    selection: Mapping[str, int] | None = None,
+    heads: bool = True,
+    occlusion: Occlusion | None = None,
+) -> dict[str, Any]:
+    """What a page draws, as JSON: its title and finding, and what ``lens.js`` reads."""
+    header, maps = payload(data, heads)
+    chosen = data.start() | dict(selection or {})
+    return {
+        "title": "Attention lens" + (f": “{shown(data.text, 80)}”" if data.text else ""),
+        "finding": data.finding(**chosen),
+        "header": header,
+        "selection": chosen,
+        "occlusion": occlusion_payload(occlusion),
+        "maps": base64.b64encode(maps).decode(),
+    }
+
+
+def saved(data: LensData, selection: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """The :func:`contents` for a notebook: without single heads if they would make it large, and
+    without an occlusion, which takes a forward pass for every token."""
+    _, maps = payload(data)
+    return contents(data, selection, heads=len(maps) <= SAVED)
+
+
 def page(data: LensData, selection: Mapping[str, int] | None = None) -> str:
     """The HTML page. ``selection`` has the names of :class:`comet_lib.lens.widget.LensWidget`.
 
     Single heads are left out, and the page says so, if they would make it larger than 1 MB.
     """
-    text = _page(data, selection, heads=True)
+    text = drawn(contents(data, selection, occlusion=data.occlusion))
     if len(text.encode()) > LIMIT and (data.teacher_heads or data.student_heads):
-        text = _page(data, selection, heads=False)
+        text = drawn(contents(data, selection, heads=False, occlusion=data.occlusion))
     return text
 
 
-def _page(data: LensData, selection: Mapping[str, int] | None, heads: bool) -> str:
-    header, maps = payload(data, heads)
-    chosen = data.start() | dict(selection or {})
+def drawn(found: Mapping[str, Any]) -> str:
+    """The HTML page that draws such :func:`contents`."""
     script = (HERE / "lens.js").read_text(encoding="utf-8") + _START
     style = _PAGE_CSS + (HERE / "lens.css").read_text(encoding="utf-8")
     policy = (
         f"default-src 'none'; base-uri 'none'; form-action 'none'; "
         f"script-src {_hash(script)}; style-src {_hash(style)}"
     )
-    name = "Attention lens" + (f": “{shown(data.text, 80)}”" if data.text else "")
     return _PAGE.format(
         policy=policy,
-        title=html.escape(name),
-        finding=html.escape(data.finding(**chosen)),
+        title=html.escape(found["title"]),
+        finding=html.escape(found["finding"]),
         repository=REPOSITORY,
         style=style,
-        data=embedded_json(
-            {
-                "header": header,
-                "selection": chosen,
-                "occlusion": occlusion_payload(data.occlusion),
-                "maps": base64.b64encode(maps).decode(),
-            }
-        ),
+        data=embedded_json(found),
         script=script,
     )
 

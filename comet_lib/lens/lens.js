@@ -23,6 +23,7 @@ const DARK = {
 const GRID = "#00224e #003170 #2a3f6d #434e6c #575d6d #6a6c71 #7d7c78 #918b78 #a59c74 #bcae6c #d2c060 #e9d34e #fee838";
 const HELP = "Arrow keys move up and down through the tokens that look, left and right through those looked at; in the grid of layers they choose the layers. Escape lets go.";
 const TYPED = 60; // ms without a key before a text is sent
+const PACE = 900; // ms for each training step
 const PATIENCE = 4000; // ms without an answer before the box says so
 const AXIS = 16; // height of an axis title
 const SCALE = "0: alike, 0.69: nothing in common"; // nats
@@ -279,17 +280,37 @@ function render({ model, el }) {
   const looks = make("span", title);
   const apart = make("span", title, "lens-apart");
   const bar = make("div", root, "lens-bar");
-  let slider = null, stepText = null;
+  let slider = null, stepText = null, play = null, playing = 0;
   if (steps.length > 1) {
+    play = make("button", bar, "lens-play", "Play");
+    play.type = "button";
+    play.addEventListener("click", () => (playing ? pause() : playFrom(pair.k + 1 < steps.length ? pair.k + 1 : 0)));
+    keepKeys(play);
     const wrap = make("label", bar, "lens-choice");
     make("span", wrap, "", "training step");
     slider = make("input", wrap);
     slider.type = "range";
     slider.min = "0";
     slider.max = String(steps.length - 1);
-    slider.addEventListener("input", () => set({ step: Number(slider.value) }));
+    slider.addEventListener("input", () => {
+      pause();
+      set({ step: Number(slider.value) });
+    });
     keepKeys(slider);
     stepText = make("output", wrap);
+  }
+  function pause() {
+    clearTimeout(playing);
+    playing = 0;
+    play.textContent = "Play";
+  }
+  /** Shows one training step after the other, to the last. */
+  function playFrom(k) {
+    set({ step: k });
+    if (k + 1 === steps.length) return pause();
+    play.textContent = "Pause";
+    playing = setTimeout(playFrom, PACE, k + 1);
+    return undefined;
   }
   const headChoice = (who, block) => {
     if (!block) return null;
@@ -490,10 +511,12 @@ function render({ model, el }) {
   }
 
   const headName = (h) => (h < 0 ? "" : `, head ${h},`);
+  /** A step is a number, or has a name. */
+  const stepName = (comma = "") => (typeof steps[pair.k] === "number" ? `${comma ? " at " : ""}step ${steps[pair.k]}` : `${comma}${steps[pair.k]}${comma.trim()}`);
 
   function drawFinding() {
     const { tokens, valid } = now;
-    const name = `Student layer ${pair.s}${headName(pair.sh)}` + (steps.length ? ` at step ${steps[pair.k]}` : "");
+    const name = `Student layer ${pair.s}${headName(pair.sh)}` + (steps.length ? stepName(", ") : "");
     const other = `teacher layer ${pair.t}${headName(pair.th)}`;
     apart.textContent = "";
     if (valid.length < 2) {
@@ -505,8 +528,8 @@ function render({ model, el }) {
     const at = (value) => quoted(tokens[valid[more.indexOf(value)]]);
     const [most, least] = [Math.max(...more), Math.min(...more)];
     const same = Math.max(most, -least) < 0.0005;
-    looks.textContent = same ? `${name} looks at the same tokens as ${other}`
-      : `${name} looks more at ${at(most)} and less at ${at(least)} than ${other}`;
+    const words = same ? "looks at the same tokens as" : `looks more at ${at(most)} and less at ${at(least)} than`;
+    looks.textContent = `${name} ${words} ${other}`.replace(/,$/, "");
     apart.textContent = `${pair.measures.js[pair.s][pair.t].toFixed(2)} nats apart (${SCALE})`;
   }
 
@@ -855,7 +878,7 @@ function render({ model, el }) {
       size = clamp((room / (columns + 0.6) / n) * 0.72, 10, 13);
       gutter = Math.min(clamp(8 + longest * size * 0.62, 36, 110), room * 0.16, Math.max(24, room - 240 - AXIS));
       side = Math.floor(clamp((room - AXIS - gutter - (columns - 1) * 14) / columns, 80, 430));
-      if (side >= 200) break;
+      if (side >= 180) break;
     }
     columns = Math.max(1, columns);
     foot = gutter + 6;
@@ -891,7 +914,7 @@ function render({ model, el }) {
     if (slider) {
       slider.value = String(pair.k);
       stepText.textContent = String(steps[pair.k]);
-      slider.setAttribute("aria-valuetext", `step ${steps[pair.k]}`);
+      slider.setAttribute("aria-valuetext", stepName());
     }
     if (headSelects.teacher) headSelects.teacher.value = String(pair.th);
     if (headSelects.student) headSelects.student.value = String(pair.sh);
@@ -977,6 +1000,7 @@ function render({ model, el }) {
   }));
 
   return () => {
+    clearTimeout(playing);
     themes.disconnect();
     sizes.disconnect();
     scheme.removeEventListener("change", drawAll);

@@ -26,6 +26,7 @@ from comet_lib.plots import (
     ORANGE,
     PINK,
     drawable,
+    on_axis,
 )
 
 NAMED = 30  # tokens written along an axis, at most
@@ -55,7 +56,7 @@ def lens_figure(
     every = -(-len(data.tokens) // NAMED)
     places = list(range(0, len(data.tokens), every))
     labels, families, note = drawable(data.tokens)
-    names = [labels[i] for i in places]
+    names = [on_axis(labels[i]) for i in places]
     text: dict[str, Any] = {"parse_math": False, "fontfamily": families, "fontsize": 9}
 
     side = float(np.clip(0.16 * len(data.tokens) + 0.5, 2.6, 4.6))
@@ -219,9 +220,10 @@ def layer_tables(
 ) -> Figure:
     """Tables (student layers, teacher layers) side by side, with the matched cells framed.
 
-    ``matches[i]`` is the teacher layer that student layer i learns from. Each table has its own
+    ``matches[i]`` is the teacher layer that student layer i learns from. The tables share one
     colour scale; small tables also show their numbers.
     """
+    limits = min(t.min() for t in tables.values()), max(t.max() for t in tables.values())
     students, teachers = next(iter(tables.values())).shape
     figure, panels = plt.subplots(
         1,
@@ -231,18 +233,27 @@ def layer_tables(
         squeeze=False,
     )
     for axes, (name, table) in zip(panels[0], tables.items(), strict=True):
-        draw_table(axes, table, matches)
+        draw_table(axes, table, matches, limits)
         axes.set_title(name, fontsize=10)
     panels[0][0].set_ylabel("student layer")
     figure.suptitle(title, fontsize=11)
     return figure
 
 
-def draw_table(axes: Any, table: np.ndarray, matches: Sequence[int]) -> None:
-    """Draw one table (student layers, teacher layers), with the matched cells framed."""
+def draw_table(
+    axes: Any,
+    table: np.ndarray,
+    matches: Sequence[int],
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """Draw one table (student layers, teacher layers), with the matched cells framed.
+
+    ``limits`` are the ends of the colour scale (default: the table's own).
+    """
     students, teachers = table.shape
-    axes.imshow(table, cmap="cividis", aspect="auto")
-    middle = (table.min() + table.max()) / 2
+    low, high = limits or (table.min(), table.max())
+    axes.imshow(table, cmap="cividis", aspect="auto", vmin=low, vmax=high)
+    middle = (low + high) / 2
     for (i, j), value in np.ndenumerate(table):
         if teachers <= NUMBERED:
             colour = "white" if value < middle else "black"

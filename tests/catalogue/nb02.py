@@ -189,6 +189,18 @@ def learn(model: Any, batches: Any, rate: float) -> list[float]:
     return losses
 
 
+def with_graphs(model: Any, batches: Any, rate: float) -> list[Any]:
+    worker = torch.optim.AdamW(model.parameters(), lr=rate)
+    losses = []
+    for pointers, targets in batches:
+        loss = F.cross_entropy(model(pointers).flatten(0, 2), targets.flatten())
+        worker.zero_grad()
+        loss.backward()
+        worker.step()
+        losses.append(loss)
+    return losses
+
+
 def late(model: Any, batches: Any, rate: float) -> list[float]:
     """Clears the gradients between backward and step."""
     worker = torch.optim.AdamW(model.parameters(), lr=rate)
@@ -242,7 +254,11 @@ def backwards(student: Any, teacher: Any, chosen: Any) -> Any:
 
 SOLUTIONS["widest_student"] = [widest, lambda *a: torch.tensor(widest(*a))]
 SOLUTIONS["pieces_needed"] = [needed, lambda ids, share: np.int64(needed(ids, share))]
-SOLUTIONS["learn"] = [learn, lambda m, b, r: tuple(map(float, learn(m, b, r)))]
+SOLUTIONS["learn"] = [
+    learn,
+    lambda m, b, r: tuple(map(float, learn(m, b, r))),
+    lambda m, b, r: torch.stack(learn(m, b, r)),
+]
 SOLUTIONS["start_from"] = [start, lambda s, t, chosen: start(s, t, tuple(chosen))]
 
 MUTANTS["widest_student"] = {
@@ -261,12 +277,17 @@ MUTANTS["pieces_needed"] = {
     "fractions": (lambda ids, share: needed(ids, share) + (share == 1), "with share = 1"),
     "few": (lambda ids, share: needed(ids, share * 0.9), "make up less than"),
     "many": (lambda ids, share: needed(ids, share) + 2, "pieces do, not"),
+    "floor": (
+        lambda ids, share: needed(ids, int(share * 256) / 256),
+        "the number of tokens wanted is rounded down",
+    ),
     "ids": (lambda ids, share: list(range(needed(ids, share))), "returned a list"),
 }
 MUTANTS["learn"] = {
     "cleared late": (late, "the model never changes"),
     "one step short": (one_short, "the last step is missing"),
     "half the rate": (halved, "the first loss is right and the second"),
+    "graphs": (with_graphs, "keep the graphs of all batches"),
     "last loss": (lambda m, b, r: learn(m, b, r)[-1], "returned a Tensor"),
     "every second": (lambda m, b, r: learn(m, b, r)[::2], "returned a list of 3"),
     "other loss": (
@@ -279,6 +300,58 @@ MUTANTS["start_from"] = {
     "the teacher": (lambda s, t, chosen: t, "its own number of layers"),
     "backwards": (backwards, "the teacher was changed"),
     "pooler": (with_pooler, "pooler.dense.weight does not hold"),
+    "sorted": (lambda s, t, chosen: start(s, t, sorted(chosen)), "chosen layers are sorted"),
+    "frozen": (lambda s, t, chosen: start(s, t, chosen).requires_grad_(False), "be trained"),
     "states": (lambda s, t, chosen: start(s, t, chosen).state_dict(), "returned a OrderedDict"),
     "nothing": (lambda s, t, chosen: s, "embeddings.word_embeddings.weight does not"),
+}
+
+
+def walk(pointers: Any, jumps: int) -> Any:
+    ends = np.zeros((*pointers.shape, jumps), dtype=int)
+    for b, place in np.ndindex(*pointers.shape):
+        here = place
+        for jump in range(jumps):
+            here = int(pointers[b, here])
+            ends[b, place, jump] = here
+    return ends
+
+
+def nats(student: Any, teacher: Any, hidden: Any) -> Any:
+    q, p = (x[hidden].log_softmax(-1) for x in (student, teacher))
+    return F.kl_div(q, p, log_target=True, reduction="batchmean")
+
+
+SOLUTIONS["follow"] = [walk, lambda *a: torch.from_numpy(walk(*a))]
+SOLUTIONS["nats_apart"] = [
+    nats,
+    lambda s, t, hidden: (
+        ((t.softmax(-1) * (t.softmax(-1) / s.softmax(-1)).log()).sum(-1) * hidden).sum()
+        / hidden.sum()
+    ),
+]
+MUTANTS["follow"] = {
+    "second axis": (lambda *a: walk(*a).swapaxes(1, 2), "the jumps are the second axis"),
+    "first axis": (lambda *a: np.moveaxis(walk(*a), 2, 0), "the jumps are the first axis"),
+    "last only": (lambda *a: walk(*a)[..., -1], "there is one end for each place"),
+    "list": (lambda *a: walk(*a).tolist(), "returned a list"),
+    "other": (lambda p, jumps: walk((p + 1) % p.shape[1], jumps), "is right, on random input"),
+}
+MUTANTS["nats_apart"] = {
+    "swapped": (lambda s, t, h: nats(t, s, h), "teacher and student are swapped"),
+    "mean": (
+        lambda s, t, h: F.kl_div(s[h].log_softmax(-1), t[h].softmax(-1), reduction="mean"),
+        "the pieces are averaged",
+    ),
+    "no logs": (
+        lambda s, t, h: F.kl_div(s[h].softmax(-1), t[h].softmax(-1), reduction="batchmean"),
+        "is right, on random input",
+    ),
+    "by place": (
+        lambda s, t, h: F.kl_div(
+            s.log_softmax(-1), t.log_softmax(-1), log_target=True, reduction="none"
+        ).sum(-1),
+        "but a scalar",
+    ),
+    "number": (lambda *a: nats(*a).item(), "returned a float"),
 }

@@ -62,18 +62,68 @@ def pairs(m: Tensor) -> Tensor:
     return m[:, :, None] * m[:, None, :]
 
 
-def half(a: Tensor) -> Tensor:
-    return (a + torch.eye(a.shape[-1])) / 2
+def chain(maps: Any, weight: float = 0.5) -> Tensor:
+    """From the top down: M_l ... M_1."""
+    eye = torch.eye(next(iter(maps.values())).shape[-1])
+    result = eye
+    for a in reversed(maps.values()):
+        result = result @ (weight * a + (1 - weight) * eye)
+    return result
 
 
-def slow_rollout(a: Tensor, r: Tensor) -> Tensor:
-    out = torch.zeros_like(r)
-    for b in range(len(a)):
-        for i in range(a.shape[1]):
-            out[b, i] = 0.5 * r[b, i]
-            for j in range(a.shape[2]):
-                out[b, i] = out[b, i] + 0.5 * a[b, i, j] * r[b, j]
-    return out
+def slow_chain(maps: Any) -> Tensor:
+    """Path by path."""
+    result = torch.eye(next(iter(maps.values())).shape[-1])[None].repeat(
+        len(next(iter(maps.values()))), 1, 1
+    )
+    for a in maps.values():
+        step = torch.zeros_like(result)
+        for b, i, j in np.ndindex(a.shape):
+            step[b, i] += 0.5 * (a[b, i, j] + (i == j)) * result[b, j]
+        result = step
+    return result
+
+
+def slow_projections(layer: Any, x: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Head by head."""
+    d = x.shape[-1] // heads
+
+    def cut(linear: Any) -> Tensor:
+        return torch.stack([linear(x)[..., h * d : (h + 1) * d] for h in range(heads)], 1)
+
+    return cut(layer.query), cut(layer.key)
+
+
+def slow_split(maps: Tensor) -> tuple[float, float]:
+    """Row by row, in numpy."""
+
+    def entropy(p: Any) -> float:
+        p = p[p > 0]
+        return float(-(p * np.log(p)).sum())
+
+    heads, length, _ = maps.shape
+    of_heads = np.mean([entropy(maps[h, i].numpy()) for h in range(heads) for i in range(length)])
+    of_mean = np.mean([entropy(maps[:, i].mean(0).numpy()) for i in range(length)])
+    return float(of_heads), float(of_mean - of_heads)
+
+
+def hooked(encoder: Any, batch: Any, layers: Any, stay: bool = False) -> dict[int, Tensor]:
+    found: dict[int, Tensor] = {}
+
+    def hook(number: int) -> Answer:
+        return lambda module, inputs, output: found.update({number: output})
+
+    hooks = [encoder.encoder.layer[n].register_forward_hook(hook(n)) for n in layers]
+    with torch.no_grad():
+        encoder(**batch)
+    for one in hooks[stay:]:
+        one.remove()
+    return found
+
+
+def by_the_model(encoder: Any, batch: Any, layers: Any, first: int = 1) -> dict[int, Tensor]:
+    states = encoder(**batch, output_hidden_states=True).hidden_states
+    return {n: states[n + first].detach() for n in layers}
 
 
 SOLUTIONS: dict[str, list[Answer]] = {
@@ -84,22 +134,10 @@ SOLUTIONS: dict[str, list[Answer]] = {
         raw_exp,
         slow_map,
     ],
-    "head_mean": [
-        lambda q, k, m: fast_map(q, k, m).mean(1),
-        lambda q, k, m: fast_map(q, k, m).sum(1) / q.shape[1],
-        lambda q, k, m: torch.stack([*slow_map(q, k, m).unbind(1)]).mean(0),
-        lambda q, k, m: fast_map(q, k, m).mean(1).numpy(),
-    ],
     "masked_rows": [
         lambda v, m: (v * pairs(m)).sum() / pairs(m).sum(),
         lambda v, m: v[pairs(m).bool()].mean(),
         slow_pairs,
-    ],
-    "rollout_step": [
-        lambda a, r: half(a) @ r,
-        lambda a, r: 0.5 * (a @ r) + 0.5 * r,
-        lambda a, r: F.normalize(a + torch.eye(a.shape[-1]), p=1, dim=-1) @ r,
-        slow_rollout,
     ],
 }
 
@@ -112,12 +150,6 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "over d": (
             lambda q, k, m: (q @ k.mT / q.shape[-1]).masked_fill(hidden(m), -INF).softmax(-1),
             "divided by d, not by its square root",
-        ),
-        "times root d": (
-            lambda q, k, m: (
-                (q @ k.mT * q.shape[-1] ** 0.5).masked_fill(hidden(m), -INF).softmax(-1)
-            ),
-            "multiplied by the square root of d",
         ),
         "whole width": (
             lambda q, k, m: (
@@ -161,10 +193,6 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             ),
             "log-probabilities",
         ),
-        "sigmoid": (
-            lambda q, k, m: scores(q, k).masked_fill(hidden(m), -INF).sigmoid(),
-            "a sigmoid",
-        ),
         "-30": (
             lambda q, k, m: scores(q, k).masked_fill(hidden(m), -30.0).softmax(-1),
             "not exactly nothing",
@@ -191,15 +219,6 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "other": (lambda q, k, m: slow_map(q * 1.1, k, m), "is right, on random input"),
         "raises": (lambda q, k, m: q @ k, "RuntimeError"),
     },
-    "head_mean": {
-        "batch": (lambda q, k, m: fast_map(q, k, m).mean(0), "over the batch, axis 0"),
-        "tokens": (lambda q, k, m: fast_map(q, k, m).mean(-1), "runs over the tokens"),
-        "keepdim": (lambda q, k, m: fast_map(q, k, m).mean(1, keepdim=True), "still there"),
-        "no mean": (lambda q, k, m: fast_map(q, k, m), "every head still has"),
-        "batch and heads": (lambda q, k, m: fast_map(q, k, m).mean((0, 1)), "over the batch as"),
-        "everything": (lambda q, k, m: fast_map(q, k, m).mean(), "returned shape ()"),
-        "other": (lambda q, k, m: fast_map(q, k, m).mean(1) * 0.9, "is right, on random input"),
-    },
     "masked_rows": {
         "keys": (
             lambda v, m: (v * m[:, None, :]).sum() / (m.sum() * m.shape[1]),
@@ -223,22 +242,6 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "item": (lambda v, m: slow_pairs(v, m).item(), "returned a float"),
         "other": (lambda v, m: slow_pairs(v, m) * 1.01, "is right, on random input"),
         "in place": (lambda v, m: v.mul_(pairs(m)).sum() / pairs(m).sum(), "changed its argument"),
-    },
-    "rollout_step": {
-        "not halved": (lambda a, r: a @ r + r, "but nothing is halved"),
-        "identity after": (
-            lambda a, r: (a @ r + torch.eye(a.shape[-1])) / 2,
-            "mixed in after the product",
-        ),
-        "weights": (lambda a, r: (0.5 * a + torch.eye(a.shape[-1])) @ r, "do not sum to 1"),
-        "first sentence": (lambda a, r: (half(a) @ r)[0], "returned shape"),
-        "other weights": (
-            lambda a, r: (0.9 * a + 0.1 * torch.eye(a.shape[-1])) @ r,
-            "the map counts 0.9 and the residual connection 0.1",
-        ),
-        "transposed": (lambda a, r: (half(a) @ r).mT, "the result is transposed"),
-        "other": (lambda a, r: (half(a) @ r).flip(0), "is right, on random input"),
-        "list": (lambda a, r: (half(a) @ r).tolist(), "returned a list"),
     },
 }
 
@@ -271,6 +274,13 @@ def table(maps: Any, others: Any, m: Tensor) -> Any:
     return [
         [((js(a, b) * m).sum() / m.sum()).item() for b in others.values()] for a in maps.values()
     ]
+
+
+def kl_table(maps: Any, others: Any, m: Tensor) -> Any:
+    def kl(p: Tensor, q: Tensor) -> Tensor:
+        return (p * (p.clamp_min(1e-9) / q.clamp_min(1e-9)).log()).sum(-1)
+
+    return [[(kl(a, b)[m > 0]).mean() for b in others.values()] for a in maps.values()]
 
 
 def careless(p: Tensor, q: Tensor) -> Tensor:
@@ -346,6 +356,7 @@ MUTANTS["cka"] = {
     "raises": (lambda x, y: ((x - x.mean(0)) @ (y - y.mean(0))).norm(), "RuntimeError"),
 }
 MUTANTS["layer_table"] = {
+    "KL": (lambda a, b, m: kl_table(a, b, m), "above log 2"),
     "on its side": (lambda a, b, m: table(b, a, m), "on its side"),
     "zeros": (
         lambda a, b, m: [[careless(x, y).mean() for y in b.values()] for x in a.values()],
@@ -365,4 +376,86 @@ MUTANTS["occlusion"] = {
     "other": (lambda *a: 1.1 * occluded(*a), "is right, on random input"),
     "without ends": (lambda *a: occluded(*a)[1:-1], "returned shape"),
     "a number": (lambda *a: occluded(*a).max().item(), "returned a float"),
+}
+
+SOLUTIONS["queries_keys"] = [
+    slow_projections,
+    lambda layer, x, h: tuple(
+        (x @ f.weight.T + f.bias).view(*x.shape[:2], h, -1).permute(0, 2, 1, 3)
+        for f in (layer.query, layer.key)
+    ),
+    lambda *a: [part.detach().numpy() for part in slow_projections(*a)],
+]
+SOLUTIONS["split_entropy"] = [
+    slow_split,
+    lambda maps: (
+        torch.special.entr(maps).sum(-1).mean(),
+        torch.special.entr(maps.mean(0)).sum(-1).mean() - torch.special.entr(maps).sum(-1).mean(),
+    ),
+]
+SOLUTIONS["states_of"] = [hooked, by_the_model]
+SOLUTIONS["rollout"] = [chain, slow_chain, lambda maps: chain(maps).numpy()]
+
+MUTANTS["queries_keys"] = {
+    "view": (
+        lambda layer, x, h: tuple(
+            f(x).view(len(x), h, x.shape[1], -1) for f in (layer.query, layer.key)
+        ),
+        "mixed up with the heads",
+    ),
+    "no transpose": (
+        lambda *a: tuple(part.transpose(1, 2) for part in slow_projections(*a)),
+        "the heads stand behind the tokens",
+    ),
+    "whole": (lambda layer, x, h: (layer.query(x), layer.key(x)), "the heads are not split"),
+    "keys only": (lambda *a: slow_projections(*a)[1][0, 0], "two results in a tuple"),
+    "for the product": (
+        lambda *a: (slow_projections(*a)[0], slow_projections(*a)[1].mT),
+        "returned shape",
+    ),
+    "other": (
+        lambda *a: tuple(1.1 * part for part in slow_projections(*a)),
+        "is right, on random input",
+    ),
+}
+MUTANTS["split_entropy"] = {
+    "log of 0": (
+        lambda maps: (-(maps * maps.log()).sum(-1).mean(), maps.mean()),
+        "0 log 0 counts as 0",
+    ),
+    "by head": (
+        lambda maps: (torch.special.entr(maps).sum(-1).mean(1), maps.mean()),
+        "returned shape (3,)",
+    ),
+    "one number": (lambda maps: slow_split(maps)[1], "two results in a tuple"),
+    "floor": (
+        lambda maps: (torch.special.entr(maps + 0.01).sum(-1).mean(), slow_split(maps)[1]),
+        "is right, on random input",
+    ),
+}
+MUTANTS["states_of"] = {
+    "late": (lambda *a: {n: hooked(*a)[a[2][-1]] for n in a[2]}, "holds the states of"),
+    "only the last": (lambda *a: dict([*hooked(*a).items()][-1:]), "layers [0, 2, 3] are wanted"),
+    "off by one": (lambda *a: by_the_model(*a, first=0), "that enter a layer"),
+    "a hook stays": (lambda *a: hooked(*a, stay=True), "a hook is still on the model"),
+    "graph": (
+        lambda e, b, n: {i: e(**b, output_hidden_states=True).hidden_states[i + 1] for i in n},
+        "holds the graph",
+    ),
+    "list": (lambda *a: [*hooked(*a).values()], "a dict is wanted"),
+    "first sentence": (
+        lambda *a: {n: state[0] for n, state in hooked(*a).items()},
+        "only the first sentence",
+    ),
+    "other": (lambda *a: {n: 2 * s for n, s in hooked(*a).items()}, "not the states that leave"),
+}
+MUTANTS["rollout"] = {
+    "other weights": (
+        lambda maps: chain(maps, 0.9),
+        "the map counts 0.9 and the residual connection 0.1",
+    ),
+    "first sentence": (lambda maps: chain(maps)[0], "returned shape"),
+    "list": (lambda maps: chain(maps).tolist(), "returned a list"),
+    "rows": (lambda maps: 1.1 * chain(maps), "do not sum to 1"),
+    "other": (lambda maps: chain(maps).flip(0).flip(1), "is right, on random input"),
 }
