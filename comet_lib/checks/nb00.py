@@ -78,7 +78,7 @@ from comet_lib.checks.framework import (
             lambda x, t: torch.softmax(x, -1) / t,
             "Divide the logits, which come before the softmax; then each row sums to 1 again.",
         ),
-        "the exponentials are not normalised": Slip(
+        "the exponentials are not normalized": Slip(
             lambda x, t: torch.exp(x / t), "Divide by their sum over the last axis."
         ),
         "each class is squashed by itself (a sigmoid)": Slip(

@@ -267,7 +267,7 @@ _one_embedding, _one_layer = models.embedding_parameters, models.layer_parameter
         ),
         "there is a LayerNorm too many at the end": Slip(
             partial(_whole_encoder, layers=lambda v, d, n, h, f, m: 2 * d),
-            "XLM-R normalises after each block, so none is left for the end (GPT-2 has one).",
+            "XLM-R normalizes after each block, so none is left for the end (GPT-2 has one).",
         ),
         "the embeddings are missing": Slip(
             partial(_whole_encoder, embeddings=lambda v, d, n, h, f, m: -_one_embedding(v, d, m)),

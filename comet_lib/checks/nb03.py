@@ -709,14 +709,14 @@ def _cka(
     x: Tensor,
     y: Tensor,
     *,
-    centre: int | None = 0,
+    center: int | None = 0,
     power: int = 2,
     norm: Any = "fro",
     bare: int = 0,
 ) -> Tensor:
     """CKA with some parts replaced by common slips; with none, the right value."""
-    if centre is not None:
-        x, y = x - x.mean(centre, keepdim=True), y - y.mean(centre, keepdim=True)
+    if center is not None:
+        x, y = x - x.mean(center, keepdim=True), y - y.mean(center, keepdim=True)
     size = partial(torch.linalg.matrix_norm, ord=norm)
     both: Tensor = size(y.mT @ x) ** power
     return both if bare else both / (size(x.mT @ x) * size(y.mT @ y))
@@ -742,10 +742,10 @@ def _by_tokens(x: Tensor, y: Tensor) -> Tensor:
     draws=_states,
     slips={
         "nothing is centered": Slip(
-            partial(_cka, centre=None), "Take each column's mean away: x - x.mean(0)."
+            partial(_cka, center=None), "Take each column's mean away: x - x.mean(0)."
         ),
         "each token is centered, not each column": Slip(
-            partial(_cka, centre=1), "Tokens are rows: the mean over tokens is .mean(0)."
+            partial(_cka, center=1), "Tokens are rows: the mean over tokens is .mean(0)."
         ),
         "the mean of all numbers is taken away, not each column's": Slip(
             lambda x, y: _by_tokens(x - x.mean(), y - y.mean()), "x.mean(0), not x.mean()."

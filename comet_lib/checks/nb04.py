@@ -223,7 +223,7 @@ def _jsd(
     ],
     extra=lambda answer, draws: _gradient_of_place(answer, draws[0], 1),
 )
-def generalised_jsd(p: Tensor, q: Tensor, beta: float) -> Tensor:
+def generalized_jsd(p: Tensor, q: Tensor, beta: float) -> Tensor:
     """Scalar: beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q.
 
     p (teacher) and q (student) are probabilities (N, C). Agarwal et al. 2023, arXiv 2306.13649.
@@ -798,12 +798,12 @@ def _cosine(
     return (of(cosine) * keep(mask)).sum() / by(mask)
 
 
-def _update(loss: Tensor, optimiser: torch.optim.Optimizer, order: str) -> None:
+def _update(loss: Tensor, optimizer: torch.optim.Optimizer, order: str) -> None:
     for part in order.split():
         if part == "zero":
-            optimiser.zero_grad()
+            optimizer.zero_grad()
         elif part == "step":
-            optimiser.step()
+            optimizer.step()
         elif part == "backward":
             loss.backward()
 
@@ -844,10 +844,10 @@ def _curve(
     after: bool = False,
 ) -> list[float]:
     """The training with some parts replaced by slips."""
-    optimiser, curve = kind(projection.parameters(), lr=learning_rate), []
+    optimizer, curve = kind(projection.parameters(), lr=learning_rate), []
     for _ in range(steps):
         value = loss(student, teacher, mask, projection)
-        _update(value, optimiser, order)
+        _update(value, optimizer, order)
         curve.append((loss(student, teacher, mask, projection) if after else value).item())
     return curve
 
@@ -902,10 +902,10 @@ def _of_cosine(**parts: Any) -> Answer:
             partial(_curve, loss=losses.hidden_state_mse), "Use the cosine here."
         ),
         "the projection did not move": Slip(
-            partial(_curve, order="zero backward"), "backward(), then optimiser.step()."
+            partial(_curve, order="zero backward"), "backward(), then optimizer.step()."
         ),
         "the gradients of the steps before are still there": Slip(
-            partial(_curve, order="backward step"), "Call optimiser.zero_grad() before backward()."
+            partial(_curve, order="backward step"), "Call optimizer.zero_grad() before backward()."
         ),
         "the optimizer is not Adam": Slip(
             partial(_curve, kind=torch.optim.SGD), "Keep the first line of the stub."
@@ -963,9 +963,9 @@ def _training_draws(source: torch.Generator) -> Draws:
             {"states": normal(source, *mask.shape, 4, scale=2.0), "attention_mask": mask}
             for mask in MASKS[:count]
         ]
-        optimiser = torch.optim.SGD(student.parameters(), lr=uniform(source, 0.2, 0.5))
+        optimizer = torch.optim.SGD(student.parameters(), lr=uniform(source, 0.2, 0.5))
         options = {"map_loss": losses.attention_kl, "T": uniform(source, 1.5, 4.0), "alpha": alpha}
-        draws.append((student, teacher, batches, optimiser, partial(hybrid.reference, **options)))
+        draws.append((student, teacher, batches, optimizer, partial(hybrid.reference, **options)))
     return draws
 
 
@@ -986,7 +986,7 @@ def _train(
     student: nn.Module,
     teacher: nn.Module,
     batches: Any,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     loss_of: Answer,
     *,
     order: str = "zero backward step",
@@ -1009,10 +1009,10 @@ def _train(
         loss = loss_of(*read(student(batch)[:2], theirs, mask))
         total = total + loss
         if not once:
-            _update(sign * loss, optimiser, order)
+            _update(sign * loss, optimizer, order)
         history.append((loss_of(*read(student(batch)[:2], theirs, mask)) if after else loss).item())
     if once:
-        _update(total, optimiser, order)
+        _update(total, optimizer, order)
     return history
 
 
@@ -1032,7 +1032,7 @@ def _teacher_without_gradients(answer: Answer, draws: Draws) -> None:
     read=_losses_and_weights,
     slips={
         "the gradients of the steps before are still there": Slip(
-            partial(_train, order="backward step"), "Call optimiser.zero_grad() before backward()."
+            partial(_train, order="backward step"), "Call optimizer.zero_grad() before backward()."
         ),
         "the student's weights did not move": Slip(
             partial(_train, order="zero backward"),
@@ -1067,10 +1067,10 @@ def _teacher_without_gradients(answer: Answer, draws: Draws) -> None:
     extra=_teacher_without_gradients,
 )
 def train_student(
-    student: nn.Module, teacher: nn.Module, batches: Any, optimiser: Any, loss_of: Answer
+    student: nn.Module, teacher: nn.Module, batches: Any, optimizer: Any, loss_of: Answer
 ) -> list[float]:
     """The loss of each batch before its update; moves the student's weights once for each."""
-    return _train(student, teacher, batches, optimiser, loss_of)
+    return _train(student, teacher, batches, optimizer, loss_of)
 
 
 Named = list[tuple[str, Tensor]]

@@ -614,19 +614,19 @@ def _groups(source: torch.Generator) -> Draws:
                 mask, x = torch.ones_like(labels), normal(source, *labels.shape, 3, scale=1.0)
                 batches.append({"x": x, "labels": labels, "attention_mask": mask})
             groups.append(batches)
-        optimiser = torch.optim.SGD([line.weight], lr=0.1)
+        optimizer = torch.optim.SGD([line.weight], lr=0.1)
         draws.append(
-            (line, groups, optimiser, torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.5))
+            (line, groups, optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5))
         )
     return draws
 
 
 def _after(
-    result: Any, line: _Line, groups: Any, optimiser: torch.optim.Optimizer, schedule: Any
+    result: Any, line: _Line, groups: Any, optimizer: torch.optim.Optimizer, schedule: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     weight, piled, rate = line.weight.detach().clone(), line.piled, schedule.get_last_lr()
     line.again()
-    optimiser.param_groups[0]["lr"] = 0.1
+    optimizer.param_groups[0]["lr"] = 0.1
     schedule.last_epoch = 0
     schedule._last_lr = [0.1]
     values = numbers(result, len(groups))
@@ -641,7 +641,7 @@ def _after(
 def _accumulate(
     loss_of: Answer,
     groups: list[list[Mapping[str, Tensor]]],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     schedule: Any,
     *,
     count: Callable[[Mapping[str, Tensor]], Any] = lambda b: (b["labels"] != IGNORE).sum().item(),
@@ -656,27 +656,27 @@ def _accumulate(
     for batches in groups:
         counts = [count(batch) for batch in batches]
         if zero == "group":
-            optimiser.zero_grad()
+            optimizer.zero_grad()
         mean, plain = 0.0, 0.0
         for batch, n in zip(batches, counts, strict=True):
             if zero == "batch":
-                optimiser.zero_grad()
+                optimizer.zero_grad()
             raw = loss_of(batch)
             loss = raw * n / total(counts)
             loss.backward()
             mean, plain = mean + loss.item(), plain + raw.item() / len(batches)
             if steps == "batch":
-                optimiser.step()
-                optimiser.zero_grad()
+                optimizer.step()
+                optimizer.zero_grad()
             if rates == "batch":
                 schedule.step()
         if steps == "group":
-            optimiser.step()
+            optimizer.step()
         if rates == "group":
             schedule.step()
         history.append(mean if reported else plain)
     if steps == "end":
-        optimiser.step()
+        optimizer.step()
     return history
 
 
@@ -708,19 +708,19 @@ def _accumulate(
             "Count the hidden pieces: where the labels are not -100.",
         ),
         "the gradients of the group before are still in this one": Slip(
-            partial(_accumulate, zero="never"), "Call optimiser.zero_grad() once for each group."
+            partial(_accumulate, zero="never"), "Call optimizer.zero_grad() once for each group."
         ),
         "there is an update after each batch": Slip(
-            partial(_accumulate, steps="batch"), "Call optimiser.step() after a group's loop."
+            partial(_accumulate, steps="batch"), "Call optimizer.step() after a group's loop."
         ),
         "only the last batch of a group is in its update": Slip(
             partial(_accumulate, zero="batch"), "Call zero_grad() before a group's loop."
         ),
         "there is one update, after all groups": Slip(
-            partial(_accumulate, steps="end"), "Call optimiser.step() for each group."
+            partial(_accumulate, steps="end"), "Call optimizer.step() for each group."
         ),
         "the weights did not move": Slip(
-            partial(_accumulate, steps="never"), "Call optimiser.step() after a group's loop."
+            partial(_accumulate, steps="never"), "Call optimizer.step() after a group's loop."
         ),
         "the learning rate stays where it is": Slip(
             partial(_accumulate, rates="never"), "Call schedule.step() after each update."
@@ -736,7 +736,7 @@ def _accumulate(
 def accumulated_steps(
     loss_of: Answer,
     groups: list[list[Mapping[str, Tensor]]],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
 ) -> list[float]:
     """One update from each group of batches, as if it were one batch; the mean loss over its hidden
@@ -744,7 +744,7 @@ def accumulated_steps(
 
     ``loss_of(batch)`` is the mean over the hidden pieces of one batch.
     """
-    return _accumulate(loss_of, groups, optimiser, schedule)
+    return _accumulate(loss_of, groups, optimizer, schedule)
 
 
 def _scalar(result: Any, *draw: Any) -> Any:
@@ -908,14 +908,14 @@ def _top(
     heat: Callable[[float], float] = lambda T: T,
     of_top: Callable[[Tensor], Tensor] = lambda top: top,
     of_tail: Callable[[Tensor], Tensor] = torch.log,
-    renormalised: bool = False,
+    renormalized: bool = False,
     least: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What is kept, with some parts replaced by slips."""
     log_p = (logits / heat(T)).log_softmax(-1)
     top, pieces = log_p.topk(k, dim=-1, largest=not least)
     tail = of_tail(1 - top.exp().sum(-1))
-    return pieces, of_top(top.log_softmax(-1) if renormalised else top), tail
+    return pieces, of_top(top.log_softmax(-1) if renormalized else top), tail
 
 
 def _three(result: Any, logits: Tensor, k: int, T: float) -> tuple[Tensor, ...]:
@@ -971,7 +971,7 @@ def _three(result: Any, logits: Tensor, k: int, T: float) -> tuple[Tensor, ...]:
             partial(_top, of_tail=lambda tail: (1 - tail).log()), "It is what the top leaves of 1."
         ),
         "the top is divided by its sum, as if there were no tail": Slip(
-            partial(_top, renormalised=True), "Keep the probabilities among all pieces."
+            partial(_top, renormalized=True), "Keep the probabilities among all pieces."
         ),
         "these are the unlikeliest pieces": Slip(partial(_top, least=True), "topk: the largest."),
         "these are logits, not log-probabilities": Slip(

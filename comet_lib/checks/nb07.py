@@ -26,7 +26,7 @@ from comet_lib.checks.framework import (
     refuse_nan,
     value_of,
 )
-from comet_lib.data import cleaned, normalise
+from comet_lib.data import cleaned, normalize
 
 CLASSES = 3
 
@@ -735,7 +735,7 @@ def _word(rng: np.random.Generator) -> str:
 
 def _tweets(rng: np.random.Generator, count: int) -> list[str]:
     texts = (" ".join(_word(rng) for _ in range(int(rng.integers(3, 7)))) for _ in range(count))
-    return [normalise("N" + text + "\u0301.") for text in texts]
+    return [normalize("N" + text + "\u0301.") for text in texts]
 
 
 def _disguises(text: str, rng: np.random.Generator) -> dict[str, tuple[str, str, bool]]:

@@ -257,9 +257,9 @@ def slow_looks(maps: Tensor, mask: Tensor, offset: int) -> Tensor:
 
 
 def slow_cka(x: Tensor, y: Tensor) -> Tensor:
-    """By the tokens' Gram matrices, centred on both sides (HSIC)."""
-    centre = torch.eye(len(x)) - 1 / len(x)
-    k, m = centre @ x @ x.T @ centre, centre @ y @ y.T @ centre
+    """By the tokens' Gram matrices, centered on both sides (HSIC)."""
+    center = torch.eye(len(x)) - 1 / len(x)
+    k, m = center @ x @ x.T @ center, center @ y @ y.T @ center
     return (k * m).sum() / ((k * k).sum() * (m * m).sum()).sqrt()
 
 

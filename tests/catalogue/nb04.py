@@ -93,43 +93,43 @@ def cosine(s: Tensor, t: Tensor, m: Tensor, projection: Answer) -> Tensor:
 def curve(
     s: Tensor, t: Tensor, m: Tensor, projection: Any, steps: int, rate: float, loss: Answer = cosine
 ) -> list[Any]:
-    optimiser, values = torch.optim.Adam(projection.parameters(), lr=rate), []
+    optimizer, values = torch.optim.Adam(projection.parameters(), lr=rate), []
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         value = loss(s, t, m, projection)
         values.append(value)
         value.backward()
-        optimiser.step()
+        optimizer.step()
     return values
 
 
 def training(
-    student: Any, teacher: Any, batches: Any, optimiser: Any, loss_of: Answer
+    student: Any, teacher: Any, batches: Any, optimizer: Any, loss_of: Answer
 ) -> list[Any]:
     history = []
     for batch in batches:
         with torch.no_grad():
             logits, maps, mask = teacher(batch)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         ours, our_maps, _ = student(batch)
         loss = loss_of(ours, logits, our_maps, maps, mask)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         history.append(loss)
     return history
 
 
 def careless_training(
-    student: Any, teacher: Any, batches: Any, optimiser: Any, loss_of: Answer
+    student: Any, teacher: Any, batches: Any, optimizer: Any, loss_of: Answer
 ) -> list[Any]:
     """The teacher's forward pass keeps its graph; its arguments come first on demand."""
     history = []
     for batch in batches:
         (logits, maps, mask), (ours, our_maps, _) = teacher(batch), student(batch)
         loss = loss_of(ours, logits, our_maps, maps, mask)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         history.append(loss.item())
     return history
 
@@ -179,7 +179,7 @@ SOLUTIONS: dict[str, list[Answer]] = {
         lambda p, q: (torch.xlogy(p, p) - p * q.log()).sum(-1).mean(),
         lambda p, q: F.kl_div(q.log(), p, reduction="batchmean"),
     ],
-    "generalised_jsd": [
+    "generalized_jsd": [
         jsd,
         lambda p, q, b: (
             b * F.kl_div((b * p + (1 - b) * q).clamp_min(1e-30).log(), p, reduction="batchmean")
@@ -250,7 +250,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "squared": (lambda p, q: slow_kl(p, q) ** 2, "is right, on random input"),
         "item": (lambda p, q: slow_kl(p, q).item(), "returned a float"),
     },
-    "generalised_jsd": {
+    "generalized_jsd": {
         "nan": (
             lambda p, q, b: sum(
                 w * (x * (x / (b * p + (1 - b) * q)).log()).sum(-1).mean()
@@ -300,24 +300,24 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "last": (lambda *a: training(*a)[-1].item(), "returned a float"),
         "sum": (lambda *a: [sum(floats(training(*a)))], "there are 1 losses"),
         "swapped": (
-            lambda student, teacher, batches, optimiser, loss_of: floats(
+            lambda student, teacher, batches, optimizer, loss_of: floats(
                 training(
                     student,
                     teacher,
                     batches,
-                    optimiser,
+                    optimizer,
                     lambda a, b, c, d, mask: loss_of(b, a, d, c, mask),
                 )
             ),
             "does it stand in the teacher's place",
         ),
         "clipped": (
-            lambda student, teacher, batches, optimiser, loss_of: floats(
+            lambda student, teacher, batches, optimizer, loss_of: floats(
                 training(
                     student,
                     teacher,
                     batches,
-                    optimiser,
+                    optimizer,
                     lambda *a: (lambda loss: loss / loss.detach())(loss_of(*a)),
                 )
             ),

@@ -121,17 +121,17 @@ def watched_loss(student: Any, teacher: Any, batch: Any, matches: Any, T: float,
     return F.mse_loss(logits, answers)
 
 
-def steps(loss_of: Answer, groups: Any, optimiser: Any, schedule: Any) -> list[Any]:
+def steps(loss_of: Answer, groups: Any, optimizer: Any, schedule: Any) -> list[Any]:
     history = []
     for batches in groups:
         counts = torch.tensor([(batch["labels"] != -100).sum() for batch in batches])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         values = []
         for batch, share in zip(batches, counts / counts.sum(), strict=True):
             loss = loss_of(batch) * share
             loss.backward()
             values.append(loss)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         history.append(sum(values))
     return history
@@ -141,15 +141,15 @@ def floats(values: Any) -> list[float]:
     return [float(value) for value in values]
 
 
-def steps_at_once(loss_of: Answer, groups: Any, optimiser: Any, schedule: Any) -> list[float]:
+def steps_at_once(loss_of: Answer, groups: Any, optimizer: Any, schedule: Any) -> list[float]:
     """All graphs of a group are in memory when the backward pass begins."""
     history = []
     for batches in groups:
         counts = torch.tensor([(batch["labels"] != -100).sum() for batch in batches])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = sum(loss_of(batch) * n for batch, n in zip(batches, counts, strict=True))
         (loss / counts.sum()).backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         history.append(float(loss / counts.sum()))
     return history

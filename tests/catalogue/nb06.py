@@ -485,11 +485,11 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             ),
             "summed, not averaged",
         ),
-        "soft labelled": (
+        "soft labeled": (
             lambda z, y, q, a: a * kl(z[y >= 0], q[y >= 0]) + (1 - a) * hard_of(z, y),
             "reach only the labeled rows",
         ),
-        "soft unlabelled": (
+        "soft unlabeled": (
             lambda z, y, q, a: a * kl(z[y < 0], q[y < 0]) + (1 - a) * hard_of(z, y),
             "reach only the unlabeled rows",
         ),
