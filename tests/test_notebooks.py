@@ -535,7 +535,7 @@ def test_ids_stay_and_double_ones_are_mended() -> None:
 
 
 def test_a_frozen_progress_bar_is_left_out() -> None:
-    texts = ["  0%|          | 0/9 [00:00<?, ?it/s]", "50 % of the tweets"]
+    texts = ["answers:   0%|          | 0/9 [00:00<?, ?it/s]", "50 % of the tweets"]
     cell = nbformat.v4.new_code_cell("train()", execution_count=1)
     for text in texts:
         data = {execute_notebooks.WIDGET_VIEW: {"model_id": "x"}, "text/plain": text}

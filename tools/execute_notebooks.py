@@ -62,7 +62,7 @@ get_ipython().display_formatter.formatters["text/plain"].for_type_by_name(
 del _titled
 """
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
-BAR = re.compile(r"\s*\d+%\|")  # a progress bar, frozen at its first picture
+BAR = re.compile(r"[^|\n]*\d+%\|")  # a progress bar, frozen at its first picture
 ADDRESS = re.compile(r"(?<= at )0x[0-9a-fA-F]{6,}")
 
 
