@@ -150,7 +150,7 @@ def predict(
 
 def _texts(arguments: list[str]) -> list[str]:
     """The texts given to ``predict``: as arguments, on standard input or in a TSV file."""
-    from comet_lib.data import normalise, read_texts
+    from comet_lib.data import normalize, read_texts
 
     if len(arguments) == 1 and arguments[0].lower().endswith(".tsv"):
         return read_texts(arguments[0])
@@ -168,7 +168,7 @@ def _texts(arguments: list[str]) -> list[str]:
         "".join(lines).encode()
     except UnicodeError as error:
         raise CometError(f"{what} is not UTF-8: give the text in UTF-8") from error
-    clean = [text for text in map(normalise, lines) if text or not piped]
+    clean = [text for text in map(normalize, lines) if text or not piped]
     if not (clean and all(clean)):
         raise CometError(f"{what} is empty: give one text per line, or each in quotes")
     return clean

@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
-#: Texts tokenised at a time: a fast tokenizer keeps far more for each text than its ids.
+#: Texts tokenized at a time: a fast tokenizer keeps far more for each text than its ids.
 CHUNK = 1000
 MASKED = 0.15  # share of the tokens that are masked, as in BERT
 
@@ -51,7 +51,7 @@ def no_bars() -> Iterator[None]:
             enable_progress_bars()
 
 
-def tokenise(
+def tokenize(
     texts: Sequence[str] | Dataset,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
@@ -172,7 +172,7 @@ def mask_row(
 
 @dataclass
 class MaskingCollator:
-    """Masks rows of :func:`tokenise` by :func:`mask_row` and pads them.
+    """Masks rows of :func:`tokenize` by :func:`mask_row` and pads them.
 
     A batch has ``input_ids``, ``attention_mask`` and ``labels`` (B, L); labels are -100 except at
     the chosen pieces. A row's mask follows from ``run_seed``, its own tokens and the epoch, which

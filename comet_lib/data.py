@@ -1,7 +1,7 @@
-"""AfriSenti and unlabelled text, from a folder, the hub, or the bundled sample.
+"""AfriSenti and unlabeled text, from a folder, the hub, or the bundled sample.
 
 A folder holds ``afrisenti/{lang}/{train,dev,test}.tsv`` (columns ``tweet`` and ``label``) and, one
-text per line, ``transfer/{lang}.txt`` (unlabelled posts like those of AfriSenti) or
+text per line, ``transfer/{lang}.txt`` (unlabeled posts like those of AfriSenti) or
 ``text/{lang}.txt`` (other text). Everything comes out as ``datasets`` tables in Unicode
 NFC, so Yoruba's and Igbo's tone marks stay as written.
 """
@@ -54,7 +54,7 @@ class Source:
 QUOTED = re.compile(r'(?m)(?:^|(?<=\t))"((?:[^"]|"")*+)"(?=\t|$)')
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Unicode NFC with each run of white space as one space. Tone marks stay."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
@@ -65,7 +65,7 @@ def cleaned(text: str) -> str:
     """
     words = regex.sub(r"@\w+|https?\S*|www\.\S+", " ", text.lower())
     words = regex.sub(r"[\p{Pd}/_.,;:…]", " ", words)
-    return normalise(regex.sub(r"[^\p{L}\p{M}\p{N}\s]", "", words)) or text
+    return normalize(regex.sub(r"[^\p{L}\p{M}\p{N}\s]", "", words)) or text
 
 
 def check_language(code: str) -> str:
@@ -168,7 +168,7 @@ def _column(place: str, header: list[str], *names: str) -> str:
 
 
 def _text(place: str, cell: str) -> str:
-    if not (text := normalise(cell)):
+    if not (text := normalize(cell)):
         raise CometError(f"{place}: the text is empty; remove the row or fill it in")
     return text
 
@@ -244,7 +244,7 @@ def read_hub(language: str, split: str, root: str = HUB_ROOT) -> pd.DataFrame:
     found = []
     for row, (tweet, label) in enumerate(zip(tweets, labels, strict=True), start=1):
         place = f"{files}, row {row}"
-        found.append((normalise(checked(place, tweet)), _label(place, names.get(label, label))))
+        found.append((normalize(checked(place, tweet)), _label(place, names.get(label, label))))
     return pd.DataFrame(found, columns=["text", "label"])
 
 
@@ -359,7 +359,7 @@ def _translations() -> dict[str, str]:
 def english(text: str) -> str | None:
     """The English translation of a sentence of the bundled sample, raw or :func:`cleaned`; None
     for any other text."""
-    return _translations().get(_letters(normalise(text)))
+    return _translations().get(_letters(normalize(text)))
 
 
 def leakage(data: DatasetDict) -> pd.DataFrame:

@@ -72,7 +72,7 @@ def _token_mean(values: Tensor, mask: Tensor) -> Tensor:
     return values.masked_fill(~mask.bool(), 0.0).sum() / mask.sum().clamp_min(1)
 
 
-def normalise_rows(maps: Tensor, mask: Tensor) -> Tensor:
+def normalize_rows(maps: Tensor, mask: Tensor) -> Tensor:
     """Maps (B, L, L) -> the same in at least float32: each valid row sums to one over the valid
     keys, and padding is zero."""
     maps = _masked(maps, mask)
@@ -221,7 +221,7 @@ def attention_kl(student_maps: Tensor, teacher_maps: Tensor, mask: Tensor) -> Te
     Each row is first rescaled to sum to one over its valid keys. Unlike eq. (3), its size does not
     depend on the length. S is kept above 1e-8. After Wang et al. 2020 (MiniLM, arXiv 2002.10957).
     """
-    student, teacher = (normalise_rows(x, mask) for x in _pair(student_maps, teacher_maps))
+    student, teacher = (normalize_rows(x, mask) for x in _pair(student_maps, teacher_maps))
     terms = torch.xlogy(teacher, teacher) - teacher * student.clamp_min(EPS).log()
     return _token_mean(terms.sum(-1), mask)
 

@@ -245,7 +245,7 @@ def reduce_width(table: Tensor, width: int) -> Tensor:
     return (wide @ (vectors * vectors.gather(0, largest).sign())).to(table.dtype)
 
 
-def initialise_embeddings(
+def initialize_embeddings(
     student: PreTrainedModel, teacher: PreTrainedModel, scale: float | None = None
 ) -> float:
     """Set the student's word embeddings to eq. (1) of the teacher's, times a factor; return it.

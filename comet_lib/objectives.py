@@ -1,4 +1,4 @@
-"""What a training minimises: one table of terms, one objective for both stages.
+"""What a training minimizes: one table of terms, one objective for both stages.
 
     loss = sum over terms of weight * term                                                (12)
 

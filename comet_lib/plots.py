@@ -1,6 +1,6 @@
 """Static figures from arrays; no model runs here.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart. Titles state the finding.
+Colors are Okabe and Ito's, which color-blind readers can tell apart. Titles state the finding.
 seaborn draws bars, curves and points. matplotlib draws three things directly: intervals, which come
 ready from our bootstraps; attention maps, as ``seaborn.heatmap`` draws the whole figure again for
 each (24 maps: 40 seconds instead of 3); and the bars that a slider redraws.
@@ -29,13 +29,13 @@ Maps: TypeAlias = Sequence[np.ndarray]
 Names: TypeAlias = Sequence[str]
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#767676"
 SKY = "#56B4E9"
-#: One colour per model, the same in every figure of the course.
-COLOURS = dict(teacher=BLUE, student=ORANGE, student_no_distillation=PINK, tfidf=GREEN, paper=GREY)
-COLOURS |= dict(tfidf_both_forms="#66C5AB", soft_targets=SKY)
+#: One color per model, the same in every figure of the course.
+COLORS = dict(teacher=BLUE, student=ORANGE, student_no_distillation=PINK, tfidf=GREEN, paper=GREY)
+COLORS |= dict(tfidf_both_forms="#66C5AB", soft_targets=SKY)
 #: What the Trainer logs beside loss terms, and its evaluations.
 NO_TERMS = {"step", "epoch", "loss", "grad_norm", "learning_rate", "total_flos"}
-MAP_COLOURS = "magma_r"  # attention: light is little
-DIFFERENCE_COLOURS = "PuOr"  # student minus teacher: orange less, violet more
+MAP_COLORS = "magma_r"  # attention: light is little
+DIFFERENCE_COLORS = "PuOr"  # student minus teacher: orange less, violet more
 NO_FONT = "#n is token n, counted from 0, whose letters no installed font has: install a Noto font"
 
 
@@ -94,8 +94,8 @@ def result_bars(report: Mapping[str, Any]) -> Figure:
     names = [row["name"] for row in (*ours, *paper)]
     means = [row["weighted_f1"]["mean"] for row in (*ours, *paper)]
     figure, axes = plt.subplots(figsize=(8, 0.45 * len(names) + 1.2), layout="constrained")
-    colours = {name: COLOURS.get(name, GREY) for name in names}
-    sns.barplot(x=means, y=names, hue=names, palette=colours, saturation=1, width=0.7, ax=axes)
+    colors = {name: COLORS.get(name, GREY) for name in names}
+    sns.barplot(x=means, y=names, hue=names, palette=colors, saturation=1, width=0.7, ax=axes)
     low, high = np.array([row["ci95"]["mean"] for row in ours]).T
     axes.hlines(range(len(ours)), low, high, color="black", linewidth=2)
     for y, (mean, end) in enumerate(zip(means, [*high, *means[len(ours) :]], strict=True)):
@@ -122,8 +122,8 @@ def training_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure
         terms = [x for x in known if not x.endswith("_floor")]
         others = cycle((ORANGE, PINK, GREY))
         for term in terms:
-            colour = {"soft_targets": BLUE, "hard_labels": GREEN}.get(term) or next(others)
-            line = {"label": term.replace("_", " "), "color": colour, "estimator": None}
+            color = {"soft_targets": BLUE, "hard_labels": GREEN}.get(term) or next(others)
+            line = {"label": term.replace("_", " "), "color": color, "estimator": None}
             sns.lineplot(table, x="step", y=term, ax=axes, **line)
         for floor in set(known) - set(terms):
             axes.axhline(table[floor].max(), color=BLUE, ls="--", label="one constant answer")
@@ -146,7 +146,7 @@ def attention_maps(
     title: str = "",
     columns: int | None = None,
 ) -> Figure:
-    """Maps (L, L) of one sentence on one colour scale, in rows of ``columns`` (default: all).
+    """Maps (L, L) of one sentence on one color scale, in rows of ``columns`` (default: all).
 
     With ``difference`` the last is signed and has a scale of its own. Tokens stand only on the
     outer axes, as they are (``$`` starts no formula).
@@ -167,10 +167,10 @@ def attention_maps(
         axes.set_yticks(range(len(down)), down, **names)
         axes.set_title(name, fontsize=10)
         if number < len(shared):
-            scale = axes.imshow(one, cmap=MAP_COLOURS, vmin=0, vmax=max(m.max() for m in shared))
+            scale = axes.imshow(one, cmap=MAP_COLORS, vmin=0, vmax=max(m.max() for m in shared))
         else:
             limit = max(float(np.abs(one).max()), 1e-9)
-            signed = axes.imshow(one, cmap=DIFFERENCE_COLOURS, vmin=-limit, vmax=limit)
+            signed = axes.imshow(one, cmap=DIFFERENCE_COLORS, vmin=-limit, vmax=limit)
             figure.colorbar(signed, ax=axes, shrink=0.7)
     for empty in panels.flat[len(maps) :]:
         empty.axis("off")
@@ -206,7 +206,7 @@ def soft_target_bars(
 
 
 def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
-    """Differences of ``comet_lib.lab.comparison.summarise``: mean, 95 % interval, single seeds.
+    """Differences of ``comet_lib.lab.comparison.summarize``: mean, 95 % interval, single seeds.
 
     Left what distillation adds, right what one change adds to soft targets. A filled point keeps
     p below 0.05 after Holm's correction; a hollow one does not.
@@ -225,11 +225,11 @@ def forest(rows: Sequence[Mapping[str, Any]], split: str = "test") -> Figure:
         there = {y: row for y, row in enumerate(shown) if kind in row[split]}
         tests = pd.DataFrame([row[split][kind] for row in there.values()]).assign(y=list(there))
         sure = tests["holm"] < 0.05
-        colours, (low, high) = np.where(sure, BLUE, GREY), np.stack(tests["ci95"]).T
+        colors, (low, high) = np.where(sure, BLUE, GREY), np.stack(tests["ci95"]).T
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.hlines(tests["y"], low, high, color=colours, linewidth=2)
+        axes.hlines(tests["y"], low, high, color=colors, linewidth=2)
         fill = np.where(sure, BLUE, "white")
-        axes.scatter(tests["mean"], tests["y"], c=fill, edgecolor=colours, zorder=3)
+        axes.scatter(tests["mean"], tests["y"], c=fill, edgecolor=colors, zorder=3)
         seeds = tests.explode("each").assign(y=lambda seed: seed["y"] + 0.28)
         sns.scatterplot(seeds, x="each", y="y", marker="|", color=ORANGE, linewidth=1, ax=axes)
         for y, row in there.items():

@@ -28,7 +28,7 @@ def processes() -> PartialState:
 
 
 def shares_of_step(counts: Tensor) -> Tensor:
-    """The factors that turn means over N batches' items into one mean over an optimiser step.
+    """The factors that turn means over N batches' items into one mean over an optimizer step.
 
         factor_i = P * N * count_i / sum over the P processes of their N counts
 
@@ -50,7 +50,7 @@ def threads_for(model: PreTrainedModel) -> Iterator[None]:
     """Inside, a model with less than a million weights beside its pieces computes in one thread.
 
     On a CPU its steps are too short to share: 46 ms in one thread, 52 ms in two for the laptop's
-    student. One thread never waits for another that a busy neighbour holds up, and its digits do
+    student. One thread never waits for another that a busy neighbor holds up, and its digits do
     not depend on the number of cores.
     """
     pieces: Any = model.get_input_embeddings().weight

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 import comet_lib
 from comet_lib import evaluation, plots
 from comet_lib.attention import layer_map
-from comet_lib.batches import tokenise
+from comet_lib.batches import tokenize
 from comet_lib.data import (
     Source,
     both_forms,
@@ -44,7 +44,7 @@ from comet_lib.loading import (
 from comet_lib.models import (
     build_student,
     count_parameters,
-    initialise_embeddings,
+    initialize_embeddings,
     quiet,
     same_body,
     student_config,
@@ -163,7 +163,7 @@ class Run:
 
 
 def read_data(run: Run) -> tuple[DatasetDict, Dataset, dict[str, list[str]]]:
-    """AfriSenti, the text of stage 1, and unlabelled posts by language for stage 2.
+    """AfriSenti, the text of stage 1, and unlabeled posts by language for stage 2.
 
     Raises:
         CometError: too little data for a stage, hours before that stage would say so: fewer than
@@ -327,7 +327,7 @@ def first_student(run: Run, teachers: Teachers) -> PreTrainedModel:
     set_seed(run.profile.seed)
     student = build_student(teachers.student, "masked-lm")
     if teachers.student.hidden_size <= teachers.masked_lm.config.hidden_size:
-        initialise_embeddings(student, teachers.masked_lm)
+        initialize_embeddings(student, teachers.masked_lm)
     return student
 
 
@@ -351,8 +351,8 @@ def stage_two(
         pair = teachers.sentiment, teachers.sentiment_tokenizer
         bars = processes().is_main_process
         train = both_forms(soft_targets(data["train"], *pair, profile, transfer, bars))
-    labelled = sum(label != -100 for label in train["label"][:])
-    run.say(f"stage 2: {len(train):,} texts in both forms, {labelled:,} with a label")
+    labeled = sum(label != -100 for label in train["label"][:])
+    run.say(f"stage 2: {len(train):,} texts in both forms, {labeled:,} with a label")
     with run.step("stage2"):
         run.logs["stage2"] = fine_tune(
             student,
@@ -504,7 +504,7 @@ def where_they_look(
     what the final student would have if its teacher read another tweet."""
     profile, dev = run.profile, unseen(data["dev"]).shuffle(seed=0)
     texts = dev["text"][: min(200, len(dev))]
-    table = tokenise(texts, teachers.tokenizer, profile.max_length)["input_ids"][:]
+    table = tokenize(texts, teachers.tokenizer, profile.max_length)["input_ids"][:]
     teacher, last = teachers.masked_lm, stages["after stage 2"]
     matches = uniform_matches(last, teacher)
     rows = {

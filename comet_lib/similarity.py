@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from comet_lib.errors import CometError
-from comet_lib.losses import ByLayer, check_shapes, in_order, normalise_rows, valid_pairs
+from comet_lib.losses import ByLayer, check_shapes, in_order, normalize_rows, valid_pairs
 
 
 def entropy(maps: Tensor, mask: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def entropy(maps: Tensor, mask: Tensor) -> Tensor:
     Zero: each token looks at one token. log n: it looks at all n tokens of its sentence equally. A
     batch of only padding gives 0.
     """
-    rows = torch.special.entr(normalise_rows(maps, mask)).sum(-1)  # (B, L), padded rows 0
+    rows = torch.special.entr(normalize_rows(maps, mask)).sum(-1)  # (B, L), padded rows 0
     return rows.sum() / mask.sum().clamp_min(1)
 
 
@@ -31,15 +31,15 @@ def js_divergence(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
 
     From 0 (equal rows) to log 2 (no key in common); 0 on padded rows. Lin 1991.
     """
-    p, q = normalise_rows(a, mask), normalise_rows(b, mask)
+    p, q = normalize_rows(a, mask), normalize_rows(b, mask)
     entr = torch.special.entr
     return (entr((p + q) / 2) - (entr(p) + entr(q)) / 2).sum(-1).clamp_min(0.0)
 
 
 def linear_cka(x: Tensor, y: Tensor) -> Tensor:
-    """Linear centred kernel alignment of x (..., n, p) and y (..., n, q) -> (...), from 0 to 1.
+    """Linear centered kernel alignment of x (..., n, p) and y (..., n, q) -> (...), from 0 to 1.
 
-        CKA = ||Y^T X||^2 / (||X^T X|| ||Y^T Y||),  columns centred, Frobenius norms     (4)
+        CKA = ||Y^T X||^2 / (||X^T X|| ||Y^T Y||),  columns centered, Frobenius norms     (4)
 
     Row i of x and row i of y belong to the same example or token; the widths may differ. 1 means
     equal up to a rotation and one scale; 0 if a side does not vary (n = 1, for example). Pass only
@@ -77,5 +77,5 @@ def rollout(maps_by_layer: ByLayer, mask: Tensor | None = None) -> Tensor:
     full = torch.ones(batch, length, device=eye.device) if mask is None else mask
     result = eye.expand(batch, -1, -1).masked_fill(~valid_pairs(full), 0.0)
     for layer in ordered:
-        result = normalise_rows(0.5 * layer.to(dtype) + 0.5 * eye, full) @ result
+        result = normalize_rows(0.5 * layer.to(dtype) + 0.5 * eye, full) @ result
     return result

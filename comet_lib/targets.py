@@ -2,8 +2,8 @@
 
 A teacher asked about its own training tweets is too sure: it has seen the labels. So the TF-IDF
 teacher answers out of fold (a model that never saw the tweet labels it), and new tweets are
-spliced from pieces of two tweets of one fold and labelled by that fold's model. Text without labels
-is labelled by the models of all folds.
+spliced from pieces of two tweets of one fold and labeled by that fold's model. Text without labels
+is labeled by the models of all folds.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def fit_folds(
 ) -> Iterator[Fold]:
     """Every language's folds.
 
-    Copies of one text go to one fold, so that no tweet is labelled by a model that saw its twin.
+    Copies of one text go to one fold, so that no tweet is labeled by a model that saw its twin.
 
     Raises:
         CometError: too few training tweets of a language.
@@ -209,13 +209,13 @@ def cross_fit(
     folds: int = 5,
     seed: int = 0,
     splices: float = 0.0,
-    unlabelled: Mapping[str, Sequence[str]] | None = None,
+    unlabeled: Mapping[str, Sequence[str]] | None = None,
     bar: str = "",
 ) -> SoftTargets:
-    """Out-of-fold TF-IDF soft targets: every row is labelled by a classifier that never saw it.
+    """Out-of-fold TF-IDF soft targets: every row is labeled by a classifier that never saw it.
 
-    With ``splices``, about as many spliced tweets for each real one, labelled by the classifier
-    of the fold that their pieces come from. ``unlabelled`` texts of a language get the mean answer
+    With ``splices``, about as many spliced tweets for each real one, labeled by the classifier
+    of the fold that their pieces come from. ``unlabeled`` texts of a language get the mean answer
     of its folds' classifiers. ``bar`` names a progress bar, if one is wanted.
 
     Raises:
@@ -229,7 +229,7 @@ def cross_fit(
     counted = tqdm(fitted, desc=bar, total=most, disable=not bar, leave=False)
     folded = groupby(counted, lambda fold: fold.language)
     for language, group in folded:
-        lines = list((unlabelled or {}).get(language, ()))
+        lines = list((unlabeled or {}).get(language, ()))
         forms, each = None, []
         for fold in group:
             forms = forms or fold.ngrams.forms_of(lines)
@@ -274,7 +274,7 @@ def less_prior(
 def splice(
     folds: Sequence[Fold], ratio: float, rng: np.random.Generator, max_words: int = 50
 ) -> tuple[list[str], np.ndarray, list[str]]:
-    """About ``ratio`` spliced tweets for each real one, labelled by the fold's own classifier.
+    """About ``ratio`` spliced tweets for each real one, labeled by the fold's own classifier.
 
     Each is the start or end of one tweet of the fold, followed by that of another.
 

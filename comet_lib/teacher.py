@@ -346,7 +346,7 @@ def ask_once(
     questions: Questions,
     bar: bool = True,
 ) -> Dataset:
-    """Ask ``teacher`` about every row of ``table`` (of ``tokenise``), once.
+    """Ask ``teacher`` about every row of ``table`` (of ``tokenize``), once.
 
     Finished shards are kept: killed and called again, it goes on. Under ``accelerate launch``
     each process writes its share of the shards. Returns :func:`open_answers`.

@@ -27,7 +27,7 @@ from comet_lib.data import (
     checked,
     find_source,
     load_sentiment,
-    normalise,
+    normalize,
     raw_lines,
 )
 from comet_lib.errors import CometError
@@ -87,7 +87,7 @@ def read_lines(path: Path) -> Iterator[str]:
     for row, text in READERS[path.suffix.lower()](path):
         if text is not None:
             lines = checked(f"{path}, row {row}", text).split("\n")
-            yield from filter(None, map(normalise, lines))
+            yield from filter(None, map(normalize, lines))
 
 
 def text_files(path: str | Path) -> list[Path]:
@@ -114,7 +114,7 @@ def fineweb_lines(language: str) -> Iterator[str]:
     """Lines of FineWeb-2 in one of :data:`FINEWEB`, in NFC, as they come over the network."""
     name = FINEWEB[language]
     for row in load_dataset("HuggingFaceFW/fineweb-2", name=name, split="train", streaming=True):
-        yield from filter(None, map(normalise, row["text"].split("\n")))
+        yield from filter(None, map(normalize, row["text"].split("\n")))
 
 
 #: A path, or HUB; language; limit of lines; and a file's size and time, by which a changed file
@@ -155,7 +155,7 @@ def _parts(profile: Profile, languages: Sequence[str], source: Source) -> list[P
 def load_text(
     profile: Profile, languages: Sequence[str] | None = None, source: Source | None = None
 ) -> Dataset:
-    """Unlabelled text for stage 1: columns ``text`` and ``language``, memory-mapped.
+    """Unlabeled text for stage 1: columns ``text`` and ``language``, memory-mapped.
 
     In this order: what ``profile.text`` names (a file, a folder or fineweb-2); the source's
     ``transfer/{language}.txt``, or its ``text/``; on the hub, FineWeb-2 if the profile limits it
@@ -195,7 +195,7 @@ def load_text(
 def load_transfer(
     profile: Profile, languages: Sequence[str] | None = None, source: Source | None = None
 ) -> dict[str, list[str]]:
-    """Unlabelled posts for stage 2, all of the source's ``transfer/{language}.txt``, by language.
+    """Unlabeled posts for stage 2, all of the source's ``transfer/{language}.txt``, by language.
 
     Raises:
         CometError: a bad line.

@@ -1,10 +1,10 @@
 """Two stages of distillation on ``transformers.Trainer``.
 
-Stage 1 (task-agnostic): on unlabelled text the student learns the teacher's masked-LM soft
+Stage 1 (task-agnostic): on unlabeled text the student learns the teacher's masked-LM soft
 targets, and its attention maps. Stage 2 (task-specific): the student is fine-tuned on sentiment,
 from labels and, if given, from a sentiment teacher's soft targets.
 
-What a stage minimises is an :class:`~comet_lib.objectives.Objective`; the trainer differentiates
+What a stage minimizes is an :class:`~comet_lib.objectives.Objective`; the trainer differentiates
 its total and logs every term.
 """
 
@@ -36,7 +36,7 @@ from transformers import (
 from transformers.utils.notebook import NotebookProgressCallback
 
 from comet_lib.attention import layer_map
-from comet_lib.batches import LengthBatches, MaskingCollator, SentimentCollator, tokenise
+from comet_lib.batches import LengthBatches, MaskingCollator, SentimentCollator, tokenize
 from comet_lib.errors import CometError
 from comet_lib.evaluation import mean_weighted_f1
 from comet_lib.files import read_json
@@ -72,7 +72,7 @@ class DistillationTrainer(Trainer):
     ``"loss"``; it logs the mean of every term.
 
     ``counts_of(batch)`` says how many items each term is the mean of. The trainer gives each batch
-    of an optimiser step its ``shares`` of them, a factor for each term.
+    of an optimizer step its ``shares`` of them, a factor for each term.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class DistillationTrainer(Trainer):
         self._terms: dict[str, list[Tensor]] = {}
 
     def get_batch_samples(self, *args: Any, **kwargs: Any):
-        """This process's batches of one optimiser step, with their shares of it."""
+        """This process's batches of one optimizer step, with their shares of it."""
         batches, items = super().get_batch_samples(*args, **kwargs)
         counts = [self.counts_of(batch) for batch in batches]
         shares = {
@@ -204,14 +204,14 @@ def training_arguments(
 
 
 def steps_per_epoch(rows: int, stage: Stage) -> int:
-    """Optimiser steps in one pass over ``rows`` sentences."""
+    """Optimizer steps in one pass over ``rows`` sentences."""
     return math.ceil(rows / (stage.batch_size * stage.gradient_accumulation))
 
 
 def last_checkpoint(output: Path) -> str | None:
     """The newest checkpoint that was written to its end; a killed run may leave half of one.
 
-    The Trainer writes ``trainer_state.json`` last. One whose weights, optimiser or random state
+    The Trainer writes ``trainer_state.json`` last. One whose weights, optimizer or random state
     were damaged since (a full disk, a broken copy) is passed over too.
     """
     found = [p for p in output.glob("checkpoint-*") if p.name.rpartition("-")[2].isdecimal()]
@@ -340,7 +340,7 @@ def distil_task_agnostic(
         },
     )
     on_disk = output / "tokens.arrow" if isinstance(texts, Dataset) else None
-    table = tokenise(texts, tokenizer, profile.max_length, on_disk, shuffle=profile.seed)
+    table = tokenize(texts, tokenizer, profile.max_length, on_disk, shuffle=profile.seed)
     epoch, first = Epoch(), list[dict[str, float]]()
     if cache is None:
         objective = Objective.live(teacher, weights, matches, stage.temperature)
@@ -418,8 +418,8 @@ def fine_tune(
     columns = {"labels": train["label"][:]}
     if "teacher_probs" in train.column_names:
         columns["teacher_probs"] = train["teacher_probs"][:]
-    table = tokenise(train["text"][:], tokenizer, profile.max_length, **columns)
-    dev_table = tokenise(dev["text"][:], tokenizer, profile.max_length, labels=dev["label"][:])
+    table = tokenize(train["text"][:], tokenizer, profile.max_length, **columns)
+    dev_table = tokenize(dev["text"][:], tokenizer, profile.max_length, labels=dev["label"][:])
     collator: Any = SentimentCollator(tokenizer)
     if not (inside := [name for name in weights if name in TERMS]):
         objective = Objective(stored_answers, weights, {}, stage.temperature)

@@ -12,7 +12,7 @@ export function shown(token) {
   return signs.length > 24 ? `${signs.slice(0, 24).join("")}\u2026` : safe;
 }
 
-/** Centred Gram matrix of a map's rows. <K, L> / (|K| |L|) is linear CKA (Kornblith et al. 2019, eq. 4). */
+/** Centered Gram matrix of a map's rows. <K, L> / (|K| |L|) is linear CKA (Kornblith et al. 2019, eq. 4). */
 function gram(map, n) {
   const columns = Array.from({ length: n }, (_, k) => sum(Array.from({ length: n }, (_, q) => map[q * n + k])) / n);
   const x = map.map((value, i) => value - columns[i % n]);

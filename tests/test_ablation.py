@@ -343,7 +343,7 @@ def write_runs(path, labels, codes, runs, **names):
 def test_one_seed_is_the_paired_bootstrap(tmp_path):
     labels, codes, (worse, better) = made_up(np.random.default_rng(0))
     path = write_runs(tmp_path / "r", labels, codes, {("none", 0): worse, ("both", 0): better})
-    none, both = comparison.summarise(path, draws=4000)
+    none, both = comparison.summarize(path, draws=4000)
     assert "difference" not in none["test"] and both["seeds"] == 1
     made = both["test"]["difference"]
     expected = paired_bootstrap(labels, better, worse, codes, draws=4000)
@@ -355,7 +355,7 @@ def test_one_seed_is_the_paired_bootstrap(tmp_path):
 def test_equal_predictions_differ_by_nothing_and_are_not_sure(tmp_path):
     labels, codes, (one, two) = made_up(np.random.default_rng(0))
     runs = {("none", 0): one, ("none", 1): two, ("both", 0): one, ("both", 1): two}
-    _, both = comparison.summarise(write_runs(tmp_path / "r", labels, codes, runs), draws=200)
+    _, both = comparison.summarize(write_runs(tmp_path / "r", labels, codes, runs), draws=200)
     difference = both["test"]["difference"]
     # Paired by tweet and by seed: drawn apart, either would give the interval a width.
     assert difference["ci95"] == [0.0, 0.0] and difference["p"] == difference["holm"] == 1.0
@@ -368,7 +368,7 @@ def test_seeds_that_disagree_widen_the_interval(tmp_path):
     runs = {
         (name, s): guesses[3 * i + s] for i, name in enumerate(("none", "both")) for s in range(3)
     }
-    _, both = comparison.summarise(write_runs(tmp_path / "r", labels, codes, runs))
+    _, both = comparison.summarize(write_runs(tmp_path / "r", labels, codes, runs))
     low, high = both["test"]["difference"]["ci95"]
     assert low < -4 and high > 4 and both["test"]["difference"]["p"] > 0.3
     assert both["test"]["difference"]["each"] == pytest.approx([-10, 0, 10], abs=4)
@@ -379,7 +379,7 @@ def test_only_seeds_that_both_have_are_compared_and_unknown_names_come_last(tmp_
     runs = {("mine", 0): guesses[3], ("both", 1): guesses[2], ("none", 0): guesses[0],
             ("none", 1): guesses[1], ("relations", 1): guesses[1]}  # fmt: skip
     names = {"mine": {"about": "my own", "base": "both"}}
-    rows = comparison.summarise(write_runs(tmp_path / "r", labels, codes, runs, **names))
+    rows = comparison.summarize(write_runs(tmp_path / "r", labels, codes, runs, **names))
     assert [row["variant"] for row in rows] == ["none", "both", "relations", "mine"]
     none, both, relations, mine = (row["test"] for row in rows)
     assert both["difference"]["each"] == pytest.approx(
@@ -407,7 +407,7 @@ def test_table_and_figure(tmp_path):
     assert text == (tmp_path / "ablation.md").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
-    rows = comparison.summarise(tmp_path / "runs.jsonl")
+    rows = comparison.summarize(tmp_path / "runs.jsonl")
     assert f"{rows[1]['test']['difference']['mean']:+z.1f} (" in lines[3]
     figure = plots.forest(rows)
     left, right = figure.axes

@@ -25,7 +25,7 @@ from transformers import (
 from comet_lib import attention, similarity
 from comet_lib.attention import capture, capture_hidden, capture_maps, layer_map
 from comet_lib.errors import CometError
-from comet_lib.losses import normalise_rows, valid_pairs
+from comet_lib.losses import normalize_rows, valid_pairs
 
 LAYERS, HEADS, VOCABULARY = 3, 4, 60
 SIZES = dict(
@@ -325,10 +325,10 @@ def train(model, checkpointing, between=lambda: None):
     model.train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     with capture(model) as maps, capture_hidden(model, [1]) as hidden:
         for _ in range(3):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             model(**inputs)
             found = dict(maps)
             loss = sum(m.square().sum() for m in maps.values()) + hidden[1].square().mean()
@@ -337,7 +337,7 @@ def train(model, checkpointing, between=lambda: None):
             assert all(maps[layer] is found[layer] for layer in found) and len(found) == LAYERS
             seen += [m.detach().clone() for m in found.values()]
             seen += [p.grad.clone() for p in model.parameters() if p.grad is not None]
-            optimiser.step()
+            optimizer.step()
             between()
     return seen
 
@@ -471,12 +471,12 @@ def row_entropy(row):
     return -sum(x * math.log(x) for x in row if x > 0)
 
 
-def test_normalise_rows():
-    got = normalise_rows(3 * random_maps(), MASK)
+def test_normalize_rows():
+    got = normalize_rows(3 * random_maps(), MASK)
     torch.testing.assert_close(got.sum(-1), MASK.double())
     assert (got[~valid_pairs(MASK)] == 0).all()
     with pytest.raises(CometError, match=r"maps \(3, 7, 7\), mask \(3, 6\): must be"):
-        normalise_rows(random_maps(), torch.ones(3, 6))
+        normalize_rows(random_maps(), torch.ones(3, 6))
 
 
 def test_entropy_equals_the_reference():
@@ -522,7 +522,7 @@ def test_js_divergence_limits():
 
 
 def cka_reference(x, y):
-    """By centred Gram matrices (HSIC), the other way to write it."""
+    """By centered Gram matrices (HSIC), the other way to write it."""
     n = len(x)
 
     def gram(z):

@@ -160,13 +160,13 @@ def test_any_table_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
             assert "any.tsv" in sentence(error)
         else:
             texts = list(read["text"] if reader is read_tsv else read)
-            assert texts and all(text == data.normalise(text) != "" for text in texts)
+            assert texts and all(text == data.normalize(text) != "" for text in texts)
 
 
 @quick
 @given(st.lists(st.tuples(cells, st.sampled_from(data.LABELS)), min_size=1, max_size=6))
 def test_what_is_written_as_a_table_comes_back(tmp_path: Path, rows: list) -> None:
-    rows = [(data.normalise(text.replace("\0", "")), label) for text, label in rows]
+    rows = [(data.normalize(text.replace("\0", "")), label) for text, label in rows]
     rows = [row for row in rows if row[0]]
     path = tmp_path / "any.tsv"
     path.write_text(HEADER + "".join(f"{t}\t{n}\n" for t, n in rows), encoding="utf-8", newline="")
@@ -303,7 +303,7 @@ BAD_ARGUMENTS: dict[str, tuple[list[str], str]] = {
 }
 USAGE: dict[str, list[str]] = {
     "command": ["dance"],
-    "option": ["distill", "--colour", "red"],
+    "option": ["distill", "--color", "red"],
     "seed in words": ["distill", "--seed", "one"],
     "seed below zero": ["distill", "--seed", "-1"],
     "seed too large": ["distill", "--seed", "4294967296"],
@@ -779,7 +779,7 @@ def checkpoint(folder: Path) -> Path:
 
 
 def flip(folder: Path) -> None:
-    """One bit of the optimiser, inside its data."""
+    """One bit of the optimizer, inside its data."""
     torch.save({"moment": torch.zeros(999)}, folder / "optimizer.pt")
     content = bytearray((folder / "optimizer.pt").read_bytes())
     content[len(content) // 2] ^= 1
@@ -791,9 +791,9 @@ BAD_CHECKPOINTS: dict[str, Callable[[Path], Any]] = {
     "half a state": write("trainer_state.json", b'{"epoch": 1'),
     "no weights": lambda f: (f / "model.safetensors").unlink(),
     "half the weights": write("model.safetensors", b"\x50\0\0\0\0\0\0\0{"),
-    "half an optimiser": write("optimizer.pt", b"PK\x03\x04"),
+    "half an optimizer": write("optimizer.pt", b"PK\x03\x04"),
     "no scheduler": lambda f: (f / "scheduler.pt").unlink(),
-    "pickled optimiser": write("optimizer.pt", pickle.dumps(Bomb())),
+    "pickled optimizer": write("optimizer.pt", pickle.dumps(Bomb())),
     "a flipped bit": flip,
     "half a random state": write("rng_state.pth", b"PK\x03\x04"),
     "a state without a step": write("trainer_state.json", b"{}"),

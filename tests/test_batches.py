@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from comet_lib.batches import MaskingCollator, tokenise
+from comet_lib.batches import MaskingCollator, tokenize
 from comet_lib.loading import load_tokenizer
 from comet_lib.profiles import ASSETS
 
@@ -20,7 +20,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def rows(tokenizer):
-    return tokenise(TEXTS, tokenizer, 32).to_list()
+    return tokenize(TEXTS, tokenizer, 32).to_list()
 
 
 def row_of(batch, i):

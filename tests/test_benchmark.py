@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from comet_lib import __main__ as cli
-from comet_lib.batches import tokenise
+from comet_lib.batches import tokenize
 from comet_lib.lab.benchmark import (
     KINDS,
     QUICK,
@@ -53,7 +53,7 @@ def rehearsed():
 
 def test_the_text_has_the_length_asked_for():
     tokenizer = load_tokenizer(LAPTOP.teacher)
-    table = tokenise(random_texts(tokenizer, 5, 9), tokenizer, 9)
+    table = tokenize(random_texts(tokenizer, 5, 9), tokenizer, 9)
     assert len(table) == 5 and table["length"][:] == [9] * 5
     for ids in table["input_ids"]:
         assert not set(ids[1:-1]) & set(tokenizer.all_special_ids)
@@ -137,7 +137,7 @@ def test_benchmark_reports_ratios_of_its_own_seconds(measured, tmp_path):
     steps, teacher, ratios = measured["steps"], measured["teacher"], measured["ratios"]
     assert list(steps)[:4] == list(KINDS) and len(steps) == 6
     for row in steps.values():
-        assert list(row) == ["seconds", "forward", "backward", "optimiser"]
+        assert list(row) == ["seconds", "forward", "backward", "optimizer"]
         assert all(seconds > 0 for seconds in row.values())
     naive = steps["naive"]["seconds"]
     assert ratios["cached step, times faster than naive"] == pytest.approx(

@@ -378,6 +378,8 @@ def odd_forms(result: Any) -> list[Any]:
     if isinstance(result, tuple):
         parts = [odd_forms(part) for part in result]
         return [[*form] for form in zip(*parts, strict=False)]
+    if isinstance(result, list) and isinstance(result[0], tuple):
+        return [tuple(result), [[*pair] for pair in result]]
     if isinstance(result, list):
         return [tuple(result), np.array(result), torch.tensor(result), [*map(float, result)]]
     if isinstance(result, int):

@@ -61,7 +61,7 @@ def test_a_table_of_a_csv_writer_loses_its_quotes(tmp_path, quoting):
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", quoting=quoting)
         writer.writerows([("tweet", "label"), *((text, "neutral") for text in texts)])
-    expected = list(map(data.normalise, texts))
+    expected = list(map(data.normalize, texts))
     assert data.read_tsv(path)["text"].tolist() == data.read_texts(path) == expected
 
 

@@ -376,7 +376,7 @@ def test_a_kernel_that_dies_in_the_middle_loses_nothing(tmp_path: Path, monkeypa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the OpenMP of Linux's torch")
-def test_threads_that_wait_leave_their_core_to_a_busy_neighbour():
+def test_threads_that_wait_leave_their_core_to_a_busy_neighbor():
     """They do not spin, which made stage 1 ten times as long."""
     asked = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     done = subprocess.run(

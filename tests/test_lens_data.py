@@ -21,7 +21,7 @@ from transformers import (
 from comet_lib.attention import capture_maps
 from comet_lib.errors import CometError
 from comet_lib.lens.align import aggregate, labels, segments, shown, token_starts
-from comet_lib.lens.data import from_arrays, quantise
+from comet_lib.lens.data import from_arrays, quantize
 from comet_lib.lens.reading import from_models
 from comet_lib.similarity import js_divergence, linear_cka
 
@@ -66,13 +66,13 @@ def encoder(layers: int, seed: int, model=XLMRobertaModel, config=XLMRobertaConf
     ).eval()
 
 
-# ------------------------------------------------------------------------ quantised maps
+# ------------------------------------------------------------------------ quantized maps
 
 
-def test_quantised_maps_keep_their_promise() -> None:
+def test_quantized_maps_keep_their_promise() -> None:
     exact = maps(3, 2, 20)
     exact[0, 0] = 0
-    kept = quantise(exact)
+    kept = quantize(exact)
     assert kept.codes.dtype == np.uint8 and kept.scale.shape == (3, 2)
     error = np.abs(kept.values() - exact)
     scale = exact.max((-2, -1))[..., None, None]
@@ -412,7 +412,7 @@ def test_another_text_is_read_and_too_long_a_one_refused() -> None:
     assert len(from_models(encoder(2, 0), encoder(1, 1), tokenizer(3), TEXT * 20).tokens) == 38
 
 
-def test_a_word_that_opens_a_text_is_labelled_once() -> None:
+def test_a_word_that_opens_a_text_is_labeled_once() -> None:
     # Some tokenizers give the "▁" in front of a text the offsets of its first letter.
     starts = token_starts([(0, 1), (0, 1), (1, 3), (3, 4), (4, 5)], [0] * 5, "Eku o")
     found = labels(starts, np.array([1, 1, 3, 4, 5]), ["▁", "E", "ku", "▁", "o"], "Eku o")

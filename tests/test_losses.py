@@ -196,7 +196,7 @@ def test_zero_probabilities_stay_zero_and_give_no_nan():
 
 
 def test_temperature_squared_keeps_the_gradient_scale():
-    """For high T the gradient tends to (s - t) / C with centred logits, whatever T is."""
+    """For high T the gradient tends to (s - t) / C with centered logits, whatever T is."""
     student = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(6, 4, dtype=torch.float64)
     s, t = student.detach(), teacher

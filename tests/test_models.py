@@ -34,7 +34,7 @@ from comet_lib.loading import (
 from comet_lib.models import (
     build_student,
     count_parameters,
-    initialise_embeddings,
+    initialize_embeddings,
     paper_model,
     parameter_table,
     reduce_width,
@@ -261,7 +261,7 @@ def small(width=12, pieces=30, **more):
 
 
 def skewed(rows=40, width=9):
-    """A table whose directions differ in size, and which is not centred."""
+    """A table whose directions differ in size, and which is not centered."""
     return torch.randn(rows, width, dtype=torch.float64) * torch.arange(1.0, width + 1) + 0.5
 
 
@@ -313,7 +313,7 @@ def test_the_students_embeddings_keep_angles_and_get_the_students_scale():
     with torch.no_grad():
         teacher.get_input_embeddings().weight[1] = 3.0  # some teachers have a padding row
     others = {k: v.clone() for k, v in student.state_dict().items() if "word_emb" not in k}
-    factor = initialise_embeddings(student, teacher)
+    factor = initialize_embeddings(student, teacher)
     reduced = student.get_input_embeddings().weight.detach()
     assert reduced.square().mean().sqrt().item() == pytest.approx(0.1, rel=1e-5)
     assert torch.equal(reduced[1], torch.zeros(6))  # padding
@@ -323,7 +323,7 @@ def test_the_students_embeddings_keep_angles_and_get_the_students_scale():
     assert reduced.requires_grad is False and student.get_input_embeddings().weight.requires_grad
     for name, value in others.items():
         assert torch.equal(value, student.state_dict()[name]), name
-    initialise_embeddings(student, teacher, scale=0.5)
+    initialize_embeddings(student, teacher, scale=0.5)
     again = student.get_input_embeddings().weight
     assert again.square().mean().sqrt().item() == pytest.approx(0.5, rel=1e-5)
 
@@ -331,15 +331,15 @@ def test_the_students_embeddings_keep_angles_and_get_the_students_scale():
 def test_tied_embeddings_stay_tied():
     config = xlmr_config({**NARROW, "hidden_size": 6}, 30, 32)
     student = build_student(config, "masked-lm")
-    initialise_embeddings(student, small(12))
+    initialize_embeddings(student, small(12))
     assert student.lm_head.decoder.weight is student.get_input_embeddings().weight
 
 
 def test_embeddings_that_do_not_fit_are_refused():
     with pytest.raises(CometError, match="one vocabulary"):
-        initialise_embeddings(small(6, pieces=29), small(12))
+        initialize_embeddings(small(6, pieces=29), small(12))
     with pytest.raises(CometError, match="no wider than"):
-        initialise_embeddings(small(12), small(6))
+        initialize_embeddings(small(12), small(6))
     for width in (0, 10):
         with pytest.raises(CometError, match="width is"):
             reduce_width(skewed(), width)

@@ -524,23 +524,23 @@ def test_ids_stay_and_double_ones_are_mended() -> None:
     notebook = good()
     notebook.cells[2].id = "cell-1"
     del notebook.cells[3]["id"]
-    ids = [cell.id for cell in execute_notebooks.normalise(notebook).cells]
+    ids = [cell.id for cell in execute_notebooks.normalize(notebook).cells]
     assert ids[:2] == ["cell-0", "cell-1"]
     assert ids[4:] == [f"cell-{i}" for i in range(4, 8)]
     assert len(set(ids)) == 8
     again = good()
     again.cells[2].id = "cell-1"
     del again.cells[3]["id"]
-    assert [cell.id for cell in execute_notebooks.normalise(again).cells] == ids
+    assert [cell.id for cell in execute_notebooks.normalize(again).cells] == ids
 
 
 def test_a_frozen_progress_bar_is_left_out() -> None:
-    texts = ["  0%|          | 0/9 [00:00<?, ?it/s]", "50 % of the tweets"]
+    texts = ["answers:   0%|          | 0/9 [00:00<?, ?it/s]", "50 % of the tweets"]
     cell = nbformat.v4.new_code_cell("train()", execution_count=1)
     for text in texts:
         data = {execute_notebooks.WIDGET_VIEW: {"model_id": "x"}, "text/plain": text}
         cell.outputs.append(nbformat.v4.new_output("display_data", data))
-    notebook = execute_notebooks.normalise(nbformat.v4.new_notebook(cells=[cell]))
+    notebook = execute_notebooks.normalize(nbformat.v4.new_notebook(cells=[cell]))
     assert [o.data["text/plain"] for o in notebook.cells[0].outputs] == texts[1:]
 
 

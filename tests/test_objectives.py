@@ -8,7 +8,7 @@ from transformers import set_seed
 
 from comet_lib import losses, objectives
 from comet_lib.attention import capture, capture_hidden, capture_maps, capture_qkv
-from comet_lib.batches import tokenise
+from comet_lib.batches import tokenize
 from comet_lib.errors import CometError
 from comet_lib.models import build_student, xlmr_config
 from comet_lib.objectives import Objective
@@ -42,7 +42,7 @@ def models(tokenizer):
 
 @pytest.fixture(scope="module")
 def table(tokenizer):
-    return tokenise(TEXTS, tokenizer, 16)
+    return tokenize(TEXTS, tokenizer, 16)
 
 
 # --------------------------------------------------------------------------- capture

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from matplotlib.colors import to_rgba
 
-from comet_lib.plots import COLOURS, attention_maps, map_grid, result_bars, training_curves
+from comet_lib.plots import COLORS, attention_maps, map_grid, result_bars, training_curves
 from comet_lib.profiles import ASSETS
 
 TOKENS = ["$\\frac{$", "a_{", "ẹ̀", "</s>"]  # the first two are broken formulas
@@ -22,12 +22,12 @@ def test_no_token_is_taken_for_a_formula():
         assert shown == TOKENS
 
 
-def test_bars_are_the_scores_in_the_models_colours():
+def test_bars_are_the_scores_in_the_models_colors():
     report = json.loads((ASSETS / "reference_report.json").read_text(encoding="utf-8"))
     (axes,) = result_bars(report).axes
     rows = [*report["rows"], *report["paper"]]
     assert [bar.get_width() for bar in axes.patches] == [r["weighted_f1"]["mean"] for r in rows]
-    assert axes.patches[0].get_facecolor() == to_rgba(COLOURS["tfidf"])
+    assert axes.patches[0].get_facecolor() == to_rgba(COLORS["tfidf"])
     assert axes.get_title(loc="left") == "Best model of ours: tfidf both forms, 70.5"
     low, high = report["rows"][3]["ci95"]["mean"]
     assert axes.collections[0].get_segments()[3].tolist() == [[low, 3], [high, 3]]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from comet_lib.lab import routing
-from comet_lib.losses import normalise_rows
+from comet_lib.losses import normalize_rows
 from comet_lib.profiles import PROFILES, TOY_STEPS
 
 
@@ -77,7 +77,7 @@ def test_scrambled_rows_keep_their_numbers_and_their_text(asked: routing.Texts) 
     assert torch.equal(scrambled.sort(-1).values, maps.sort(-1).values)
     assert not torch.equal(scrambled, maps)
     for layer in (0, 1):
-        kept = normalise_rows(scrambled[:, layer], mask).sum(-1)
+        kept = normalize_rows(scrambled[:, layer], mask).sum(-1)
         assert torch.allclose(kept, mask.float())
         padded = scrambled[:, layer].masked_select((mask == 0)[:, None].expand(maps[:, 0].shape))
         assert padded.abs().max() == 0

@@ -15,7 +15,7 @@ SAMPLE = Path(comet_lib.__file__).parent / "assets" / "sample"
 LANGUAGES = ("kin", "swa", "hau", "ibo", "yor")
 ROWS = {"train": 42, "dev": 15, "test": 15}
 LABELS = ("negative", "neutral", "positive")
-UNLABELLED = 30
+UNLABELED = 30
 TONE_MARKS = {"\N{COMBINING GRAVE ACCENT}", "\N{COMBINING ACUTE ACCENT}"}
 
 each_language = pytest.mark.parametrize("language", LANGUAGES)
@@ -47,14 +47,14 @@ def rows_of(language: str, split: str) -> list[tuple[str, str]]:
 
 
 def sentences_of(language: str) -> list[str]:
-    """All sentences of a language, labelled and not, repeats included."""
-    labelled = [tweet for split in ROWS for tweet, _ in rows_of(language, split)]
-    return labelled + lines_of(text_path(language))
+    """All sentences of a language, labeled and not, repeats included."""
+    labeled = [tweet for split in ROWS for tweet, _ in rows_of(language, split)]
+    return labeled + lines_of(text_path(language))
 
 
 @each_split
 @each_language
-def test_labelled_file_has_header_counts_and_balance(language: str, split: str) -> None:
+def test_labeled_file_has_header_counts_and_balance(language: str, split: str) -> None:
     assert lines_of(split_path(language, split))[0] == "tweet\tlabel"
     rows = rows_of(language, split)
     assert len(rows) == ROWS[split]
@@ -62,9 +62,9 @@ def test_labelled_file_has_header_counts_and_balance(language: str, split: str) 
 
 
 @each_language
-def test_unlabelled_file_has_its_sentences(language: str) -> None:
+def test_unlabeled_file_has_its_sentences(language: str) -> None:
     lines = lines_of(text_path(language))
-    assert len(lines) == UNLABELLED
+    assert len(lines) == UNLABELED
     outside = [line for line in lines if not 8 <= len(line.split()) <= 25]
     assert outside == []
 

@@ -58,7 +58,7 @@ def test_probabilities_keep_label_order_with_a_label_missing():
     assert probabilities[0, 1] == 0 and probabilities[0].argmax() == 2
 
 
-def test_splices_are_made_of_pieces_and_labelled_by_their_own_fold():
+def test_splices_are_made_of_pieces_and_labeled_by_their_own_fold():
     texts, labels, languages = tweets()
     folds = list(targets.fit_folds(texts, labels, languages, folds=3))
     made, probabilities, codes = targets.splice(folds, 2.0, np.random.default_rng(0))
@@ -101,10 +101,10 @@ def test_cross_fit_is_its_folds_answers_and_their_splices():
     assert none.texts == [] and none.text_probabilities.shape == (0, 3)
 
 
-def test_unlabelled_texts_get_the_mean_of_their_language_s_folds():
+def test_unlabeled_texts_get_the_mean_of_their_language_s_folds():
     texts, labels, languages = tweets()
     new = {"kin": ["good glad", "bad poor"], "xyz": ["no tweets to learn from"]}
-    made = targets.cross_fit(texts, labels, languages, folds=3, splices=0.5, unlabelled=new)
+    made = targets.cross_fit(texts, labels, languages, folds=3, splices=0.5, unlabeled=new)
     assert made.texts[-2:] == new["kin"] and made.languages[-2:] == ["kin", "kin"]
     assert len(made.texts) == 30 + 2
     folds = [f for f in targets.fit_folds(texts, labels, languages, folds=3) if f.language == "kin"]

@@ -20,7 +20,7 @@ from transformers import set_seed
 import comet_lib
 from comet_lib import teacher as teacher_module
 from comet_lib.attention import capture_maps
-from comet_lib.batches import mask_row, tokenise
+from comet_lib.batches import mask_row, tokenize
 from comet_lib.errors import CometError
 from comet_lib.models import build_student, xlmr_config
 from comet_lib.objectives import Objective
@@ -68,7 +68,7 @@ def a_teacher(tokenizer):
 
 @pytest.fixture(scope="module")
 def table(tokenizer):
-    return tokenise(TEXTS, tokenizer, SETTINGS.max_length)
+    return tokenize(TEXTS, tokenizer, SETTINGS.max_length)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ from comet_lib.loading import load_tokenizer
 tokenizer = load_tokenizer(sys.argv[2])
 teacher = t.a_teacher(tokenizer)
 teacher.register_forward_pre_hook(lambda *_: time.sleep(0.3))
-table = t.tokenise(t.TEXTS, tokenizer, t.SETTINGS.max_length)
+table = t.tokenize(t.TEXTS, tokenizer, t.SETTINGS.max_length)
 t.ask_once(sys.argv[1], table, teacher, tokenizer, t.SETTINGS, bar=False)
 """
 
@@ -333,7 +333,7 @@ def test_a_full_disk_keeps_finished_shards(made, table, tokenizer, tmp_path, mon
 
 
 def test_a_batch_with_nothing_masked_has_a_loss(tokenizer, tmp_path):
-    short = tokenise(["a"] * 4, tokenizer, 8)
+    short = tokenize(["a"] * 4, tokenizer, 8)
     settings = replace(SETTINGS, seed=12)
     rows = ask_once(tmp_path / "c", short, a_teacher(tokenizer), tokenizer, settings, False)
     bare = [row for row in rows if not row["positions"]]

@@ -29,7 +29,7 @@ from comet_lib.loading import answer, longest_text
 from comet_lib.losses import attention_kl, soft_target_loss
 from comet_lib.models import (
     build_student,
-    initialise_embeddings,
+    initialize_embeddings,
     only_positions,
     student_config,
     xlmr_config,
@@ -121,7 +121,7 @@ def test_stage_one_terms_are_the_losses_by_hand(config, tokenizer):
     assert query.grad.abs().sum() > 0
 
 
-def test_stage_two_mixes_labelled_and_unlabelled_rows(config, tokenizer):
+def test_stage_two_mixes_labeled_and_unlabeled_rows(config, tokenizer):
     model = build_student(config).eval()
     batch = dict(tokenizer(TEXTS[:4], padding=True, return_tensors="pt"))
     batch["labels"] = torch.tensor([0, -100, 2, -100])
@@ -210,7 +210,7 @@ def test_a_student_has_its_teachers_numbers_of_special_pieces(kind, bert_tokeniz
     config = student_config(profile, teacher)
     assert (config.pad_token_id, config.bos_token_id) == (0, teacher.config.bos_token_id)
     student = build_student(config, "masked-lm")
-    initialise_embeddings(student, teacher)
+    initialize_embeddings(student, teacher)
     table = student.get_input_embeddings()
     zero = (table.weight == 0).all(1).nonzero().flatten().tolist()
     assert zero == [table.padding_idx] == [bert_tokenizer.pad_token_id] == [0]
@@ -501,7 +501,7 @@ def test_arguments_say_what_the_stage_says(tmp_path):
 
 
 class Gradients(TrainerCallback):
-    """The gradient of each optimiser step, as one vector."""
+    """The gradient of each optimizer step, as one vector."""
 
     def __init__(self):
         self.steps = []

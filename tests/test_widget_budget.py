@@ -91,7 +91,7 @@ def test_the_view_starts_at_the_paper():
     ("slider", "value", "changes"),
     [
         ("layers", 3, {"attention", "feed-forward"}),
-        ("width", 128, {*budget.COMPONENT_COLOURS}),
+        ("width", 128, {*budget.COMPONENT_COLORS}),
         ("heads", 4, set()),
         ("feed_forward", 512, {"feed-forward"}),
         ("vocabulary", 28_779, {"word embeddings"}),

@@ -8,7 +8,7 @@ from comet_lib.widgets.labels import LabelBudgetView, at_budget, labels_needed
 from comet_lib.widgets.view import WIDGET_VIEW
 
 BUDGETS = [10, 100, 1000]
-CURVES = {"labels alone": [30.0, 40.0, 60.0], "with soft targets": [40.0, 55.0, 62.0]}
+CURVES = {"labels only": [30.0, 40.0, 60.0], "with soft targets": [40.0, 55.0, 62.0]}
 
 
 def view() -> LabelBudgetView:
@@ -17,14 +17,14 @@ def view() -> LabelBudgetView:
 
 
 def test_scores_lie_on_lines_in_log_labels():
-    budgets, curve = np.array(BUDGETS, float), np.array(CURVES["labels alone"])
+    budgets, curve = np.array(BUDGETS, float), np.array(CURVES["labels only"])
     assert [at_budget(n, budgets, curve) for n in BUDGETS] == pytest.approx(curve.tolist())
     assert at_budget(10**1.5, budgets, curve) == pytest.approx(35)  # half way in log
     assert at_budget(10**2.25, budgets, curve) == pytest.approx(45)
 
 
 def test_labels_needed_inverts_the_curve():
-    budgets, curve = np.array(BUDGETS, float), np.array(CURVES["labels alone"])
+    budgets, curve = np.array(BUDGETS, float), np.array(CURVES["labels only"])
     assert labels_needed(50, budgets, curve) == pytest.approx(10**2.5, rel=0.02)
     assert labels_needed(30, budgets, curve) == pytest.approx(10)
     assert labels_needed(61, budgets, curve) is None
@@ -38,7 +38,7 @@ def test_the_slider_moves_the_picture_and_the_sentence():
     assert one.labels == 10 and one.gain == pytest.approx(10)
     before = one._image.value
     one.labels = 100
-    assert one.scores == pytest.approx({"labels alone": 40, "with soft targets": 55})
+    assert one.scores == pytest.approx({"labels only": 40, "with soft targets": 55})
     assert one._image.value != before and one._sentence.value == one.describe()
     assert "+15.0 points" in one.describe() and "needs about" in one.describe()
 
@@ -46,7 +46,7 @@ def test_the_slider_moves_the_picture_and_the_sentence():
 def test_the_sentence_says_what_was_not_measured_and_what_is_out_of_reach():
     one = view()
     one.labels = 1000
-    assert "more than labels alone reaches with all 1,000" in one.describe()
+    assert "more than labels only reaches with all 1,000" in one.describe()
     assert "between" not in one.describe()
     one.labels = next(n for n in one._controls["labels"].options if n not in BUDGETS)
     assert "between two measured budgets" in one.describe()

@@ -103,8 +103,8 @@ def point_at(page: Any, name: str, q: int, k: int, size: int) -> None:
     page.mouse.move(box["x"] + (k + 0.5) * cell, box["y"] + (q + 0.5) * cell)
 
 
-def row_colours(page: Any, name: str, size: int) -> list[list[int]]:
-    """The colour in the middle of column 3, in each row of a map."""
+def row_colors(page: Any, name: str, size: int) -> list[list[int]]:
+    """The color in the middle of column 3, in each row of a map."""
     return page.evaluate(
         """([name, size]) => {
             const canvas = document.querySelector(`[data-map=${name}]`);
@@ -118,20 +118,20 @@ def row_colours(page: Any, name: str, size: int) -> list[list[int]]:
 
 def test_a_row_pointed_at_lights_up_in_every_map(look: Any) -> None:
     page = look(small())
-    before = {name: row_colours(page, name, 12) for name in ("student", "difference")}
+    before = {name: row_colors(page, name, 12) for name in ("student", "difference")}
     point_at(page, "teacher", 5, 8, 12)
     root = page.locator(".comet-lens")
     assert root.get_attribute("data-row") == "5" and root.get_attribute("data-column") == "8"
-    for name, colours in before.items():
-        after = row_colours(page, name, 12)
-        assert after[5] == colours[5], name  # lit: as it was; the others step back
-        assert all(after[q] != colours[q] for q in range(12) if q not in (4, 5, 6)), name
+    for name, colors in before.items():
+        after = row_colors(page, name, 12)
+        assert after[5] == colors[5], name  # lit: as it was; the others step back
+        assert all(after[q] != colors[q] for q in range(12) if q not in (4, 5, 6)), name
     assert "ọmọ" not in page.locator(".lens-lit").inner_text()
     assert page.locator(".lens-lit").inner_text().startswith("àwọn")
     assert "teacher 0." in page.locator(".lens-readout").inner_text()
     page.mouse.move(1, 1)
     assert root.get_attribute("data-row") == ""
-    assert row_colours(page, "student", 12) == before["student"]
+    assert row_colors(page, "student", 12) == before["student"]
 
 
 def test_the_grid_and_the_keys_choose_the_layers(look: Any) -> None:
@@ -154,7 +154,7 @@ def test_the_grid_and_the_keys_choose_the_layers(look: Any) -> None:
 
 def test_steps_heads_and_the_metric_change_the_picture(look: Any) -> None:
     page = look(small())
-    student = lambda: row_colours(page, "student", 12)  # noqa: E731
+    student = lambda: row_colors(page, "student", 12)  # noqa: E731
     seen = [student()]
     page.locator("input[type=range]").fill("0")
     assert page.locator("output").inner_text() == "0"
@@ -299,8 +299,8 @@ def test_bars_and_frames_stand_out(look: Any, scheme: str) -> None:
     """3 to 1, WCAG 2.1, success criterion 1.4.11."""
     page = look(small(), scheme=scheme)
 
-    def light(colour: str) -> float:
-        parts = np.array([float(x) for x in re.findall(r"[\d.]+", colour)[:3]]) / 255
+    def light(color: str) -> float:
+        parts = np.array([float(x) for x in re.findall(r"[\d.]+", color)[:3]]) / 255
         linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
         return float(linear @ [0.2126, 0.7152, 0.0722])
 

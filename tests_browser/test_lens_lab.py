@@ -38,8 +38,8 @@ def point_at(page: Any, lens: Any, name: str, q: int, k: int, size: int) -> None
     page.mouse.move(box["x"] + (k + 0.5) * cell, box["y"] + (q + 0.5) * cell)
 
 
-def row_colours(lens: Any, name: str, size: int) -> list[list[int]]:
-    """The colour in the middle of column 3, in each row of a map."""
+def row_colors(lens: Any, name: str, size: int) -> list[list[int]]:
+    """The color in the middle of column 3, in each row of a map."""
     return lens.locator(f"[data-map={name}]").evaluate(
         """(canvas, size) => {
             const cell = canvas.width / size, context = canvas.getContext("2d");
@@ -80,10 +80,10 @@ def test_every_lens_is_alive_and_has_its_picture_saved(seen: Seen, lab: Lab) -> 
 def test_a_row_pointed_at_lights_up_in_the_students_map(seen: Seen, lens: Any) -> None:
     size = lens.locator(".lens-word").count()
     seen.page.mouse.move(1, 1)
-    before = row_colours(lens, "student", size)
+    before = row_colors(lens, "student", size)
     point_at(seen.page, lens, "teacher", 5, 8, size)
     assert lens.get_attribute("data-row") == "5" and lens.get_attribute("data-column") == "8"
-    after = row_colours(lens, "student", size)
+    after = row_colors(lens, "student", size)
     assert after[5] == before[5]  # lit: as it was; the others step back
     assert all(after[q] != before[q] for q in range(size) if q not in (4, 5, 6))
     assert "teacher 0." in lens.locator(".lens-readout").inner_text()
@@ -116,7 +116,7 @@ def test_the_slider_is_dragged_to_the_first_step(seen: Seen, lens: Any, lab: Lab
     slider = lens.locator("input[type=range]")
     slider.scroll_into_view_if_needed()
     seen.page.mouse.move(1, 1)
-    before = row_colours(lens, "student", size)
+    before = row_colors(lens, "student", size)
     box = slider.bounding_box()
     y = box["y"] + box["height"] / 2
     seen.page.mouse.move(box["x"] + box["width"] - 8, y)
@@ -126,7 +126,7 @@ def test_the_slider_is_dragged_to_the_first_step(seen: Seen, lens: Any, lab: Lab
     seen.page.mouse.up()
     assert lens.locator("output").inner_text() == "0"
     assert "at step 0" in lens.locator(".lens-finding").inner_text()
-    assert row_colours(lens, "student", size) != before
+    assert row_colors(lens, "student", size) != before
     seen.page.wait_for_timeout(500)
     assert lab.run(LENS_NOTEBOOK, "print(lens.selection['step'])") == "0\n"
 

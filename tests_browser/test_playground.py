@@ -187,8 +187,8 @@ def test_it_answers_while_one_types_and_says_how_fast(look: Any, site: Path) -> 
     assert "three answers and the maps took" in page.locator("#status").inner_text()
 
 
-def test_the_licences_of_all_packages_are_there(site: Path) -> None:
-    text = (site / "vendor" / build_playground.LICENCES).read_text("utf-8")
+def test_the_licenses_of_all_packages_are_there(site: Path) -> None:
+    text = (site / "vendor" / build_playground.LICENSES).read_text("utf-8")
     for words in ("Apache License", "(c) Steve Sanderson", "Microsoft Corporation", "Igalia"):
         assert words in text
     assert text.count("Permission is hereby granted, free of charge") > 2

@@ -59,7 +59,7 @@ def measure(width: int, steps: int, bf16: bool) -> str:
 
 def main(
     width: Annotated[int, typer.Option(help="Hidden size of the student.")] = 64,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 40,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 40,
     only: Annotated[str, typer.Option(help="fp32 or bf16, in this process.")] = "",
 ) -> None:
     """Stage-1 seconds and peak memory in fp32 and in bf16."""

@@ -33,7 +33,7 @@ from comet_lib.errors import CometError
 from comet_lib.files import read_json, whole_folder
 from comet_lib.lens.export import HERE as LENS
 from comet_lib.loading import checked_config, load_model, load_tokenizer
-from comet_lib.models import build_student, initialise_embeddings, quiet, same_body
+from comet_lib.models import build_student, initialize_embeddings, quiet, same_body
 from comet_lib.profiles import ASSETS, LABELS, TINY
 from comet_lib.report import markdown_table
 from comet_lib.ship import onnx
@@ -55,7 +55,7 @@ PACKAGES = {  # the page's name for a file of a package
     "tokenizers.mjs": "@huggingface/tokenizers/dist/tokenizers.min.mjs",
     "xz.js": "xz-decompress/dist/package/xz-decompress.min.js",
 }
-LICENCES = "LICENSES.txt"
+LICENSES = "LICENSES.txt"
 NOTICES = ("LICENSE", "ThirdPartyNotices.txt")  # in onnxruntime's Python package
 EXAMPLES = 2  # of each label and language
 
@@ -95,7 +95,7 @@ def earlier(run: Path | None, folders: Mapping[str, Path]) -> dict[str, Path]:
 
     def untrained(new: Path) -> None:
         student = fresh(folders["student"])
-        initialise_embeddings(student, load_model(teacher))
+        initialize_embeddings(student, load_model(teacher))
         with quiet():
             student.save_pretrained(new)
 
@@ -160,7 +160,7 @@ Weighted F1 in percent on {what}, split {report["split"]}:
 
 {markdown_table(("", *codes), rows)}
 
-**Data and licence.** AfriSenti's training tweets (Muhammad et al., EMNLP 2023), CC BY 4.0, as are
+**Data and license.** AfriSenti's training tweets (Muhammad et al., EMNLP 2023), CC BY 4.0, as are
 these weights; the teacher's card names what it saw besides.
 **Recipe.** `python -m comet_lib distill --data DIR --profile {report["profile"]}
 --seed {report["seed"]}`, then `python tools/build_playground.py --run runs/distill --store`.
@@ -217,8 +217,8 @@ def pack(content: bytes, path: Path) -> None:
     shutil.copy(kept(path.name, [content], make) / "packed", path)
 
 
-def licences(packages: Path) -> str:
-    """The licence texts of what ``vendor`` holds.
+def licenses(packages: Path) -> str:
+    """The license texts of what ``vendor`` holds.
 
     onnxruntime-web comes without any, so those of onnxruntime's Python package stand for it; a
     package that names MIT without its text gets the text, under the notices in its code.
@@ -263,7 +263,7 @@ def build(
         shutil.copy(LENS / name, out)
     for name, package in PACKAGES.items():
         pack((packages / package).read_bytes(), out / "vendor" / name)
-    pack(licences(packages).encode(), out / "vendor" / LICENCES)
+    pack(licenses(packages).encode(), out / "vendor" / LICENSES)
 
     def graph(name: str, made: Path) -> str:
         file = f"models/{name}.onnx.xz"
@@ -315,7 +315,7 @@ def examples(table: Any) -> list[dict[str, str]]:
 def later(out: Path) -> list[str]:
     """The built page's files that a first visit does not load."""
     listed = read_json(out / "models.json", "models")["models"]
-    return [f"vendor/{LICENCES}", *(one["file"] for model in listed for one in model["earlier"])]
+    return [f"vendor/{LICENSES}", *(one["file"] for model in listed for one in model["earlier"])]
 
 
 def main(

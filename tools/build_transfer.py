@@ -1,4 +1,4 @@
-"""Build the folder ``transfer/`` of unlabelled posts from your copies of two public repositories.
+"""Build the folder ``transfer/`` of unlabeled posts from your copies of two public repositories.
 
     git clone https://github.com/emotion-analysis-project/SemEval2025-Task11 brighter
     git clone https://github.com/afrisenti-semeval/afrisent-semeval-2023 afrisenti
@@ -21,7 +21,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from comet_lib.data import cleaned, load_sentiment, normalise
+from comet_lib.data import cleaned, load_sentiment, normalize
 from comet_lib.errors import CometError
 from comet_lib.files import write_text
 from comet_lib.profiles import PAPER_LANGUAGES, get_profile
@@ -45,7 +45,7 @@ def texts(path: Path) -> Iterator[str]:
 def masked(text: str) -> str:
     """``text`` as a line, with handles as @user and links as http."""
     text = re.sub(r"@<username>|@\w+", "@user", text)
-    return normalise(re.sub(r"https?://\S*|www\.\S+|##URL##", "http", text))
+    return normalize(re.sub(r"https?://\S*|www\.\S+|##URL##", "http", text))
 
 
 def key(text: str) -> str:

@@ -22,7 +22,7 @@ from comet_lib.attention import capture, layer_map
 from comet_lib.loading import load_pair
 from comet_lib.losses import attention_loss, hybrid_loss, soft_target_loss
 from comet_lib.models import build_student, xlmr_config
-from comet_lib.plots import MAP_COLOURS
+from comet_lib.plots import MAP_COLORS
 from comet_lib.profiles import ASSETS, get_profile
 from comet_lib.similarity import js_divergence
 
@@ -52,7 +52,7 @@ def main() -> None:
         return found[layer]
 
     theirs = maps(teacher, layers[LAYER])
-    optimiser = torch.optim.AdamW(student.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
     frames = []
     for step in range(STEPS + 1):
         if step % EVERY == 0:
@@ -71,21 +71,21 @@ def main() -> None:
             logits = student(**batch).logits
         soft = soft_target_loss(logits, answers, temperature=2.0)
         attention = attention_loss(student_maps, teacher_maps, batch["attention_mask"], kind="kl")
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         hybrid_loss(soft, attention, alpha=0.5).backward()
-        optimiser.step()
-    colours = frames[-1].quantize(128)
-    pictures = [one.quantize(palette=colours, dither=Image.Dither.NONE) for one in frames]
+        optimizer.step()
+    colors = frames[-1].quantize(128)
+    pictures = [one.quantize(palette=colors, dither=Image.Dither.NONE) for one in frames]
     pictures[0].save(TARGET, save_all=True, append_images=pictures[1:], duration=130, optimize=True)
     print(f"{TARGET.name}: {TARGET.stat().st_size / 1e3:.0f} KB, {apart:.3f} nats apart at the end")
 
 
 def frame(panels: dict[str, torch.Tensor], names: list[str], finding: str) -> Image.Image:
-    """Maps (L, L) of the same sentence side by side, on one colour scale."""
+    """Maps (L, L) of the same sentence side by side, on one color scale."""
     figure, row = plt.subplots(1, len(panels), figsize=(9, 5.1), layout="constrained", dpi=90)
     norm = PowerNorm(0.5, 0, float(next(iter(panels.values())).max()))  # the teacher's: it stays
     for axes, (title, one) in zip(row, panels.items(), strict=True):
-        axes.imshow(one, cmap=MAP_COLOURS, norm=norm)
+        axes.imshow(one, cmap=MAP_COLORS, norm=norm)
         axes.set_title(title)
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
         axes.set_yticks(range(len(names)), names if axes is row[0] else [], fontsize=8)

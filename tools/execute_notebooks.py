@@ -61,8 +61,8 @@ get_ipython().display_formatter.formatters["text/plain"].for_type_by_name(
     "matplotlib.figure", "Figure", _titled)
 del _titled
 """
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-BAR = re.compile(r"\s*\d+%\|")  # a progress bar, frozen at its first picture
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
+BAR = re.compile(r"[^|\n]*\d+%\|")  # a progress bar, frozen at its first picture
 ADDRESS = re.compile(r"(?<= at )0x[0-9a-fA-F]{6,}")
 
 
@@ -171,7 +171,7 @@ def _resident(pid: int) -> Iterator[int]:
 # --- What is written -----------------------------------------------------------------------
 
 
-def normalise(notebook: NotebookNode) -> NotebookNode:
+def normalize(notebook: NotebookNode) -> NotebookNode:
     """The notebook as it is committed. Changes it in place and returns it.
 
     Keeps cell ids, tags and outputs; renumbers the executed cells from 1; drops widget state,
@@ -254,8 +254,8 @@ def local_paths(notebook: NotebookNode, also: Iterable[Path] = ()) -> list[str]:
     """Paths of a machine in the outputs: absolute ones, and every mention of a path in ``also``."""
     found = []
     for cell in notebook.cells:
-        for coloured in output_texts(cell):
-            text = COLOUR.sub("", coloured)
+        for colored in output_texts(cell):
+            text = COLOR.sub("", colored)
             found += [match.group() for match in LOCAL_PATH.finditer(text)]
             found += [str(path) for path in also if str(path) in text]
     return list(dict.fromkeys(found))
@@ -286,7 +286,7 @@ def read(path: Path) -> NotebookNode:
 def execute(path: Path, env: dict[str, str], timeout: int, also: Iterable[Path] = ()) -> Run:
     """Execute the notebook at ``path`` in its own folder and write it back."""
     done = run(read(path), path.parent.resolve(), env, timeout, path.name)
-    normalise(done.notebook)
+    normalize(done.notebook)
     paths = local_paths(done.notebook, also)
     if paths:
         raise NotebookError(

@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel, set_seed
 
 from comet_lib.attention import capture
-from comet_lib.batches import mask_row, tokenise
+from comet_lib.batches import mask_row, tokenize
 from comet_lib.loading import load_model, load_tokenizer
 from comet_lib.losses import attention_kl, soft_target_loss, soft_target_loss_topk, topk_of_logits
 from comet_lib.models import build_student, only_positions
@@ -44,7 +44,7 @@ def main() -> None:
     """What a cache rounds away: errors of targets and maps, and the bytes of a row."""
     profile = get_profile("tiny")
     teacher, tokenizer = load_model(profile.teacher, "masked-lm"), load_tokenizer(profile.teacher)
-    table = tokenise(load_text(profile)["text"][:], tokenizer, profile.max_length)
+    table = tokenize(load_text(profile)["text"][:], tokenizer, profile.max_length)
     made = [mask_row(ids, tokenizer, 0, i) for i, ids in enumerate(table["input_ids"])]
     batches = []
     for start in range(0, len(made), 32):

@@ -3,7 +3,7 @@
     python tools/measure_corpus.py [--kind txt|jsonl|parquet] [--few 10000] [--many 1000000]
 
 Each size runs in a process of its own: it writes the table of lines, trains a few steps with the
-bundled teacher, and then goes through a whole pass as the training would, tokenised and masked,
+bundled teacher, and then goes through a whole pass as the training would, tokenized and masked,
 without the models. The lines are random words in a temporary folder, in three files. Prints the
 peak of the anonymous memory (MB, 10^6 bytes; pages of memory-mapped files are the system's to take
 back, so they do not count), the seconds, and by how much the larger peak is larger. Linux only.
@@ -66,7 +66,7 @@ def measure(folder: Path) -> None:
     from torch.utils.data import DataLoader
     from transformers import set_seed
 
-    from comet_lib.batches import LengthBatches, MaskingCollator, tokenise
+    from comet_lib.batches import LengthBatches, MaskingCollator, tokenize
     from comet_lib.loading import load_model, load_tokenizer
     from comet_lib.models import build_student
     from comet_lib.profiles import get_profile
@@ -94,7 +94,7 @@ def measure(folder: Path) -> None:
     distil_task_agnostic(student, teacher, tokenizer, texts, profile, run, disable_tqdm=True)
     done("20 steps", start)
     start = time.perf_counter()
-    rows = tokenise(texts, tokenizer, profile.max_length, run / "tokens.arrow", shuffle=0)
+    rows = tokenize(texts, tokenizer, profile.max_length, run / "tokens.arrow", shuffle=0)
     order = LengthBatches(rows["length"][:], 16, seed=0, epoch=lambda: 0)
     batches = DataLoader(rows, 16, sampler=order, collate_fn=MaskingCollator(tokenizer))
     assert sum(len(batch["labels"]) for batch in batches) == len(texts)

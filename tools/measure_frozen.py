@@ -19,7 +19,7 @@ import typer
 from transformers import TrainerCallback, set_seed
 
 from comet_lib.loading import load_model, load_tokenizer
-from comet_lib.models import build_student, initialise_embeddings
+from comet_lib.models import build_student, initialize_embeddings
 from comet_lib.profiles import get_profile
 from comet_lib.recipe import student_config
 from comet_lib.text import load_text
@@ -56,7 +56,7 @@ def main(
                 set_seed(seed)
                 student = build_student(student_config(profile, teacher), "masked-lm")
                 if start == "teacher's":
-                    initialise_embeddings(student, teacher)
+                    initialize_embeddings(student, teacher)
                 with tempfile.TemporaryDirectory() as folder:
                     log = distil_task_agnostic(
                         student,

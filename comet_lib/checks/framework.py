@@ -493,6 +493,27 @@ def array_of(result: Any, wanted: str) -> np.ndarray:
     return np.asarray(list(result) if isinstance(result, set) else result)
 
 
+def numbers(result: Any, count: int) -> Tensor:
+    """``count`` losses as a tensor (count,)."""
+    if isinstance(result, Tensor | np.ndarray) and result.ndim == 1:
+        result = result.tolist()
+    if not isinstance(result, list | tuple):
+        raise Misconception(
+            f"your function returned a {type(result).__name__}, but a list of numbers is wanted",
+            "Start from an empty list, and append each loss.",
+        )
+    if any(isinstance(one, Tensor) and one.requires_grad for one in result):
+        raise Misconception(
+            "your list holds tensors, each with the computation behind it",
+            "Append loss.item(), a number: the tensors would fill the memory.",
+        )
+    if len(result) != count or not all(map(is_number, result)):
+        raise Misconception(
+            f"there are {len(result)} losses for {count} updates", "Append one in each round."
+        )
+    return value_of([float(one) for one in result])
+
+
 def _checked(result: Any, wanted: Any) -> list[Tensor]:
     """The answer's result as float64 tensors, once it has the type and shape of ``wanted``."""
     if isinstance(wanted, tuple):  # the exercise has read its parts

@@ -78,7 +78,7 @@ from comet_lib.checks.framework import (
             lambda x, t: torch.softmax(x, -1) / t,
             "Divide the logits, which come before the softmax; then each row sums to 1 again.",
         ),
-        "the exponentials are not normalised": Slip(
+        "the exponentials are not normalized": Slip(
             lambda x, t: torch.exp(x / t), "Divide by their sum over the last axis."
         ),
         "each class is squashed by itself (a sigmoid)": Slip(
@@ -175,7 +175,8 @@ def _logits_and_sizes(result: Any, model: _Toy, *rest: Any) -> tuple[Tensor, ...
     )
     if not pairs or not result:
         raise Misconception(
-            "what you return is not a list of pairs (inputs, logits)",
+            f"your function returned a {type(result).__name__}, but a list of pairs (inputs, "
+            "logits) is wanted",
             "Start an empty list before the loop, append (inputs, logits) in it.",
         )
     again = [model(**inputs).logits for inputs, _ in result]
@@ -363,7 +364,7 @@ def _kd_gradient_and_range(answer: Answer, draws: Draws) -> None:
     )
     if not all_close([value_of(loss)], [value_of(losses.soft_target_loss(*large))]):
         raise Misconception(
-            "with large logits the loss is too small",
+            "where a model is very sure, the loss is too small",
             "A small number under the logarithm, or a floor, holds it: F.log_softmax needs none.",
         )
 

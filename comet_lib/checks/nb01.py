@@ -272,7 +272,7 @@ def _with_certainty(sure: Tensor, right: Tensor, bins: int) -> tuple[Tensor, Ten
 def _three(result: Any, confidence: Tensor, correct: Tensor, bins: int) -> tuple[Tensor, ...]:
     if not isinstance(result, list | tuple) or len(result) != 3:
         raise Misconception(
-            "your function does not return three things",
+            f"your function returned a {type(result).__name__}, but three tensors are wanted",
             "return rows, confidence, accuracy: one entry of each for each bin that has rows.",
         )
     parts = tuple(torch.as_tensor(part).double() for part in result)

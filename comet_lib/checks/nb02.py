@@ -116,6 +116,10 @@ _embedding = partial(_miscount, models.embedding_parameters)
             partial(_embedding, tables=lambda v, d, m: d * v),
             "The masked-LM head shares (ties) this table; it is stored once.",
         ),
+        "the LayerNorm counts as two numbers, not as two rows": Slip(
+            partial(_embedding, rows=lambda v, d, m: 2 - 2 * d),
+            "Its scale and its shift have `hidden` numbers each.",
+        ),
         "rows are counted, not numbers": Slip(
             partial(_embedding, unit=lambda v, d, m: (1 - d) * (v + m + 5)),
             "Each row holds `hidden` numbers: multiply.",
@@ -263,7 +267,7 @@ _one_embedding, _one_layer = models.embedding_parameters, models.layer_parameter
         ),
         "there is a LayerNorm too many at the end": Slip(
             partial(_whole_encoder, layers=lambda v, d, n, h, f, m: 2 * d),
-            "XLM-R normalises after each block, so none is left for the end (GPT-2 has one).",
+            "XLM-R normalizes after each block, so none is left for the end (GPT-2 has one).",
         ),
         "the embeddings are missing": Slip(
             partial(_whole_encoder, embeddings=lambda v, d, n, h, f, m: -_one_embedding(v, d, m)),
@@ -415,15 +419,15 @@ def _too_many_or_too_few(answer: Answer, draws: Draws) -> None:
             )
 
 
-def _texts(source: torch.Generator) -> Draws:
-    """256 tokens, so that a share can be met exactly, and missed by half a token."""
+def _texts(source: torch.Generator, tokens: int = 256) -> Draws:
+    """With 256 tokens a share can be met exactly, and missed by half a token."""
     draws: list[tuple[Any, ...]] = []
     for more in (None, None, 0, 0.5):
-        pieces = (torch.rand(256, generator=source) ** 3 * 60).long().tolist()
+        pieces = (torch.rand(tokens, generator=source) ** 3 * 60).long().tolist()
         cut = whole(source, 20, 120)
         texts = [pieces[:cut], pieces[cut:200], [], pieces[200:]]
         most = sum(count for _, count in Counter(pieces).most_common(whole(source, 4, 9)))
-        share = uniform(source, 0.3, 0.95) if more is None else (most + more) / 256
+        share = uniform(source, 0.3, 0.95) if more is None else (most + more) / tokens
         draws.append((texts, share))
     return draws
 
@@ -465,7 +469,7 @@ def _texts(source: torch.Generator) -> Draws:
         ),
     },
     edge_case="with share = 1 (where rounded fractions may never add up to 1: compare counts)",
-    edges=lambda source: [(texts, 1.0) for texts, _ in _texts(source)],
+    edges=lambda source: [(texts, 1.0) for texts, _ in _texts(source, 260)],
 )
 def pieces_needed(ids: Sequence[Sequence[int]], share: float) -> int:
     """How many pieces, the most frequent first, make up ``share`` of all tokens of the texts."""
@@ -519,11 +523,11 @@ def _budgets(source: torch.Generator) -> Draws:
     """Budgets that a width meets exactly, that it misses by one, and any others."""
     draws = []
     for more in (0, -1, 0, None):
-        layers, heads = whole(source, 1, 6), 2 * whole(source, 1, 4) + 1
-        vocabulary, longest = whole(source, 200, 900), whole(source, 10, 60)
-        width = heads * whole(source, 4, 9)
+        layers, heads = whole(source, 3, 6), 2 * whole(source, 1, 4) + 1
+        vocabulary, longest = whole(source, 3000, 6000), whole(source, 10, 60)
+        width = heads * whole(source, 8, 14)
         budget = models.encoder_parameters(vocabulary, width, layers, heads, 4 * width, longest)
-        budget += whole(source, 2, 3000) if more is None else more
+        budget += whole(source, 2, 1000) if more is None else more
         draws.append((layers, budget, vocabulary, heads, longest))
     return draws
 

@@ -160,7 +160,7 @@ def _map(
     heads, width = query.shape[1], query.shape[-1]
     if swapped:
         query, key = key, query
-    factors = {"root d": width**-0.5, "none": 1.0, "d": 1 / width}
+    factors = {"root d": width**-0.5, "none": 1.0, "d": 1 / width, "heads": heads**-0.5}
     scores = query.double() @ key.double().mT
     scores = scores * (factors | {"all heads": (heads * width) ** -0.5})[scale]
     real = mask.bool()
@@ -219,6 +219,9 @@ def _exactly_nothing(answer: Answer, draws: Draws) -> None:
         "the scores are divided by d, not by its square root": Slip(
             partial(_map, scale="d"), "A dot product of d terms has a deviation of sqrt(d)."
         ),
+        "the scores are divided by the square root of the number of heads": Slip(
+            partial(_map, scale="heads"), "d is the width of one head, query.shape[-1]."
+        ),
         "the scores are divided by the square root of the model's whole width": Slip(
             partial(_map, scale="all heads"),
             "Each head has a softmax of its own: d is the width of one head, query.shape[-1].",
@@ -274,7 +277,11 @@ def attention_map(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
 def _halves(result: Any, shapes: Sequence[tuple[int, ...]], names: str) -> tuple[Tensor, ...]:
     """A pair of tensors or numbers of these shapes, without NaN."""
     if not isinstance(result, tuple | list | Tensor) or len(result) != 2:
-        raise Misconception(f"{names} are wanted, two results in a tuple", "return one, other")
+        raise Misconception(
+            f"your function returned a {type(result).__name__}, "
+            "but two results in a tuple are wanted",
+            f"Return {names}.",
+        )
     parts = tuple(torch.as_tensor(part) for part in result)
     for part, shape in zip(parts, shapes, strict=True):
         if tuple(part.shape) != shape:
@@ -525,7 +532,8 @@ def _along(
     length = mask.shape[1]
     if around:
         query = torch.arange(length)
-        looks, real = maps[..., query, (query + offset) % length], mask
+        key = (query + offset) % length
+        looks, real = maps[..., query, key], mask * mask[:, key]
     else:
         looks = maps.diagonal(offset, -2, -1)  # (N, B, H, n)
         real = valid_pairs(mask).long().diagonal(offset, 1, 2)  # (B, n)
@@ -664,10 +672,14 @@ def _verify_states(answer: Answer) -> None:
                 "register_forward_hook returns a handle: call its .remove() after the run.",
             )
         if not isinstance(got, Mapping) or any(not isinstance(s, Tensor) for s in got.values()):
-            raise Misconception("a dict is wanted, with a tensor for each layer")
+            raise Misconception(
+                f"your function returned a {type(got).__name__}, but a dict with a tensor for each "
+                "layer is wanted"
+            )
         if sorted(got) != chosen:
             raise Misconception(
-                f"layers {chosen} are wanted, but there are {[*got]}", "Hook only these layers."
+                f"your function returned a dict of layers {[*got]}, but layers {chosen} are wanted",
+                "Hook these layers and no others.",
             )
         if any(state.requires_grad for state in got.values()):
             raise Misconception(
@@ -697,14 +709,14 @@ def _cka(
     x: Tensor,
     y: Tensor,
     *,
-    centre: int | None = 0,
+    center: int | None = 0,
     power: int = 2,
     norm: Any = "fro",
     bare: int = 0,
 ) -> Tensor:
     """CKA with some parts replaced by common slips; with none, the right value."""
-    if centre is not None:
-        x, y = x - x.mean(centre, keepdim=True), y - y.mean(centre, keepdim=True)
+    if center is not None:
+        x, y = x - x.mean(center, keepdim=True), y - y.mean(center, keepdim=True)
     size = partial(torch.linalg.matrix_norm, ord=norm)
     both: Tensor = size(y.mT @ x) ** power
     return both if bare else both / (size(x.mT @ x) * size(y.mT @ y))
@@ -730,10 +742,10 @@ def _by_tokens(x: Tensor, y: Tensor) -> Tensor:
     draws=_states,
     slips={
         "nothing is centered": Slip(
-            partial(_cka, centre=None), "Take each column's mean away: x - x.mean(0)."
+            partial(_cka, center=None), "Take each column's mean away: x - x.mean(0)."
         ),
         "each token is centered, not each column": Slip(
-            partial(_cka, centre=1), "Tokens are rows: the mean over tokens is .mean(0)."
+            partial(_cka, center=1), "Tokens are rows: the mean over tokens is .mean(0)."
         ),
         "the mean of all numbers is taken away, not each column's": Slip(
             lambda x, y: _by_tokens(x - x.mean(), y - y.mean()), "x.mean(0), not x.mean()."

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comet_lib import losses
-from comet_lib.checks.draws import attention_maps, mask_of, normal, probabilities, uniform
+from comet_lib.checks.draws import attention_maps, mask_of, normal, probabilities, uniform, whole
 from comet_lib.checks.framework import (
     Answer,
     Draws,
@@ -22,6 +22,7 @@ from comet_lib.checks.framework import (
     check_gradients,
     exercise,
     is_number,
+    numbers,
     refuse_infinity,
     refuse_nan,
     value_of,
@@ -188,6 +189,9 @@ def _jsd(
             lambda p, q, b: b * kl_divergence.reference(p, q) + (1 - b) * _reverse_kl(p, q),
             "Compute m = beta * p + (1 - beta) * q first.",
         ),
+        "the divergence of q has no weight": Slip(
+            partial(_jsd, weights=lambda b: (b, 1)), "The weights are beta and 1 - beta."
+        ),
         "only the part of p is there": Slip(
             partial(_jsd, weights=lambda b: (b, 0)), "Add the part of q, (1 - beta) KL(q || m)."
         ),
@@ -219,7 +223,7 @@ def _jsd(
     ],
     extra=lambda answer, draws: _gradient_of_place(answer, draws[0], 1),
 )
-def generalised_jsd(p: Tensor, q: Tensor, beta: float) -> Tensor:
+def generalized_jsd(p: Tensor, q: Tensor, beta: float) -> Tensor:
     """Scalar: beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q.
 
     p (teacher) and q (student) are probabilities (N, C). Agarwal et al. 2023, arXiv 2306.13649.
@@ -250,28 +254,39 @@ def _nearest(
     *,
     swapped: bool = False,
     pick: Callable[[Tensor], Tensor] = torch.argmin,
-) -> Tensor:
+    percent: Callable[[Tensor, Tensor], Any] = lambda bell, no: 100 * bell[no].sum(),
+) -> tuple[Tensor, float]:
+    """The bell and its percentage with some parts replaced by slips."""
     costs = [
         divergence(bell[None], target) if swapped else divergence(target, bell[None])
         for bell in bells.clamp_min(1e-30)
     ]
-    return bells[pick(torch.stack(costs))]
+    bell = bells[pick(torch.stack(costs))]
+    return bell, float(percent(bell, target[0] < 0.01))
 
 
-def _one_bell(result: Any, target: Tensor, bells: Tensor, divergence: Answer) -> Any:
-    number = isinstance(result, int) or (isinstance(result, Tensor) and result.ndim == 0)
-    if number and float(result) == int(result):
+def _bell_and_number(
+    result: Any, target: Tensor, bells: Tensor, divergence: Answer
+) -> tuple[Tensor, Tensor]:
+    wanted = "but a bell and a percentage are wanted"
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise Misconception(f"your function returned a {type(result).__name__}, {wanted}")
+    bell, percent = result
+    if is_number(bell):
         raise Misconception("this is the number of a bell", "Return the bell itself: bells[i].")
-    return result[0] if isinstance(result, Tensor) and result.shape == target.shape else result
+    if not isinstance(bell, Tensor) or bell.numel() != target.numel() or not is_number(percent):
+        raise Misconception(f"these are a {type(bell).__name__} and a {type(percent).__name__}, "
+                            f"{wanted}", "A row of bells, (C,), and a number.")  # fmt: skip
+    return bell.flatten(), value_of(percent)
 
 
 @exercise(
-    look="One divergence for each bell; return the bell that has the smallest.",
+    look="One divergence for each bell; return the bell that has the smallest, and its percentage.",
     draws=lambda source: [
         (_two_peaks(source), _bells(), divergence)
         for divergence in (kl_divergence.reference, _reverse_kl)
     ],
-    read=_one_bell,
+    read=_bell_and_number,
     slips={
         "the target and the bell are swapped in the divergence": Slip(
             partial(_nearest, swapped=True), "Call divergence(target, bell): the target is first."
@@ -279,19 +294,32 @@ def _one_bell(result: Any, target: Tensor, bells: Tensor, divergence: Answer) ->
         "this is the bell that is furthest away": Slip(
             partial(_nearest, pick=torch.argmax), "The smallest divergence is wanted: argmin."
         ),
-        "both divergences give the bell that is nearest by squared error": Slip(
-            lambda target, bells, divergence: bells[(bells - target).square().sum(-1).argmin()],
-            "Use the divergence that your function is given.",
-        ),
         "both divergences give the bell nearest by KL(target || bell)": Slip(
             lambda target, bells, divergence: _nearest(target, bells, kl_divergence.reference),
             "Use the divergence that your function is given, not kl_divergence.",
         ),
-        "this is the target": Slip(lambda target, bells, divergence: target, "Return a bell."),
+        "the bell is right, but the second number is a fraction": Slip(
+            partial(_nearest, percent=lambda bell, no: bell[no].sum()), "Multiply by 100."
+        ),
+        "the bell is right, but the second number counts classes": Slip(
+            partial(_nearest, percent=lambda bell, no: 100 * no.float().mean()),
+            "Add up what the bell gives to these classes.",
+        ),
+        "the bell is right, but the second number is an average": Slip(
+            partial(_nearest, percent=lambda bell, no: 100 * bell[no].mean()), "Take the sum."
+        ),
+        "the bell is right, but the second number is what lies where the teacher says yes": Slip(
+            partial(_nearest, percent=lambda bell, no: 100 * bell[~no].sum()), "target < 0.01."
+        ),
+        "the bell is right, but its own small entries are added up": Slip(
+            partial(_nearest, percent=lambda bell, no: 100 * bell[bell < 0.01].sum()),
+            "The target chooses the classes: target[0] < 0.01.",
+        ),
     },
 )
-def nearest_bell(target: Tensor, bells: Tensor, divergence: Answer) -> Tensor:
-    """(C,) the row of bells (N, C) with the smallest divergence(target, bell), both (1, C)."""
+def nearest_bell(target: Tensor, bells: Tensor, divergence: Answer) -> tuple[Tensor, float]:
+    """(C,) the row of bells (N, C) with the smallest divergence(target, bell), both (1, C); and how
+    many percent of it lie where the target is below 0.01."""
     return _nearest(target, bells, divergence)
 
 
@@ -610,6 +638,10 @@ def _gradients_and_blind_student(answer: Answer, draws: Draws) -> None:
         "a second softmax is applied to the maps": Slip(
             _softmax_again, "The rows are probabilities already: just take their logarithm."
         ),
+        "a second softmax is applied to the maps, padded keys included": Slip(
+            lambda s, t, m: _row_kl(s.softmax(-1), t.softmax(-1), m),
+            "The rows are probabilities already: just take their logarithm.",
+        ),
         "each sentence has the same weight, whatever its length": Slip(
             partial(_sentence_by_sentence, losses.attention_kl),
             "Sum over the whole batch, then divide once by the number of valid rows.",
@@ -633,7 +665,7 @@ def attention_row_kl(student_maps: Tensor, teacher_maps: Tensor, mask: Tensor) -
 
 def _hybrid_draws(source: torch.Generator) -> Draws:
     """Every alpha from 0 to 1, its ends among them, and temperatures on both sides of 1."""
-    draws = []
+    draws: list[tuple[Any, ...]] = []
     for mask, classes, alpha, ends in zip(
         [*MASKS, MASKS[0], MASKS[0]],
         (4, 7, 3, 5, 5),
@@ -647,9 +679,10 @@ def _hybrid_draws(source: torch.Generator) -> Draws:
         ((1.5, 4.0), (0.4, 0.7), (1.5, 4.0), (1.5, 4.0), (2.0, 4.0)),
         strict=True,
     ):
+        map_loss = losses.attention_mse if len(draws) % 2 else losses.attention_kl
         logits = [normal(source, len(mask) * 2, classes) for _ in range(2)]
         maps = [attention_maps(source, mask) for _ in range(2)]
-        draws.append((*logits, *maps, mask, uniform(source, *ends), float(alpha)))
+        draws.append((*logits, *maps, mask, map_loss, uniform(source, *ends), float(alpha)))
     return draws
 
 
@@ -657,12 +690,12 @@ def _hybrid(
     *draw: Any,
     soft: Callable[[float, float], float] = lambda a, T: a,
     maps: Callable[[float, float], float] = lambda a, T: 1 - a,
-    attention: Answer = losses.attention_kl,
+    attention: Callable[[Answer], Answer] = lambda given: given,
 ) -> Tensor:
     """The two losses, each with its weight (a function of alpha and T)."""
-    sl, tl, sm, tm, mask, T, alpha = draw
-    soft_loss, map_loss = losses.soft_target_loss(sl, tl, T), attention(sm, tm, mask)
-    return soft(alpha, T) * soft_loss + maps(alpha, T) * map_loss
+    sl, tl, sm, tm, mask, map_loss, T, alpha = draw
+    soft_loss, of_maps = losses.soft_target_loss(sl, tl, T), attention(map_loss)(sm, tm, mask)
+    return soft(alpha, T) * soft_loss + maps(alpha, T) * of_maps
 
 
 @exercise(
@@ -686,14 +719,14 @@ def _hybrid(
             partial(_hybrid, soft=lambda a, T: 1, maps=lambda a, T: 1), "Use alpha and 1 - alpha."
         ),
         "alpha is always one half": Slip(
-            lambda *draw: _hybrid(*draw[:6], 0.5), "Use the argument alpha."
+            lambda *draw: _hybrid(*draw[:7], 0.5), "Use the argument alpha."
         ),
         "alpha stays away from 0 and 1": Slip(
-            lambda *draw: _hybrid(*draw[:6], min(max(draw[6], 0.05), 0.95)),
+            lambda *draw: _hybrid(*draw[:7], min(max(draw[7], 0.05), 0.95)),
             "0 and 1 are allowed: each switches one term off.",
         ),
         "a temperature below 1 counts as 1": Slip(
-            lambda *draw: _hybrid(*draw[:5], max(draw[5], 1.0), draw[6]),
+            lambda *draw: _hybrid(*draw[:6], max(draw[6], 1.0), draw[7]),
             "Nothing bounds T from below but 0.",
         ),
         "the soft targets lack the factor T squared": Slip(
@@ -707,8 +740,11 @@ def _hybrid(
         "T squared is there twice": Slip(
             partial(_hybrid, soft=lambda a, T: a * T**2), "losses.soft_target_loss has it."
         ),
-        "the attention term is the MSE, but the row-wise KL is wanted": Slip(
-            partial(_hybrid, attention=losses.attention_mse), "Use attention_row_kl."
+        "the attention term is always the MSE": Slip(
+            partial(_hybrid, attention=lambda given: losses.attention_mse), "Call map_loss."
+        ),
+        "the attention term is always the row-wise KL": Slip(
+            partial(_hybrid, attention=lambda given: losses.attention_kl), "Call map_loss."
         ),
         "teacher and student are swapped in the soft targets": Slip(
             lambda sl, tl, *rest: _hybrid(tl, sl, *rest), "The student's logits come first."
@@ -717,11 +753,12 @@ def _hybrid(
             lambda sl, tl, sm, tm, *rest: _hybrid(sl, tl, tm, sm, *rest), "Student's maps first."
         ),
         "the temperature is left at 1": Slip(
-            lambda sl, tl, sm, tm, m, T, a: _hybrid(sl, tl, sm, tm, m, 1.0, a),
+            lambda *draw: _hybrid(*draw[:6], 1.0, draw[7]),
             "Pass the temperature to the soft-target loss.",
         ),
         "the attention term counts padding": Slip(
-            partial(_hybrid, attention=partial(_row_kl, rows="all")), "Pass on the mask."
+            partial(_hybrid, attention=lambda f: lambda s, t, m: f(s, t, torch.ones_like(m))),
+            "Pass on the mask.",
         ),
     },
     extra=lambda answer, draws: check_gradients(answer, draws[1], (0, 2), (1, 3)),
@@ -732,13 +769,13 @@ def hybrid(
     student_maps: Tensor,
     teacher_maps: Tensor,
     mask: Tensor,
-    temperature: float,
+    map_loss: Answer,
+    T: float,
     alpha: float,
 ) -> Tensor:
-    """Scalar: alpha * soft-target loss + (1 - alpha) * row-wise attention KL."""
-    soft = losses.soft_target_loss(student_logits, teacher_logits, temperature)
-    attention = losses.attention_kl(student_maps, teacher_maps, mask)
-    return losses.hybrid_loss(soft, attention, alpha)
+    """Scalar: alpha * soft-target loss + (1 - alpha) * map_loss(maps, maps, mask)."""
+    soft = losses.soft_target_loss(student_logits, teacher_logits, T)
+    return losses.hybrid_loss(soft, map_loss(student_maps, teacher_maps, mask), alpha)
 
 
 def _cosine(
@@ -761,64 +798,136 @@ def _cosine(
     return (of(cosine) * keep(mask)).sum() / by(mask)
 
 
+def _update(loss: Tensor, optimizer: torch.optim.Optimizer, order: str) -> None:
+    for part in order.split():
+        if part == "zero":
+            optimizer.zero_grad()
+        elif part == "step":
+            optimizer.step()
+        elif part == "backward":
+            loss.backward()
+
+
+class _Projection(nn.Linear):
+    """Without bias; each answer starts from the same weights, and with a gradient left over."""
+
+    def __init__(self, source: torch.Generator, narrow: int, wide: int) -> None:
+        super().__init__(narrow, wide, bias=False)
+        self.start, self.left = normal(source, 2, wide, narrow, scale=1.0)
+        self.again()
+
+    def again(self) -> None:
+        self.weight.data, self.weight.grad = self.start.clone(), self.left.clone()
+
+
 def _states(source: torch.Generator) -> Draws:
     """Hidden states of widths d and D, with something at padding too; a projection d -> D."""
     draws = []
     for mask, (d, wide) in zip(MASKS, ((3, 5), (4, 4), (2, 6)), strict=True):
-        projection = nn.Linear(d, wide, bias=False).requires_grad_(False)
-        projection.weight.copy_(normal(source, wide, d, scale=1.0))
-        widths = (normal(source, *mask.shape, n) for n in (d, wide))
-        draws.append((*widths, mask, projection))
+        states = (normal(source, *mask.shape, n) for n in (d, wide))
+        rest = (whole(source, 3, 5), uniform(source, 0.1, 0.3))
+        draws.append((*states, mask, _Projection(source, d, wide), *rest))
     return draws
+
+
+def _curve(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor,
+    projection: nn.Module,
+    steps: int,
+    learning_rate: float,
+    *,
+    loss: Answer = _cosine,
+    order: str = "zero backward step",
+    kind: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    after: bool = False,
+) -> list[float]:
+    """The training with some parts replaced by slips."""
+    optimizer, curve = kind(projection.parameters(), lr=learning_rate), []
+    for _ in range(steps):
+        value = loss(student, teacher, mask, projection)
+        _update(value, optimizer, order)
+        curve.append((loss(student, teacher, mask, projection) if after else value).item())
+    return curve
+
+
+def _curve_and_weight(result: Any, *draw: Any) -> tuple[Tensor, Tensor]:
+    projection, steps = draw[3:5]
+    weight = projection.weight.detach().clone()
+    projection.again()
+    return numbers(result, steps), weight
+
+
+def _of_cosine(**parts: Any) -> Answer:
+    return partial(_curve, loss=partial(_cosine, **parts))
 
 
 @exercise(
     look="Project the student, take one cosine for each token, then the mean over real tokens.",
     draws=_states,
+    read=_curve_and_weight,
     slips={
         "padding is counted": Slip(
-            partial(_cosine, keep=torch.ones_like, by=torch.numel),
-            "Pick the rows with mask.bool().",
+            _of_cosine(keep=torch.ones_like, by=torch.numel), "Pick the rows with mask.bool()."
         ),
         "padding is left out of the sum, but not of the division": Slip(
-            partial(_cosine, by=torch.numel), "Divide by the number of real tokens, mask.sum()."
+            _of_cosine(by=torch.numel), "Divide by the number of real tokens, mask.sum()."
         ),
         "the tokens are summed, not averaged": Slip(
-            partial(_cosine, by=lambda mask: 1), "Divide by the number of real tokens."
+            _of_cosine(by=lambda mask: 1), "Divide by the number of real tokens."
         ),
         "each sentence has the same weight, whatever its length": Slip(
-            lambda s, t, m, p: torch.stack(
-                [_cosine(s[[i]], t[[i]], m[[i]], p) for i in range(len(m))]
-            ).mean(),
+            partial(
+                _curve,
+                loss=lambda s, t, m, p: torch.stack(
+                    [_cosine(s[[i]], t[[i]], m[[i]], p) for i in range(len(m))]
+                ).mean(),
+            ),
             "Take the mean over all real tokens of the batch at once.",
         ),
-        "this is the cosine: largest where the two agree": Slip(
-            partial(_cosine, of=lambda cosine: cosine), "A loss is 0 where they agree: 1 - cosine."
+        "this is the cosine: it falls where the two should agree": Slip(
+            _of_cosine(of=lambda cosine: cosine), "A loss is 0 where they agree: 1 - cosine."
         ),
         "this is minus the cosine": Slip(
-            partial(_cosine, of=lambda cosine: -cosine), "A loss is 0 where they agree: 1 - cosine."
+            _of_cosine(of=lambda cosine: -cosine), "A loss is 0 where they agree: 1 - cosine."
         ),
         "these are inner products, not cosines": Slip(
-            partial(_cosine, unit=False), "Divide by both lengths: F.cosine_similarity."
+            _of_cosine(unit=False), "Divide by both lengths: F.cosine_similarity."
         ),
         "the cosine runs over the tokens": Slip(
-            partial(_cosine, axis=1), "A token's state is the last axis: dim=-1."
+            _of_cosine(axis=1), "A token's state is the last axis: dim=-1."
         ),
         "this is the squared error of TinyBERT": Slip(
-            lambda s, t, m, p: losses.hidden_state_mse(s, t, m, p), "Use the cosine here."
+            partial(_curve, loss=losses.hidden_state_mse), "Use the cosine here."
+        ),
+        "the projection did not move": Slip(
+            partial(_curve, order="zero backward"), "backward(), then optimizer.step()."
+        ),
+        "the gradients of the steps before are still there": Slip(
+            partial(_curve, order="backward step"), "Call optimizer.zero_grad() before backward()."
+        ),
+        "the optimizer is not Adam": Slip(
+            partial(_curve, kind=torch.optim.SGD), "Keep the first line of the stub."
+        ),
+        "these are the losses after each step": Slip(
+            partial(_curve, after=True), "Append the loss that you called backward() on."
         ),
     },
-    otherwise=lambda answer, draws: _must_be_zero(
-        answer,
-        (draws[0][1], 2 * draws[0][1], draws[0][2], lambda x: x),
-        "a student whose states have the teacher's directions has a loss other than 0",
-        "The loss of one token is 1 - cosine.",
-    ),
-    extra=lambda answer, draws: check_gradients(answer, draws[0], reference=hidden_loss.reference),
 )
-def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor, projection: Any) -> Tensor:
-    """Scalar, eq. (8) of comet_lib.losses: states (B, L, d) and (B, L, D), projection d -> D."""
-    return losses.hidden_cosine(student, teacher.detach(), mask, projection)
+def projection_curve(
+    student_states: Tensor,
+    teacher_states: Tensor,
+    mask: Tensor,
+    projection: nn.Module,
+    steps: int,
+    learning_rate: float,
+) -> list[float]:
+    """The loss (eq. (8) of comet_lib.losses) before each step of Adam on ``projection``, d -> D.
+
+    States are (B, L, d) and (B, L, D), without gradients.
+    """
+    return _curve(student_states, teacher_states, mask, projection, steps, learning_rate)
 
 
 class _Toy(nn.Module):
@@ -846,207 +955,251 @@ class _Toy(nn.Module):
         return x[:, 0] @ self.weights[0], scores.softmax(-1), mask
 
 
-def _step_draws(source: torch.Generator) -> Draws:
+def _training_draws(source: torch.Generator) -> Draws:
     draws = []
-    for mask, alpha in zip(MASKS, (0.3, 0.5, 0.8), strict=True):
+    for count, alpha in ((1, 0.3), (3, 0.5), (2, 0.8)):
         student, teacher = _Toy(source), _Toy(source)
-        batch = {"states": normal(source, *mask.shape, 4, scale=1.0), "attention_mask": mask}
-        optimiser = torch.optim.SGD(student.parameters(), lr=uniform(source, 0.2, 0.5))
-        loss = partial(hybrid.reference, temperature=uniform(source, 1.5, 4.0), alpha=alpha)
-        draws.append((student, teacher, batch, optimiser, loss))
+        batches = [
+            {"states": normal(source, *mask.shape, 4, scale=2.0), "attention_mask": mask}
+            for mask in MASKS[:count]
+        ]
+        optimizer = torch.optim.SGD(student.parameters(), lr=uniform(source, 0.2, 0.5))
+        options = {"map_loss": losses.attention_kl, "T": uniform(source, 1.5, 4.0), "alpha": alpha}
+        draws.append((student, teacher, batches, optimizer, partial(hybrid.reference, **options)))
     return draws
 
 
-def _after_step(result: Any, student: _Toy, teacher: _Toy, *rest: Any) -> tuple[Tensor, ...]:
-    """The loss and the student's weights; puts both models back for the next answer."""
+def _losses_and_weights(
+    result: Any, student: _Toy, teacher: _Toy, batches: Any, *rest: Any
+) -> tuple[Tensor, ...]:
+    """The losses and the student's weights; puts both models back for the next answer."""
     weights = [weight.detach().clone() for weight in student.weights]
     taught = any(not torch.equal(a, b) for a, b in zip(teacher.weights, teacher.start, strict=True))
     for model in (student, teacher):
         model.again()
-    if not is_number(result):
-        shape = f" of shape {tuple(result.shape)}" if isinstance(result, Tensor) else ""
-        raise Misconception(
-            f"your function returned a {type(result).__name__}{shape}, but a number is wanted",
-            "Return loss.item().",
-        )
     if taught:
         raise Misconception("the teacher's weights changed", "Only the student is trained.")
-    return (value_of(result), *weights)
+    return (numbers(result, len(batches)), *weights)
 
 
-def _step(
+def _train(
     student: nn.Module,
     teacher: nn.Module,
-    batch: Any,
-    optimiser: torch.optim.Optimizer,
+    batches: Any,
+    optimizer: torch.optim.Optimizer,
     loss_of: Answer,
     *,
     order: str = "zero backward step",
-    swapped: bool = False,
+    read: Callable[..., tuple[Any, ...]] = lambda ours, theirs, mask: (
+        ours[0],
+        theirs[0],
+        ours[1],
+        theirs[1],
+        mask,
+    ),
     sign: int = 1,
-    all_tokens: bool = False,
-    maps: bool = True,
-) -> float:
-    """The step with some parts replaced by slips."""
-    with torch.no_grad():
-        their_logits, their_maps, mask = teacher(batch)
-    logits, our_maps, _ = student(batch)
-    mask = torch.ones_like(mask) if all_tokens else mask
-    our_maps = our_maps if maps else our_maps.detach()
-    pairs = [(logits, their_logits), (our_maps, their_maps)]
-    (a, b), (c, d) = [pair[::-1] for pair in pairs] if swapped else pairs
-    loss = loss_of(a, b, c, d, mask)
-    for part in order.split():
-        if part == "zero":
-            optimiser.zero_grad()
-        elif part == "backward" and loss.requires_grad:
-            (sign * loss).backward()
-        elif part == "step":
-            optimiser.step()
-    return loss.item()
+    once: bool = False,
+    after: bool = False,
+) -> list[float]:
+    """The training with some parts replaced by slips; ``read``: what goes into the loss."""
+    history, total = [], torch.zeros(())
+    for batch in batches:
+        with torch.no_grad():
+            *theirs, mask = teacher(batch)
+        loss = loss_of(*read(student(batch)[:2], theirs, mask))
+        total = total + loss
+        if not once:
+            _update(sign * loss, optimizer, order)
+        history.append((loss_of(*read(student(batch)[:2], theirs, mask)) if after else loss).item())
+    if once:
+        _update(total, optimizer, order)
+    return history
 
 
 def _teacher_without_gradients(answer: Answer, draws: Draws) -> None:
     answer(*draws[0])
     if draws[0][1].watched:
         raise Misconception(
-            "the step is right, but the teacher's forward pass keeps what a backward pass needs",
+            "the training is right, but the teacher's forward pass keeps what a backward pass "
+            "needs",
             "Run the teacher inside `with torch.no_grad():`; it saves memory and time.",
         )
 
 
 @exercise(
     look="Forward of both, loss_of, then the three lines of every PyTorch step.",
-    draws=_step_draws,
-    read=_after_step,
+    draws=_training_draws,
+    read=_losses_and_weights,
     slips={
-        "the gradients of the step before are still in this one": Slip(
-            partial(_step, order="backward step"), "Call optimiser.zero_grad() before backward()."
+        "the gradients of the steps before are still there": Slip(
+            partial(_train, order="backward step"), "Call optimizer.zero_grad() before backward()."
         ),
         "the student's weights did not move": Slip(
-            partial(_step, order="zero backward"), "Call backward(), then optimiser.step()."
+            partial(_train, order="zero backward"),
+            "In this order: zero_grad(), backward(), step().",
         ),
         "the update comes before the backward pass": Slip(
-            partial(_step, order="step zero backward"), "zero_grad(), backward(), step()."
+            partial(_train, order="step zero backward"), "zero_grad(), backward(), step()."
         ),
-        "two updates are made": Slip(
-            partial(_step, order="zero backward step step"), "One step() for each batch."
+        "two updates are made for each batch": Slip(
+            partial(_train, order="zero backward step step"), "One step() for each batch."
+        ),
+        "there is one update for all batches": Slip(
+            partial(_train, once=True), "The three lines belong inside the loop."
         ),
         "the loss grows: the update goes uphill": Slip(
-            partial(_step, sign=-1), "Call backward() on the loss itself."
-        ),
-        "teacher and student are swapped in the loss": Slip(
-            partial(_step, swapped=True), "The student's logits and maps come first."
+            partial(_train, sign=-1), "Call backward() on the loss itself."
         ),
         "padding counts in the attention term": Slip(
-            partial(_step, all_tokens=True), "Pass the mask that the model returns."
+            partial(
+                _train, read=lambda a, b, mask: (a[0], b[0], a[1], b[1], torch.ones_like(mask))
+            ),
+            "Pass the mask that the model returns.",
         ),
         "no gradient reaches the student through its maps": Slip(
-            partial(_step, maps=False), "Detach nothing on the student's side."
+            partial(_train, read=lambda a, b, mask: (a[0], b[0], a[1].detach(), b[1], mask)),
+            "Detach nothing on the student's side.",
+        ),
+        "the training is right, but these are the losses after each update": Slip(
+            partial(_train, after=True), "Append the loss that you called backward() on."
         ),
     },
     extra=_teacher_without_gradients,
 )
-def train_step(
-    student: nn.Module, teacher: nn.Module, batch: Any, optimiser: Any, loss_of: Answer
-) -> float:
-    """The loss of one batch before the update; moves the student's weights by one step."""
-    return _step(student, teacher, batch, optimiser, loss_of)
+def train_student(
+    student: nn.Module, teacher: nn.Module, batches: Any, optimizer: Any, loss_of: Answer
+) -> list[float]:
+    """The loss of each batch before its update; moves the student's weights once for each."""
+    return _train(student, teacher, batches, optimizer, loss_of)
 
 
-def _share(
+Named = list[tuple[str, Tensor]]
+
+
+def _shares(
     soft: Tensor,
     attention: Tensor,
-    weights: list[Tensor],
+    named: Named,
+    part_of: Callable[[str], str],
     alpha: float,
     *,
     norm: Callable[[list[Tensor]], Tensor] = lambda each: torch.cat(each).norm(),
-    parts: Callable[[float], tuple[float, float]] = lambda a: (a, 1 - a),
-    of: Callable[[Tensor, Tensor], Tensor] = lambda s, a: 100 * a / (s + a),
-) -> float:
-    """The share with some parts replaced by slips."""
-    norms = []
-    for part, loss in zip(parts(alpha), (soft, attention), strict=True):
-        each = torch.autograd.grad(
-            loss, weights, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        norms.append(part * norm([g.flatten() for g in each]))
-    return of(*norms).item()
+    factors: Callable[[float], tuple[float, float]] = lambda a: (a, 1 - a),
+    of: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda s, a, both: 100 * a / (s + a),
+    keep: Callable[[list[Tensor]], list[Tensor]] = lambda weights: weights,
+    together: bool = False,
+) -> dict[str, float]:
+    """The shares with some parts replaced by slips; ``together``: over all weights each time."""
+    shares = {}
+    for part in dict.fromkeys(part_of(name) for name, _ in named):
+        weights = keep([w for name, w in named if together or part_of(name) == part])
+        pulls = []
+        for factor, loss in zip(factors(alpha), (soft, attention), strict=True):
+            each = torch.autograd.grad(loss, weights, retain_graph=True, materialize_grads=True)
+            pulls.append([factor * g.flatten() for g in each])
+        both = [a + b for a, b in zip(*pulls, strict=True)]
+        shares[part] = of(*map(norm, [*pulls, both])).item()
+    return shares
 
 
 def _share_draws(source: torch.Generator) -> Draws:
-    """Losses of three weights, the last of which the attention never sees."""
+    """Losses of four weights in two parts; the attention never sees the last weight."""
     draws = []
     for size, alpha in ((1.0, 0.5), (0.05, uniform(source, 0.05, 0.2)), (4.0, 0.9)):
-        weights = [
-            normal(source, *shape, scale=1.0).requires_grad_() for shape in ((3, 2), (4,), (5,))
-        ]
+        names = ("low.query", "high.query", "high.key", "low.head")
+        weights = [normal(source, n, scale=1.0).requires_grad_() for n in (6, 4, 3, 5)]
         sums = [
             torch.stack([w.sin().sum() * k for k, w in enumerate(weights[:n], 1)]).sum()
-            for n in (3, 2)
+            for n in (4, 3)
         ]
-        soft, attention = sums[0] ** 2, size * sums[1].cos()
-        draws.append((soft, attention, weights, alpha))
+        named = list(zip(names, weights, strict=True))
+        draws.append(
+            (sums[0] ** 2, size * sums[1].cos(), named, lambda name: name.split(".")[0], alpha)
+        )
     return draws
 
 
-def _graph_is_left(result: Any, soft: Tensor, attention: Tensor, *rest: Any) -> Any:
+def _part_by_part(result: Any, soft: Tensor, attention: Tensor, named: Named, *rest: Any) -> Tensor:
     try:
+        weights = [weight for _, weight in named]
         for loss in (soft, attention):
-            torch.autograd.grad(loss, rest[0], retain_graph=True, allow_unused=True)
+            torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
     except RuntimeError:
         raise Misconception(
             "the graph is gone after your measurement, and the next one needs it",
             "Pass retain_graph=True, each time.",
         ) from None
-    if isinstance(result, Tensor) and result.ndim == 0:
-        return result.item()
-    return result
+    if not isinstance(result, Mapping) or set(result) != {"low", "high"}:
+        keys = f" with the keys {[*result]}" if isinstance(result, Mapping) else ""
+        raise Misconception(
+            f"your function returned a {type(result).__name__}{keys}, but a dict with one number "
+            "for each part is wanted",
+            "Its keys are what part_of(name) returns.",
+        )
+    return torch.stack([value_of(result[part]).reshape(()) for part in ("low", "high")])
 
 
 @exercise(
-    look="The norm of each term's gradient over all weights together, times its own weight.",
+    look="The norm of each term's gradient over all weights of a part together, times its factor.",
     draws=_share_draws,
-    read=_graph_is_left,
+    read=_part_by_part,
     slips={
-        "this is a fraction, but percent are wanted": Slip(
-            partial(_share, of=lambda s, a: a / (s + a)), "Multiply by 100."
+        "these are fractions, but percent are wanted": Slip(
+            partial(_shares, of=lambda s, a, both: a / (s + a)), "Multiply by 100."
         ),
-        "this is the share of the soft targets": Slip(
-            partial(_share, of=lambda s, a: 100 * s / (s + a)), "The attention's is wanted."
+        "these are the shares of the soft targets": Slip(
+            partial(_shares, of=lambda s, a, both: 100 * s / (s + a)), "The attention's is wanted."
         ),
         "alpha weights the attention": Slip(
-            partial(_share, parts=lambda a: (1 - a, a)), "The attention's weight is 1 - alpha."
+            partial(_shares, factors=lambda a: (1 - a, a)), "The attention's weight is 1 - alpha."
         ),
         "the terms have no weights": Slip(
-            partial(_share, parts=lambda a: (1, 1)), "Use alpha and 1 - alpha."
+            partial(_shares, factors=lambda a: (1, 1)), "Use alpha and 1 - alpha."
         ),
         "the attention is divided by the soft targets, not by both": Slip(
-            partial(_share, of=lambda s, a: 100 * a / s), "A share is a part of the whole: s + a."
+            partial(_shares, of=lambda s, a, both: 100 * a / s),
+            "A share is a part of the whole: s + a.",
+        ),
+        "the attention's norm is divided by the norm of the whole gradient": Slip(
+            partial(_shares, of=lambda s, a, both: 100 * a / both),
+            "Two pulls can cancel in the sum: divide by the sum of the two norms.",
         ),
         "the norms are squared": Slip(
-            partial(_share, norm=lambda each: torch.cat(each).square().sum()), "Take the root."
+            partial(_shares, norm=lambda each: torch.cat(each).square().sum()), "Take the root."
         ),
         "the norms of the tensors are added up": Slip(
-            partial(_share, norm=lambda each: torch.stack([g.norm() for g in each]).sum()),
-            "One norm over all weights: the root of the sum of all squares.",
+            partial(_shares, norm=lambda each: torch.stack([g.norm() for g in each]).sum()),
+            "One norm for the whole part: the root of the sum of all squares.",
         ),
         "absolute values are added up": Slip(
-            partial(_share, norm=lambda each: torch.cat(each).abs().sum()),
+            partial(_shares, norm=lambda each: torch.cat(each).abs().sum()),
             "The norm is the root of the sum of the squares.",
         ),
-        "only the first tensor of weights is measured": Slip(
-            partial(_share, norm=lambda each: each[0].norm()), "Go through all weights."
+        "only the first tensor of each part is measured": Slip(
+            partial(_shares, keep=lambda weights: weights[:1]), "Go through all weights of a part."
         ),
-        "this is the share of the loss, not of the gradient": Slip(
-            lambda s, a, w, alpha: (100 * (1 - alpha) * a / (alpha * s + (1 - alpha) * a)).item(),
+        "only the last tensor of each part is measured": Slip(
+            partial(_shares, keep=lambda weights: weights[-1:]),
+            "Collect a list for each part: setdefault(part, []).append(weight).",
+        ),
+        "each part has the share of the whole model": Slip(
+            partial(_shares, together=True), "Take the gradients of one part's weights."
+        ),
+        "these are shares of the loss, not of the gradient": Slip(
+            lambda s, a, named, part_of, alpha: {
+                part_of(name): 100 * (1 - alpha) * a / (alpha * s + (1 - alpha) * a)
+                for name, _ in named
+            },
             "A size is not a pull: use torch.autograd.grad.",
         ),
     },
 )
-def gradient_share(soft: Tensor, attention: Tensor, weights: list[Tensor], alpha: float) -> float:
-    """Percent of the gradient that comes from the attention term, by norms over ``weights``.
+def gradient_shares(
+    soft: Tensor, attention: Tensor, named: Named, part_of: Callable[[str], str], alpha: float
+) -> dict[str, float]:
+    """Part of the model -> percent of its gradient from the attention term, by norms over the
+    part's weights.
 
     A weight that a term does not see counts as 0. Leaves the graph for the next measurement.
     """
-    return _share(soft, attention, weights, alpha)
+    return _shares(soft, attention, named, part_of, alpha)

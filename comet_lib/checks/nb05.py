@@ -23,8 +23,11 @@ from comet_lib.checks.framework import (
     Draws,
     Misconception,
     Slip,
+    check_gradients,
     exercise,
     is_number,
+    numbers,
+    refuse_nan,
     value_of,
 )
 from comet_lib.models import build_student, only_positions, xlmr_config
@@ -170,43 +173,20 @@ def hide(
     return seen.masked_fill(chosen & (fate < 0.8), mask_id), ids.masked_fill(~chosen, IGNORE)
 
 
-class _Head(nn.Module):
-    """A small masked-LM head that notes at how many positions it was applied."""
-
-    def __init__(self, source: torch.Generator, width: int, classes: int) -> None:
-        super().__init__()
-        # float64: then the order of gathering and head changes no digit that is compared
-        self.first = normal(source, width, width).double()
-        self.second = normal(source, width, classes).double()
-        self.seen: list[int] = []
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        self.seen.append(hidden[..., 0].numel())
-        return torch.tanh(hidden @ self.first / 4) @ self.second
-
-
-def _logit_draws(source: torch.Generator) -> Draws:
-    draws = []
-    for batch, length, width, classes in ((3, 8, 6, 11), (2, 12, 5, 9)):
-        hidden = normal(source, batch, length, width, scale=1.0).double()
-        head = _Head(source, width, classes)
-        draws.append((hidden, _labels(source, batch, length, classes), head))
-    return draws
-
-
 INVERTED = "you keep the positions that were not hidden"
 
 
-def _masked_shape(result: Any, hidden: Tensor, labels: Tensor, head: _Head) -> Any:
+def _masked_shape(result: Any, model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Any:
     """Name a wrong selection by its shape."""
-    classes, masked = head.second.shape[1], int((labels != IGNORE).sum())
+    labels, classes = batch["labels"], model.config.vocab_size
+    masked = int((labels != IGNORE).sum())
     if not isinstance(result, Tensor) or result.shape == (masked, classes):
         return result
     named = {
         (*labels.shape, classes): "you return logits at all positions, shape (B, L, V)",
         (int((labels > 0).sum()), classes): "piece 0 is lost: only -100 means no label",
         (labels.numel() - masked, classes): INVERTED,
-        (masked, hidden.shape[-1]): "these are the hidden states, not logits",
+        (masked, model.config.hidden_size): "these are the hidden states, not logits",
     }
     if tuple(result.shape) in named:
         raise Misconception(named[tuple(result.shape)])
@@ -214,48 +194,67 @@ def _masked_shape(result: Any, hidden: Tensor, labels: Tensor, head: _Head) -> A
 
 
 def _head_runs_on_few(answer: Answer, draws: Draws) -> None:
-    hidden, labels, head = draws[0]
-    head.seen.clear()
-    logits = answer(hidden.clone().requires_grad_(), labels, head)
+    model, batch = draws[0]
+    seen: list[int] = []
+    count = model.lm_head.register_forward_hook(lambda _, x, y: seen.append(y[..., 0].numel()))
+    logits = answer(model, batch)
+    count.remove()
     if not logits.requires_grad:
         raise Misconception(
             "the numbers are right, but no gradient flows back through them",
             "The student learns from these logits: leave out .detach() and torch.no_grad().",
         )
-    most, wanted = max(head.seen, default=0), int((labels != IGNORE).sum())
-    if most > wanted:
+    wanted = int((batch["labels"] != IGNORE).sum())
+    if sum(seen) > wanted:
         raise Misconception(
-            f"the numbers are right, but the head ran at {most} positions where {wanted} are "
+            f"the numbers are right, but the head ran at {sum(seen)} positions where {wanted} are "
             "enough",
             "Gather first, then apply the head: the other order computes the full (B, L, V) "
             "logits, which is what we want to avoid.",
         )
 
 
+def _logits(
+    model: PreTrainedModel,
+    batch: Mapping[str, Tensor],
+    *,
+    keep: Callable[[Tensor], Tensor] = lambda labels: labels != IGNORE,
+    masked: bool = True,
+    of: Callable[[Tensor], Tensor] = lambda logits: logits,
+) -> Tensor:
+    """The logits with some parts replaced by slips."""
+    mask = batch["attention_mask"] if masked else None
+    states = model.base_model(batch["input_ids"], attention_mask=mask).last_hidden_state
+    return of(model.lm_head(states[keep(batch["labels"])]))
+
+
 @exercise(
     look="Select the hidden states at the masked positions, then apply the head only to those.",
-    draws=_logit_draws,
+    draws=lambda source: [(model, batch) for model, _, batch, *_ in _models(source)],
     read=_masked_shape,
     slips={
-        INVERTED: Slip(lambda h, y, head: head(h[y == IGNORE])),
+        INVERTED: Slip(partial(_logits, keep=lambda labels: labels == IGNORE)),
         "the positions come in another order": Slip(
-            lambda h, y, head: head(h[y != IGNORE].flip(0)),
+            partial(_logits, of=lambda logits: logits.flip(0)),
             "Keep the order of labels[labels != -100]: row after row.",
         ),
+        "the model reads the padding too": Slip(
+            partial(_logits, masked=False), "Pass attention_mask to the base model."
+        ),
         "these are probabilities, not logits": Slip(
-            lambda h, y, head: head(h[y != IGNORE]).softmax(-1),
+            partial(_logits, of=lambda logits: logits.softmax(-1)),
             "Return what the head gives; the loss takes its own log-softmax.",
         ),
         "these are log-probabilities, not logits": Slip(
-            lambda h, y, head: head(h[y != IGNORE]).log_softmax(-1),
+            partial(_logits, of=lambda logits: logits.log_softmax(-1)),
             "Return what the head gives; the loss takes its own log-softmax.",
         ),
     },
     extra=_head_runs_on_few,
 )
-def gathered_logits(hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-    """Logits (M, V) at the masked positions, from hidden (B, L, d) and labels (B, L)."""
-    return head(hidden[labels != IGNORE])
+def at_holes(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """Logits (M, V) at the hidden pieces: input_ids, attention_mask and labels are each (B, L)."""
+    return _logits(model, batch)
 
 
 def _one_layer_each(result: Any, student_layers: int, teacher_layers: int) -> Tensor:
@@ -290,6 +289,9 @@ def _one_layer_each(result: Any, student_layers: int, teacher_layers: int) -> Te
         "the layers are counted from 1": Slip(
             lambda s, t: [(i + 1) * t // s for i in range(s)], "Count from 0: subtract 1."
         ),
+        "i counts from 0, so i * T / S is one group too low": Slip(
+            lambda s, t: [i * t // s - 1 for i in range(s)], "(i + 1) * T // S - 1."
+        ),
         "you take the first layer of each group": Slip(
             partial(layer_map, how="skip"),
             "Take the last one, so that the student's last layer learns from the teacher's last.",
@@ -304,6 +306,12 @@ def _one_layer_each(result: Any, student_layers: int, teacher_layers: int) -> Te
             lambda s, t: [(i + 1) * (t // s) - 1 for i in range(s)],
             "Multiply first, then divide: 4 // 3 is 1 and never reaches the last layer.",
         ),
+        "fractions are rounded to the nearest layer": Slip(
+            lambda s, t: [round((i + 1) * t / s) - 1 for i in range(s)], "Divide with //."
+        ),
+        "fractions are rounded up": Slip(
+            lambda s, t: [-(-(i + 1) * t // s) - 1 for i in range(s)], "Divide with //."
+        ),
         "the layers run from the first to the last, both included": Slip(
             lambda s, t: torch.linspace(0, t - 1, s).long(),
             "The first student layer takes the end of the first group, not teacher layer 0.",
@@ -316,68 +324,16 @@ def match_layers(student_layers: int, teacher_layers: int) -> list[int]:
     return layer_map(student_layers, teacher_layers)
 
 
-def _nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """(M,) cross-entropies at the masked positions."""
-    masked = labels != IGNORE
-    return F.cross_entropy(logits[masked], labels[masked], reduction="none")
-
-
-@exercise(
-    look="First the mean cross-entropy where a piece is hidden, then its exponential.",
-    draws=lambda source: [
-        (normal(source, b, length, v, scale=1.5), _labels(source, b, length, v))
-        for b, length, v in ((3, 9, 7), (2, 12, 11))
-    ],
-    slips={
-        "this is the mean cross-entropy; its exponential is wanted": Slip(
-            lambda x, y: _nll(x, y).mean(), "Finish with .exp()."
-        ),
-        "the losses are summed, not averaged": Slip(
-            lambda x, y: _nll(x, y).sum().exp(), "It must not grow with the text: take the mean."
-        ),
-        "this is the mean of the perplexities of the texts": Slip(
-            lambda x, y: torch.stack(
-                [_nll(a[None], b[None]).mean().exp() for a, b in zip(x, y, strict=True)]
-            ).mean(),
-            "Take one mean over all hidden pieces, then exp.",
-        ),
-        "the exponential is taken before the mean": Slip(
-            lambda x, y: _nll(x, y).exp().mean(), "Average first (the geometric mean of 1/p)."
-        ),
-        "the mean divides by all positions, masked or not": Slip(
-            lambda x, y: (_nll(x, y).sum() / y.numel()).exp(), "Count masked positions only."
-        ),
-        "2 is raised to a loss in nats": Slip(
-            lambda x, y: 2 ** _nll(x, y).mean(),
-            "F.cross_entropy uses natural logarithms, so the inverse is exp, not 2 ** loss.",
-        ),
-        "the exponent has the wrong sign": Slip(
-            lambda x, y: (-_nll(x, y).mean()).exp(),
-            "A cross-entropy is already positive; this is the mean probability, below 1.",
-        ),
-        "piece 0 is left out": Slip(
-            lambda x, y: _nll(x, y.where(y > 0, IGNORE)).mean().exp(),
-            "Only -100 means that there is no label.",
-        ),
-        "positions without a label count as piece 0": Slip(
-            lambda x, y: F.cross_entropy(x.flatten(0, 1), y.clamp_min(0).flatten()).exp(),
-            "Leave out the positions whose label is -100.",
-        ),
-    },
-)
-def perplexity(logits: Tensor, labels: Tensor) -> Tensor:
-    """Scalar: exp of the mean loss where masked. Logits (B, L, V), labels (B, L)."""
-    return _nll(logits, labels).mean().exp()
-
-
 class _Asked:
     """A masked-LM model whose answer at a place depends on the place and on all pieces."""
 
     def __init__(self, source: torch.Generator, pieces: int, length: int) -> None:
         self.own, self.near = normal(source, 2, pieces, pieces, scale=1.0)
         self.places = normal(source, length, pieces, scale=1.0)
+        self.calls = 0
 
     def __call__(self, input_ids: Tensor, **_: Any) -> SimpleNamespace:
+        self.calls += 1
         around = self.near[input_ids].mean(1, keepdim=True) * 3
         return SimpleNamespace(logits=self.own[input_ids] + around + self.places)
 
@@ -416,8 +372,20 @@ def _one_row_a_hole(result: Any, model: _Asked, ids: Tensor, mask_id: int) -> An
     return result
 
 
+def _asked_once(answer: Answer, draws: Draws) -> None:
+    model = draws[0][0]
+    model.calls = 0
+    answer(*draws[0])
+    if model.calls > 1:
+        raise Misconception(
+            f"the numbers are right, but the model was asked {model.calls} times",
+            "Ask once about all copies, a batch of L - 2 texts: that is much faster.",
+        )
+
+
 @exercise(
     look="As many copies of the text as holes; in copy i, hide and read one place.",
+    extra=_asked_once,
     draws=lambda source: [
         (_Asked(source, 11, n), torch.randint(1, 11, (1, n), generator=source), 0) for n in (6, 9)
     ],
@@ -460,7 +428,8 @@ def _models(source: torch.Generator) -> Draws:
         sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": 2}
         config = xlmr_config({**sizes, "intermediate_size": 16}, 40, 12)
         config.initializer_range = 0.8  # maps that are not flat
-        models.append(build_student(config, "masked-lm").eval())
+        # float64: the order of additions changes no digit that is compared
+        models.append(build_student(config, "masked-lm").double().eval())
     torch.set_rng_state(torch_state)
     draws = []
     for alpha, T in ((0.3, uniform(source, 1.5, 3.0)), (0.8, uniform(source, 0.4, 0.7))):
@@ -485,9 +454,12 @@ def _stage_one(
     temperature: Callable[[float], float] = lambda T: T,
     weights: Callable[[float], tuple[float, float]] = lambda a: (a, 1 - a),
     everywhere: bool = False,
-    padding: bool = False,
+    over: Callable[[Tensor, Tensor], Tensor] = lambda mask, hidden: mask,
     kind: str = "kl",
     swapped: bool = False,
+    maps_swapped: bool = False,
+    heated: bool = False,
+    soft_loss: Answer = losses.soft_target_loss,
 ) -> Tensor:
     """The loss with some parts replaced by slips."""
     text = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -498,13 +470,12 @@ def _stage_one(
     with capture(student) as ours, only_positions(student, hidden):
         logits = student(**text).logits
     logits, answers = (answers, logits) if swapped else (logits, answers)
-    soft = losses.soft_target_loss(logits, answers, temperature(T))
-    attention = losses.attention_loss(
-        [ours[i] for i in matches],
-        [theirs[j] for j in layers(matches)],
-        torch.ones_like(mask) if padding else mask,
-        kind,
-    )
+    if heated:
+        logits, answers = logits / T, answers / T
+    soft = soft_loss(logits, answers, temperature(T))
+    maps = [ours[i] for i in matches], [theirs[j] for j in layers(matches)]
+    first, second = maps[::-1] if maps_swapped else maps
+    attention = losses.attention_loss(first, second, over(mask, hidden), kind)
     a, b = weights(alpha)
     return a * soft + b * attention
 
@@ -565,11 +536,30 @@ def _with_gradients(result: Any, student: nn.Module, teacher: nn.Module, *rest: 
         "teacher and student are swapped in the soft targets": Slip(
             partial(_stage_one, swapped=True), "The student's logits come first."
         ),
+        "the logits are divided by T twice": Slip(
+            partial(_stage_one, heated=True), "losses.soft_target_loss divides by T itself."
+        ),
+        "T squared is there twice": Slip(
+            partial(_stage_one, soft_loss=lambda a, b, T: T**2 * losses.soft_target_loss(a, b, T)),
+            "losses.soft_target_loss has it.",
+        ),
+        "the teacher's logits are matched by their squared error": Slip(
+            partial(_stage_one, soft_loss=lambda a, b, T: F.mse_loss(a, b)),
+            "Call losses.soft_target_loss.",
+        ),
         "the soft targets count pieces in plain sight": Slip(
             partial(_stage_one, everywhere=True), "Only where the labels are not -100."
         ),
         "the attention term counts padding": Slip(
-            partial(_stage_one, padding=True), "Pass batch['attention_mask'] to attention_loss."
+            partial(_stage_one, over=lambda mask, hidden: torch.ones_like(mask)),
+            "Pass batch['attention_mask'] to attention_loss.",
+        ),
+        "the attention term counts only the rows of hidden pieces": Slip(
+            partial(_stage_one, over=lambda mask, hidden: hidden.long()),
+            "Pass batch['attention_mask'] to attention_loss.",
+        ),
+        "teacher and student are swapped in the maps": Slip(
+            partial(_stage_one, maps_swapped=True), "The student's maps come first."
         ),
         "the attention term is the MSE": Slip(
             partial(_stage_one, kind="mse"), "Leave attention_loss at its row-wise KL."
@@ -589,7 +579,10 @@ def stage_one_loss(
 
 
 class _Line:
-    """``loss_of(batch)``: the mean squared error of one weight over the hidden pieces."""
+    """``loss_of(batch)``: the mean squared error of one weight over the hidden pieces.
+
+    ``piled`` says whether it was asked twice with no backward pass between.
+    """
 
     def __init__(self, source: torch.Generator) -> None:
         self.start, self.left = normal(source, 3, scale=1.0), normal(source, 3)
@@ -598,72 +591,98 @@ class _Line:
 
     def again(self) -> None:
         self.weight.data, self.weight.grad = self.start.clone(), self.left.clone()
+        self.piled = self.waits = False
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
-        return ((batch["x"] @ self.weight - 1) ** 2)[batch["labels"] != IGNORE].mean()
+        self.piled |= self.waits
+        self.waits = True
+        loss = ((batch["x"] @ self.weight - 1) ** 2)[batch["labels"] != IGNORE].mean()
+        loss.register_hook(lambda _: setattr(self, "waits", False))
+        return loss
 
 
-def _batches(source: torch.Generator) -> Draws:
+def _groups(source: torch.Generator) -> Draws:
+    """Groups of batches whose numbers of holes differ; a schedule that halves the rate."""
     draws = []
-    for count in (2, 4, 3):
-        batches = []
-        for i in range(count):
-            labels = _labels(source, 2 + i % 2, 5 + i, 9)
-            labels[0, : i + 2] = 0  # piece 0 is a piece; how many holes there are differs
-            mask = torch.ones_like(labels)
-            x = normal(source, *labels.shape, 3, scale=1.0)
-            batches.append({"x": x, "labels": labels, "attention_mask": mask})
-        line = _Line(source)
-        draws.append((line, batches, torch.optim.SGD([line.weight], lr=0.1)))
+    for sizes in ((2,), (3, 2), (1, 4, 2)):
+        line, groups = _Line(source), []
+        for count in sizes:
+            batches = []
+            for i in range(count):
+                labels = _labels(source, 2 + i % 2, 5 + i, 9)
+                labels[0, : i + 2] = 0  # piece 0 is a piece; how many holes there are differs
+                mask, x = torch.ones_like(labels), normal(source, *labels.shape, 3, scale=1.0)
+                batches.append({"x": x, "labels": labels, "attention_mask": mask})
+            groups.append(batches)
+        optimizer = torch.optim.SGD([line.weight], lr=0.1)
+        draws.append(
+            (line, groups, optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5))
+        )
     return draws
 
 
-def _after(result: Any, line: _Line, batches: Any, optimiser: Any) -> tuple[Tensor, Tensor]:
-    weight = line.weight.detach().clone()
+def _after(
+    result: Any, line: _Line, groups: Any, optimizer: torch.optim.Optimizer, schedule: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    weight, piled, rate = line.weight.detach().clone(), line.piled, schedule.get_last_lr()
     line.again()
-    if not is_number(result):
-        shape = f" of shape {tuple(result.shape)}" if isinstance(result, Tensor) else ""
+    optimizer.param_groups[0]["lr"] = 0.1
+    schedule.last_epoch = 0
+    schedule._last_lr = [0.1]
+    values = numbers(result, len(groups))
+    if piled:
         raise Misconception(
-            f"your function returned a {type(result).__name__}{shape}, but a number is wanted",
-            "Return the mean loss over all hidden pieces of the step, a float.",
+            "two batches were asked with no backward pass between",
+            "Call backward() inside the loop: only one batch's graph is in memory then.",
         )
-    return value_of(result), weight
+    return values, weight, value_of(rate)
 
 
 def _accumulate(
     loss_of: Answer,
-    batches: list[Mapping[str, Tensor]],
-    optimiser: torch.optim.Optimizer,
+    groups: list[list[Mapping[str, Tensor]]],
+    optimizer: torch.optim.Optimizer,
+    schedule: Any,
     *,
     count: Callable[[Mapping[str, Tensor]], Any] = lambda b: (b["labels"] != IGNORE).sum().item(),
     total: Callable[[list[Any]], Any] = sum,
-    zero: bool = True,
-    steps: str = "one",
+    zero: str = "group",
+    steps: str = "group",
+    rates: str = "group",
     reported: bool = True,
-) -> float:
-    """The step with some parts replaced by slips."""
-    counts = [count(batch) for batch in batches]
-    if zero:
-        optimiser.zero_grad()
-    mean, plain = 0.0, 0.0
-    for batch, n in zip(batches, counts, strict=True):
-        if zero and steps == "last":
-            optimiser.zero_grad()
-        raw = loss_of(batch)
-        loss = raw * n / total(counts)
-        loss.backward()
-        mean, plain = mean + loss.item(), plain + raw.item() / len(batches)
-        if steps == "each":
-            optimiser.step()
-            optimiser.zero_grad()
-    if steps in ("one", "last"):
-        optimiser.step()
-    return mean if reported else plain
+) -> list[float]:
+    """The updates with some parts replaced by slips; "group", "batch", "end" or "never"."""
+    history = []
+    for batches in groups:
+        counts = [count(batch) for batch in batches]
+        if zero == "group":
+            optimizer.zero_grad()
+        mean, plain = 0.0, 0.0
+        for batch, n in zip(batches, counts, strict=True):
+            if zero == "batch":
+                optimizer.zero_grad()
+            raw = loss_of(batch)
+            loss = raw * n / total(counts)
+            loss.backward()
+            mean, plain = mean + loss.item(), plain + raw.item() / len(batches)
+            if steps == "batch":
+                optimizer.step()
+                optimizer.zero_grad()
+            if rates == "batch":
+                schedule.step()
+        if steps == "group":
+            optimizer.step()
+        if rates == "group":
+            schedule.step()
+        history.append(mean if reported else plain)
+    if steps == "end":
+        optimizer.step()
+    return history
 
 
 @exercise(
-    look="One backward for each batch, weighted by its hidden pieces; one update at the end.",
-    draws=_batches,
+    look="One backward for each batch, weighted by its hidden pieces; one update for each group.",
+    draws=_groups,
     read=_after,
     slips={
         "this is a mean of means: a piece in a batch with few holes counts more": Slip(
@@ -674,7 +693,7 @@ def _accumulate(
             "Multiply each loss by the batch's share of the hidden pieces.",
         ),
         "each loss is multiplied by its count, but not divided by the sum": Slip(
-            partial(_accumulate, total=lambda counts: 1), "Divide by the step's hidden pieces."
+            partial(_accumulate, total=lambda counts: 1), "Divide by the group's hidden pieces."
         ),
         "the batches are weighed by all their pieces, not by the hidden ones": Slip(
             partial(_accumulate, count=lambda batch: batch["labels"].numel()),
@@ -688,31 +707,49 @@ def _accumulate(
             partial(_accumulate, count=lambda batch: len(batch["labels"])),
             "Count the hidden pieces: where the labels are not -100.",
         ),
-        "the gradients of the step before are still in this one": Slip(
-            partial(_accumulate, zero=False), "Call optimiser.zero_grad() once, before the loop."
+        "the gradients of the group before are still in this one": Slip(
+            partial(_accumulate, zero="never"), "Call optimizer.zero_grad() once for each group."
         ),
         "there is an update after each batch": Slip(
-            partial(_accumulate, steps="each"), "Call optimiser.step() once, after the loop."
+            partial(_accumulate, steps="batch"), "Call optimizer.step() after a group's loop."
         ),
-        "only the last batch is in the update": Slip(
-            partial(_accumulate, steps="last"), "Call zero_grad() once, before the loop."
+        "only the last batch of a group is in its update": Slip(
+            partial(_accumulate, zero="batch"), "Call zero_grad() before a group's loop."
+        ),
+        "there is one update, after all groups": Slip(
+            partial(_accumulate, steps="end"), "Call optimizer.step() for each group."
         ),
         "the weights did not move": Slip(
-            partial(_accumulate, steps="none"), "Call optimiser.step() after the loop."
+            partial(_accumulate, steps="never"), "Call optimizer.step() after a group's loop."
         ),
-        "the update is right, but the number returned is a mean of means": Slip(
+        "the learning rate stays where it is": Slip(
+            partial(_accumulate, rates="never"), "Call schedule.step() after each update."
+        ),
+        "the learning rate changes with each batch": Slip(
+            partial(_accumulate, rates="batch"), "One schedule.step() for each update."
+        ),
+        "the updates are right, but the numbers returned are means of means": Slip(
             partial(_accumulate, reported=False), "Add up the weighted losses."
         ),
     },
 )
-def accumulated_step(
-    loss_of: Answer, batches: list[Mapping[str, Tensor]], optimiser: torch.optim.Optimizer
-) -> float:
-    """One update from several batches, as if they were one; the mean loss over its hidden pieces.
+def accumulated_steps(
+    loss_of: Answer,
+    groups: list[list[Mapping[str, Tensor]]],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> list[float]:
+    """One update from each group of batches, as if it were one batch; the mean loss over its hidden
+    pieces.
 
     ``loss_of(batch)`` is the mean over the hidden pieces of one batch.
     """
-    return _accumulate(loss_of, batches, optimiser)
+    return _accumulate(loss_of, groups, optimizer, schedule)
+
+
+def _scalar(result: Any, *draw: Any) -> Any:
+    """A number counts as a scalar tensor."""
+    return value_of(result) if is_number(result) else result
 
 
 def _count(
@@ -741,6 +778,7 @@ def _count(
         )
         for n, used, b, length, size in ((60, 7, 3, 9, 12), (200, 20, 2, 14, 20))
     ],
+    read=_scalar,
     slips={
         "the mean runs over the training pieces": Slip(
             lambda pieces, labels, n: _count(pieces, pieces, n),
@@ -783,6 +821,85 @@ def counting_floor(pieces: Tensor, labels: Tensor, vocabulary: int) -> Tensor:
     return _count(pieces, labels, vocabulary)
 
 
+def _constant(
+    logits: Tensor,
+    T: float,
+    *,
+    heat: Callable[[float], float] = lambda T: T,
+    power: int = 2,
+    fixed: Callable[[Tensor, Tensor], Tensor] = lambda p, logits: p.mean(0),
+    turned: bool = False,
+    by: Callable[[Tensor], Tensor] = torch.mean,
+    entropy: bool = True,
+) -> Tensor:
+    """The floor with some parts replaced by slips; ``fixed``: the one answer."""
+    p = (logits / heat(T)).softmax(-1)
+    m = fixed(p, logits / heat(T)).expand_as(p)
+    p, m = (m, p) if turned else (p, m)
+    own = torch.xlogy(p, p) if entropy else torch.zeros_like(p)
+    return T**power * by((own - torch.xlogy(p, m.clamp_min(1e-30))).sum(-1))
+
+
+@exercise(
+    look="The entropy of the mean answer, minus the mean entropy of the answers, times T squared.",
+    draws=lambda source: [
+        (normal(source, m, v, scale=2.0), uniform(source, *ends))
+        for m, v, ends in ((5, 7, (1.5, 3.0)), (9, 4, (0.5, 0.8)))
+    ],
+    read=lambda result, *draw: refuse_nan(
+        _scalar(result),
+        "your function returned NaN: 0 log 0",
+        "torch.special.entr(p) is -p log p, and 0 where p is 0.",
+    ),
+    slips={
+        "the factor T squared is missing": Slip(
+            partial(_constant, power=0), "Multiply by T * T, as soft_target_loss does."
+        ),
+        "there is only one factor T": Slip(partial(_constant, power=1), "Multiply by T * T."),
+        "the temperature is left at 1 in the softmax": Slip(
+            partial(_constant, heat=lambda T: 1.0), "Divide the logits by T."
+        ),
+        "the fixed answer is the uniform one": Slip(
+            partial(_constant, fixed=lambda p, z: torch.full_like(p[0], 1 / p.shape[-1])),
+            "That is a student that knows nothing. The best fixed answer is the mean of p.",
+        ),
+        "the fixed answer is the softmax of the mean logits": Slip(
+            partial(_constant, fixed=lambda p, z: z.mean(0).softmax(-1)),
+            "Take the softmax of each row first, then their mean.",
+        ),
+        "the mean runs over the pieces, not over the holes": Slip(
+            lambda logits, T: (
+                T**2
+                * (
+                    torch.special.entr((p := (logits / T).softmax(-1)).mean(-1)).sum()
+                    - torch.special.entr(p).sum(-1).mean()
+                )
+            ),
+            "p.mean(0) has one entry for each of the V pieces.",
+        ),
+        "the divergence is turned around: KL(m || p)": Slip(
+            partial(_constant, turned=True), "The teacher's answers p come first."
+        ),
+        "the holes are summed, not averaged": Slip(
+            partial(_constant, by=torch.sum), "Take the mean over the holes."
+        ),
+        "this is the entropy of the mean answer only": Slip(
+            partial(_constant, entropy=False), "Subtract the mean entropy of the answers."
+        ),
+        "the sign is wrong: a divergence is never negative": Slip(
+            partial(_constant, by=lambda rows: -rows.mean()),
+            "The entropy of the mean is the larger one.",
+        ),
+    },
+    edge_case="where the teacher is certain",
+    edges=lambda source: [(1000.0 * torch.eye(4)[torch.randint(3, (6,), generator=source)], 2.0)],
+)
+def constant_floor(logits: Tensor, T: float) -> Tensor:
+    """Scalar: the soft-target loss at temperature T of a model that always gives the mean of the
+    teacher's answers; ``logits`` are the teacher's, (M, V)."""
+    return _constant(logits, T)
+
+
 def _top(
     logits: Tensor,
     k: int,
@@ -791,14 +908,14 @@ def _top(
     heat: Callable[[float], float] = lambda T: T,
     of_top: Callable[[Tensor], Tensor] = lambda top: top,
     of_tail: Callable[[Tensor], Tensor] = torch.log,
-    renormalised: bool = False,
+    renormalized: bool = False,
     least: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What is kept, with some parts replaced by slips."""
     log_p = (logits / heat(T)).log_softmax(-1)
     top, pieces = log_p.topk(k, dim=-1, largest=not least)
     tail = of_tail(1 - top.exp().sum(-1))
-    return pieces, of_top(top.log_softmax(-1) if renormalised else top), tail
+    return pieces, of_top(top.log_softmax(-1) if renormalized else top), tail
 
 
 def _three(result: Any, logits: Tensor, k: int, T: float) -> tuple[Tensor, ...]:
@@ -812,13 +929,18 @@ def _three(result: Any, logits: Tensor, k: int, T: float) -> tuple[Tensor, ...]:
         )
     pieces, top, tail = map(torch.as_tensor, result)
     n = len(logits)
-    if pieces.shape != (n, k) or top.shape != (n, k) or tail.numel() != n:
+    if pieces.is_floating_point() and not top.is_floating_point():
+        raise Misconception(
+            "the pieces and their logarithms have changed places",
+            "topk returns values first, then their numbers; you return the numbers first.",
+        )
+    if pieces.shape != (n, k) or top.shape != (n, k) or tail.shape != (n,):
         raise Misconception(
             f"your tensors have the shapes {[tuple(x.shape) for x in (pieces, top, tail)]}",
             "(M, k), (M, k) and (M,) are wanted: topk along the last axis.",
         )
     order = pieces.argsort(-1)
-    return pieces.gather(-1, order), top.gather(-1, order), tail.reshape(n)
+    return pieces.gather(-1, order), top.gather(-1, order), tail
 
 
 @exercise(
@@ -849,7 +971,7 @@ def _three(result: Any, logits: Tensor, k: int, T: float) -> tuple[Tensor, ...]:
             partial(_top, of_tail=lambda tail: (1 - tail).log()), "It is what the top leaves of 1."
         ),
         "the top is divided by its sum, as if there were no tail": Slip(
-            partial(_top, renormalised=True), "Keep the probabilities among all pieces."
+            partial(_top, renormalized=True), "Keep the probabilities among all pieces."
         ),
         "these are the unlikeliest pieces": Slip(partial(_top, least=True), "topk: the largest."),
         "these are logits, not log-probabilities": Slip(
@@ -866,3 +988,78 @@ def top_and_tail(logits: Tensor, k: int, T: float) -> tuple[Tensor, Tensor, Tens
     """Of logits (M, V) at temperature T: the k likeliest pieces (M, k), their log p (M, k), and the
     logarithm (M,) of the mass of all others."""
     return _top(logits, k, T)
+
+
+def _cached(
+    logits: Tensor,
+    pieces: Tensor,
+    log_p: Tensor,
+    log_tail: Tensor,
+    T: float,
+    *,
+    heat: Callable[[float], float] = lambda T: T,
+    power: int = 2,
+    with_tail: bool = True,
+    among_kept: bool = False,
+    turned: bool = False,
+    entropy: bool = True,
+    by: Callable[[Tensor], Tensor] = torch.mean,
+) -> Tensor:
+    """The loss with some parts replaced by slips."""
+    log_q = (logits / heat(T)).log_softmax(-1)
+    tail_q = log_q.scatter(-1, pieces, -torch.inf).logsumexp(-1, keepdim=True)
+    top_q = log_q.gather(-1, pieces)
+    q = torch.cat([top_q.log_softmax(-1) if among_kept else top_q, tail_q], -1)
+    p = torch.cat([log_p, log_tail[:, None]], -1)
+    p, q = (q, p) if turned else (p, q)
+    terms = p.exp() * ((p if entropy else 0) - q)
+    return T**power * by((terms if with_tail else terms[:, :-1]).sum(-1))
+
+
+def _cached_draws(source: torch.Generator) -> Draws:
+    draws = []
+    for m, v, k, ends in ((4, 30, 5, (1.5, 3.0)), (6, 20, 3, (0.5, 0.8))):
+        T = uniform(source, *ends)
+        kept = _top(normal(source, m, v, scale=1.5), k, T)
+        draws.append((normal(source, m, v, scale=1.5), *kept, T))
+    return draws
+
+
+@exercise(
+    look="The student's log-softmax at T, at the kept pieces; and what these leave of 1.",
+    draws=_cached_draws,
+    slips={
+        "the tail is missing": Slip(
+            partial(_cached, with_tail=False), "Add the term with p_* and q_*."
+        ),
+        "the factor T squared is missing": Slip(partial(_cached, power=0), "Multiply by T * T."),
+        "the student's logits are not divided by T": Slip(
+            partial(_cached, heat=lambda T: 1.0), "Both sides are at temperature T."
+        ),
+        "the student's softmax runs over the kept pieces only": Slip(
+            partial(_cached, among_kept=True), "Log-softmax over all pieces first, then gather."
+        ),
+        "teacher and student are swapped": Slip(
+            partial(_cached, turned=True), "The teacher's p stands before the logarithms."
+        ),
+        "this is the cross-entropy, not the KL": Slip(
+            partial(_cached, entropy=False), "Subtract from log p: p (log p - log q)."
+        ),
+        "the holes are summed, not averaged": Slip(
+            partial(_cached, by=torch.sum), "Take the mean over the M holes."
+        ),
+        "the student's first pieces stand beside the teacher's": Slip(
+            lambda z, pieces, p, tail, T: _cached(z, z.topk(pieces.shape[1]).indices, p, tail, T),
+            "gather(-1, pieces): the same pieces on both sides.",
+        ),
+    },
+    extra=lambda answer, draws: check_gradients(
+        answer, draws[0], teachers=(), reference=cached_loss.reference
+    ),
+)
+def cached_loss(
+    logits: Tensor, pieces: Tensor, log_p: Tensor, log_tail: Tensor, T: float
+) -> Tensor:
+    """Scalar, eq. (10) of comet_lib.losses: the student's logits (M, V) against what is kept of the
+    teacher's, pieces (M, k), log p (M, k) and the logarithm (M,) of the mass of all others."""
+    return losses.soft_target_loss_topk(logits, pieces, log_p, log_tail, T)

@@ -11,12 +11,13 @@ from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comet_lib import losses
-from comet_lib.checks.draws import generator, normal, probabilities, uniform
+from comet_lib.checks.draws import generator, normal, numpy_generator, probabilities, uniform
 from comet_lib.checks.framework import (
     Answer,
     Draws,
@@ -48,12 +49,13 @@ def _table(result: Any, *draw: Any) -> Tensor:
 def _folds(source: torch.Generator) -> Draws:
     draws = []
     for sizes, in_order in (((3, 4, 4), True), ((5, 2, 6, 1), True), ((4, 4, 5), False)):
+        classes = 3 if in_order else 4
         order = torch.arange(0)
         while torch.equal(order.argsort(), order):  # a few orders are their own inverse
             rows = torch.randperm(sum(sizes), generator=source).split(list(sizes))
             rows = [r.sort().values if in_order else r for r in rows]
             order = torch.cat(rows)
-        draws.append((rows, [probabilities(source, n, 3) for n in sizes]))
+        draws.append((rows, [probabilities(source, n, classes) for n in sizes]))
     return draws
 
 
@@ -113,18 +115,19 @@ def fold_targets(rows: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
     return out
 
 
+def _teacher(source: torch.Generator, count: int) -> Answer:
+    """A ``fit`` for ``count`` texts, whose answers tell which rows it was fitted on."""
+    texts = normal(source, count, 3, scale=1.5)
+
+    def fit(rows: Any) -> Callable[[Any], Tensor]:
+        lesson = texts[torch.as_tensor(rows)].sum(0)
+        return lambda asked: (texts[torch.as_tensor(asked)] + lesson).softmax(-1)
+
+    return fit
+
+
 def _crossed(source: torch.Generator) -> Draws:
-    """Folds, and a ``fit`` whose answers tell which rows it was fitted on."""
-    draws: list[tuple[Any, ...]] = []
-    for folds, _ in _folds(source):
-        texts = normal(source, sum(map(len, folds)), 3, scale=1.5)
-
-        def fit(rows: Any, texts: Tensor = texts) -> Callable[[Any], Tensor]:
-            lesson = texts[torch.as_tensor(rows)].sum(0)
-            return lambda asked: (texts[torch.as_tensor(asked)] + lesson).softmax(-1)
-
-        draws.append((folds, fit))
-    return draws
+    return [(folds, _teacher(source, sum(map(len, folds)))) for folds, _ in _folds(source)]
 
 
 def _cross(
@@ -153,10 +156,19 @@ def _other_folds(k: int, folds: Sequence[Tensor]) -> list[Tensor]:
             partial(_cross, pick=lambda k, folds: [folds[k]]), "Fit on the others, ask about k."
         ),
         "one model answers for every fold, and it was fitted on most of them": Slip(
-            partial(_cross, pick=lambda k, folds: _other_folds(0, folds)), "Fit anew in the loop."
+            partial(_cross, pick=lambda k, folds: _other_folds(0, folds)),
+            "Fit a new one in each turn of the loop.",
         ),
-        "each model is fitted on only one other fold": Slip(
+        "the last model answers for every fold": Slip(
+            partial(_cross, pick=lambda k, folds: _other_folds(len(folds) - 1, folds)),
+            "Ask each model in the loop, before the next one takes its name.",
+        ),
+        "each model is fitted on only the fold before its own": Slip(
             partial(_cross, pick=lambda k, folds: [folds[k - 1]]), "Join all the others: torch.cat."
+        ),
+        "each model is fitted on only the fold after its own": Slip(
+            partial(_cross, pick=lambda k, folds: [folds[(k + 1) % len(folds)]]),
+            "Join all the others: torch.cat.",
         ),
         "each model is fitted only on the folds before or after its own": Slip(
             partial(_cross, pick=lambda k, folds: folds[:k] or folds[1:]),
@@ -222,7 +234,7 @@ def _geometric(first: Tensor, second: Tensor, weight: float) -> Tensor:
         "this is a geometric mean, whose rows do not sum to 1": Slip(
             _geometric, "Add the two, each by its share, rather than multiply them."
         ),
-        "this is a geometric mean, normalised (the logits are averaged)": Slip(
+        "this is a geometric mean, normalized (the logits are averaged)": Slip(
             lambda a, b, w: F.normalize(_geometric(a, b, w), p=1, dim=-1),
             "A fair idea, but not the task: it gives one teacher that is sure of a no a veto. "
             "Average the probabilities.",
@@ -282,6 +294,10 @@ def _less(
         "the power is ignored: this is the square root": Slip(
             partial(_less, by=lambda f, power: f**0.5), "Use `power`."
         ),
+        "the whole quotient is raised to the power": Slip(
+            lambda p, f, power: F.normalize((p / f) ** power, p=1),
+            "Only the frequency: the power of a probability changes how sure the teacher is.",
+        ),
         "the columns were made to sum to 1, not the rows": Slip(
             partial(_less, scale=lambda out: out / out.sum(0)), "One tweet is one row: sum(1)."
         ),
@@ -311,8 +327,8 @@ def _mixed(
     soft_rows: str = "all",
     soft_count: str = "rows",
     soft_kind: str = "KL",
-    hard_count: str = "labelled",
-    hard_rows: str = "labelled",
+    hard_count: str = "labeled",
+    hard_rows: str = "labeled",
     shares: Callable[[float], tuple[float, float]] = lambda alpha: (alpha, 1 - alpha),
 ) -> Tensor:
     """The loss with some parts replaced by common slips; with none, the right value."""
@@ -322,31 +338,33 @@ def _mixed(
         q = q.softmax(-1)
     if soft_kind == "no log":
         each = (torch.xlogy(q, q) - q * logits).sum(-1)
+    elif soft_kind == "probabilities":
+        each = (torch.xlogy(q, q) - q * log_p.exp()).sum(-1)
     elif soft_kind == "swapped":
         each = (log_p.exp() * (log_p - q.log())).sum(-1)
     else:
         each = ((0 if soft_kind == "cross-entropy" else q.log()) - log_p).mul(q).sum(-1)
-    rows = {"all": torch.ones_like(known), "labelled": known, "unlabelled": ~known}[soft_rows]
+    rows = {"all": torch.ones_like(known), "labeled": known, "unlabeled": ~known}[soft_rows]
     soft = each[rows].sum() / {"rows": int(rows.sum()), "entries": q.numel(), "one": 1}[soft_count]
     guess = {
-        "labelled": labels,
+        "labeled": labels,
         "as class 0": labels.clamp_min(0),
         "pseudo": torch.where(known, labels, teacher_probs.argmax(-1)),
     }[hard_rows]
     counted = guess != -100
     nll = -log_p[counted].gather(-1, guess[counted, None]).sum()
-    hard = nll / {"labelled": int(counted.sum()), "all": len(labels), "sum": 1}[hard_count]
+    hard = nll / {"labeled": int(counted.sum()), "all": len(labels), "sum": 1}[hard_count]
     a, b = shares(alpha)
     return a * soft + b * hard
 
 
-def _mixed_draws(source: torch.Generator, labelled: bool = True) -> Draws:
+def _mixed_draws(source: torch.Generator, labeled: bool = True) -> Draws:
     draws = []
     sizes = ((3, 4, (0.1, 0.3)), (2, 6, (0.6, 0.9)), (5, 2, (0.3, 0.45)), (2, 3, (0, 0)))
     for known, unknown, ends in (*sizes, (3, 2, (1, 1))):
         rows = known + unknown
         labels = torch.randint(1, 3, (rows,), generator=source)  # label 0 is a slip's stand-in
-        labels[torch.randperm(rows, generator=source)[: unknown if labelled else rows]] = -100
+        labels[torch.randperm(rows, generator=source)[: unknown if labeled else rows]] = -100
         logits, probs = normal(source, rows, 3, scale=1.5), probabilities(source, rows, 3)
         draws.append((logits, labels, probs, uniform(source, *ends)))
     return draws
@@ -390,20 +408,20 @@ def _certain_teacher_and_gradient(answer: Answer, draws: Draws) -> None:
         "the soft loss is lost": Slip(
             _only_with_labels(lambda z, q: z.sum() * 0), "Such rows still have their soft targets."
         ),
-        "the hard loss is divided by all rows, labelled or not": Slip(
+        "the hard loss is divided by all rows, labeled or not": Slip(
             partial(_mixed, hard_count="all"),
-            "Average it over the labelled rows: F.cross_entropy(logits[known], labels[known]).",
+            "Average it over the labeled rows: F.cross_entropy(logits[known], labels[known]).",
         ),
         "the hard loss is summed, not averaged": Slip(
-            partial(_mixed, hard_count="sum"), "Divide it by the number of labelled rows."
+            partial(_mixed, hard_count="sum"), "Divide it by the number of labeled rows."
         ),
-        "the soft targets reach only the labelled rows": Slip(
-            partial(_mixed, soft_rows="labelled"),
-            "Average it over all rows: otherwise the unlabelled ones teach nothing.",
+        "the soft targets reach only the labeled rows": Slip(
+            partial(_mixed, soft_rows="labeled"),
+            "Average it over all rows: otherwise the unlabeled ones teach nothing.",
         ),
-        "the soft targets reach only the unlabelled rows": Slip(
-            partial(_mixed, soft_rows="unlabelled"),
-            "A labelled row has a soft target too: average over all.",
+        "the soft targets reach only the unlabeled rows": Slip(
+            partial(_mixed, soft_rows="unlabeled"),
+            "A labeled row has a soft target too: average over all.",
         ),
         "alpha is the weight of the hard labels": Slip(
             partial(_mixed, shares=lambda alpha: (1 - alpha, alpha)),
@@ -426,7 +444,7 @@ def _certain_teacher_and_gradient(answer: Answer, draws: Draws) -> None:
         ),
         "the hard labels are left out": Slip(
             partial(_mixed, shares=lambda alpha: (alpha, 0)),
-            "Add (1 - alpha) times the cross-entropy of the labelled rows.",
+            "Add (1 - alpha) times the cross-entropy of the labeled rows.",
         ),
         "a row without a label is taught class 0 as if that were its label": Slip(
             partial(_mixed, hard_rows="as class 0"),
@@ -434,7 +452,7 @@ def _certain_teacher_and_gradient(answer: Answer, draws: Draws) -> None:
         ),
         "the teacher's most likely label replaces a missing one": Slip(
             partial(_mixed, hard_rows="pseudo"),
-            "That is pseudo-labelling. Here a row without a label has only its soft target.",
+            "That is pseudo-labeling. Here a row without a label has only its soft target.",
         ),
         "the soft loss is a cross-entropy, which is the KL plus the teacher's entropy": Slip(
             partial(_mixed, soft_kind="cross-entropy"),
@@ -449,6 +467,9 @@ def _certain_teacher_and_gradient(answer: Answer, draws: Draws) -> None:
         "the student's logits are taken for log-probabilities": Slip(
             partial(_mixed, soft_kind="no log"), "F.kl_div wants F.log_softmax(logits, -1)."
         ),
+        "the student's probabilities are taken for log-probabilities": Slip(
+            partial(_mixed, soft_kind="probabilities"), "F.kl_div wants F.log_softmax(logits, -1)."
+        ),
         "a softmax is taken of the teacher's probabilities": Slip(
             partial(_mixed, soft_kind="softmax"), "They sum to 1 already."
         ),
@@ -458,20 +479,77 @@ def _certain_teacher_and_gradient(answer: Answer, draws: Draws) -> None:
         ),
     },
     edge_case="in a batch without labels",
-    edges=partial(_mixed_draws, labelled=False),
+    edges=partial(_mixed_draws, labeled=False),
     read=_no_nan,
     extra=_certain_teacher_and_gradient,
 )
 def mixed_loss(logits: Tensor, labels: Tensor, teacher_probs: Tensor, alpha: float) -> Tensor:
     """Scalar loss of logits and probabilities (B, C), labels (B,); label -100 means none.
 
-    alpha * KL(teacher || student) over all rows + (1 - alpha) * cross-entropy over labelled rows.
+    alpha * KL(teacher || student) over all rows + (1 - alpha) * cross-entropy over labeled rows.
     Temperature 1.
     """
     known = labels != -100
     hard = F.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0
     soft = losses.soft_target_loss_from_probs(logits, teacher_probs)
     return losses.hybrid_loss(soft, hard, alpha)
+
+
+def _pulls(
+    logits: Tensor,
+    labels: Tensor,
+    teacher_probs: Tensor,
+    alpha: float,
+    *,
+    soft_count: str = "rows",
+    hard_count: str = "labeled",
+    sign: int = 1,
+    student: Callable[[Tensor], Tensor] = lambda logits: logits.softmax(-1),
+    shares: Callable[[float], tuple[float, float]] = lambda alpha: (alpha, 1 - alpha),
+) -> Tensor:
+    """The gradient at the logits, with one common slip."""
+    p, known, (a, b) = student(logits), labels != -100, shares(alpha)
+    counts = {"rows": len(labels), "labeled": max(int(known.sum()), 1), "one": 1}
+    out = a / counts[soft_count] * (p - teacher_probs)
+    out[known] += b / counts[hard_count] * (p[known] - F.one_hot(labels[known], p.shape[-1]))
+    return sign * out
+
+
+@exercise(
+    look="alpha / B * (p - q) in every row; in the labeled ones also (1 - alpha) / K * (p - e_y).",
+    draws=_mixed_draws,
+    slips={
+        "the sign is reversed: this is the way down": Slip(
+            partial(_pulls, sign=-1), "A gradient points up: p - q, not q - p."
+        ),
+        "the labels' part is divided by all rows": Slip(
+            partial(_pulls, hard_count="rows"), "K counts only the rows with a label."
+        ),
+        "the soft targets' part is divided by the labeled rows": Slip(
+            partial(_pulls, soft_count="labeled"), "B counts all rows."
+        ),
+        "nothing is divided by the number of rows": Slip(
+            partial(_pulls, soft_count="one", hard_count="one"), "Both losses are means."
+        ),
+        "alpha is the weight of the labels": Slip(
+            partial(_pulls, shares=lambda alpha: (1 - alpha, alpha)), "It is the soft targets'."
+        ),
+        "alpha is left out": Slip(
+            partial(_pulls, shares=lambda alpha: (1, 1)), "Weight the two parts as in the loss."
+        ),
+        "the labels' part is missing": Slip(
+            partial(_pulls, shares=lambda alpha: (alpha, 0)), "out[known] += ..."
+        ),
+        "logits are taken for probabilities": Slip(
+            partial(_pulls, student=lambda logits: logits), "p is logits.softmax(-1)."
+        ),
+    },
+    edge_case="in a batch without labels",
+    edges=partial(_mixed_draws, labeled=False),
+)
+def mixed_gradient(logits: Tensor, labels: Tensor, teacher_probs: Tensor, alpha: float) -> Tensor:
+    """(B, C) gradient of ``mixed_loss`` at the logits, by its formula."""
+    return _pulls(logits, labels, teacher_probs, alpha)
 
 
 class _Toy(nn.Module):
@@ -711,10 +789,11 @@ def _fits(answer: Answer) -> None:
     source = generator()
     shift = uniform(source, 40, 60)
     tables = [([shift + x for x in scores], patience) for scores, patience in _RUNS]
+    tables.append(([0.0, 0.0, 0.0], 2))  # the first epoch counts, whatever its score
 
     def run(function: Answer, scores: Sequence[float], patience: int) -> tuple[Any, int, int, bool]:
         """What is returned, the epochs run, the epoch whose weights are left, any loading."""
-        student, ran, loaded = nn.Linear(1, 1), [0], [False]
+        student, ran, loaded, asked = nn.Linear(1, 1), [0], [False], [0]
         student.weight.data.zero_()
 
         def load(*arguments: Any, **more: Any) -> Any:
@@ -731,10 +810,16 @@ def _fits(answer: Answer) -> None:
         def score() -> float:
             if not ran[0]:
                 raise Misconception("the student is scored before its first epoch")
+            asked[0] += 1
             return scores[round(student.weight.item()) - 1]
 
         student.load_state_dict = load  # type: ignore[method-assign]
         result = function(student, run_epoch, score, len(scores), patience)
+        if asked[0] > ran[0]:
+            raise Misconception(
+                f"score() is called {asked[0]} times in {ran[0]} epochs",
+                "Each call is a pass over dev: call it once an epoch, and keep what it says.",
+            )
         values = array_of(result, "the list of all scores")
         if values.ndim != 1:
             raise Misconception(
@@ -790,3 +875,143 @@ def fit(
     counts.
     """
     return _keep(student, run_epoch, score, epochs, patience)
+
+
+def _languages_share(source: torch.Generator, missing: bool = False) -> Draws:
+    """One language: folds of the labeled tweets, labels, fit, the neural teacher, two numbers."""
+    draws: list[tuple[Any, ...]] = []
+    for sizes, hidden in (((3, 4, 4), 5), ((4, 3), 8), ((2, 4, 3), 0 if missing else 3)):
+        known = sum(sizes)
+        folds = [f.sort().values for f in torch.randperm(known, generator=source).split(sizes)]
+        labels = torch.randint(0, 2, (known,), generator=source)
+        if not missing:
+            labels[:3] = torch.tensor([0, 1, 2])
+        neural = probabilities(source, known + hidden, 3)
+        numbers = uniform(source, 0.2, 0.4), uniform(source, 0.4, 0.8)
+        draws.append((folds, labels, _teacher(source, known + hidden), neural, *numbers))
+    return draws
+
+
+def _soft(
+    folds: Sequence[Tensor],
+    labels: Tensor,
+    fit: Answer,
+    neural: Tensor,
+    weight: float,
+    power: float,
+    *,
+    own: Answer = lambda folds, fit: out_of_fold.reference(folds, fit),
+    lesson: Answer = lambda known, neural: known,
+    shares: Callable[[float], float] = lambda weight: weight,
+    start: int = 1,
+    last: Answer = lambda *table: less_prior.reference(*table),
+) -> Tensor:
+    """The targets of one language, with one common slip."""
+    known, hidden = torch.arange(len(labels)), torch.arange(len(labels), len(neural))
+    answers = torch.cat([own(folds, fit), fit(lesson(known, neural))(hidden)])
+    counts = start + torch.bincount(labels, minlength=3)
+    mixed = mix_targets.reference(answers, neural, shares(weight))
+    return last(mixed, counts / counts.sum(), power)
+
+
+@exercise(
+    look="out_of_fold for the labeled, one teacher of them all for the rest; mix; less_prior.",
+    draws=_languages_share,
+    read=_table,
+    slips={
+        "the labeled tweets were answered by a teacher that had seen them": Slip(
+            partial(
+                _soft, own=lambda folds, fit: fit(torch.cat(folds))(torch.cat(folds).sort()[0])
+            ),
+            "Use your out_of_fold for them.",
+        ),
+        "the teacher of the other tweets was fitted on those tweets too": Slip(
+            partial(_soft, lesson=lambda known, neural: torch.arange(len(neural))),
+            "It would need their labels, which we pretend not to have: fit on the labeled ones.",
+        ),
+        "the other tweets were answered by the teacher of one fold": Slip(
+            lambda folds, *rest: partial(
+                _soft, lesson=lambda *_: torch.cat(_other_folds(len(folds) - 1, folds))
+            )(folds, *rest),
+            "No labeled tweet must be kept from them: fit once more, on all labeled tweets.",
+        ),
+        "the two teachers are swapped": Slip(
+            partial(_soft, shares=lambda weight: 1 - weight), "`weight` is the neural teacher's."
+        ),
+        "the neural teacher is left out": Slip(
+            partial(_soft, shares=lambda weight: 0.0), "Mix it in: mix_targets."
+        ),
+        "the targets still lean toward the frequent label": Slip(
+            partial(_soft, last=lambda mixed, frequency, power: mixed), "Finish with less_prior."
+        ),
+        "the counts start at 0, not at 1": Slip(
+            partial(_soft, start=0), "A label that nobody gave would have a frequency of 0."
+        ),
+    },
+    edge_case="where a label is missing, or every tweet has one",
+    edges=partial(_languages_share, missing=True),
+)
+def soft_rows(
+    folds: Sequence[Tensor],
+    labels: Tensor,
+    fit: Callable[[Tensor], Answer],
+    neural: Tensor,
+    weight: float,
+    power: float,
+) -> Tensor:
+    """(N, 3) soft targets of one language, of whose N tweets only the first K have a label.
+
+    ``folds`` hold the rows 0 .. K-1, ``labels`` (K,) theirs; ``fit`` as in ``out_of_fold``;
+    ``neural`` (N, 3) is the second teacher, mixed in by ``weight``. The frequency of a label is its
+    count among ``labels`` plus 1, divided by the sum of these.
+    """
+    return _soft(folds, labels, fit, neural, weight, power)
+
+
+def _spoken(source: torch.Generator) -> Draws:
+    """Labels whose most common one differs by language; the languages come up in any order."""
+    rng, draws = numpy_generator(source), []
+    for first, codes in enumerate((["hau", "ibo", "swa"], ["kin", "yor"]), int(rng.integers(3))):
+        counts = [np.roll([12, 3, 8], first + i) * (5 if i == 0 else 2) for i in range(len(codes))]
+        labels = np.concatenate([np.repeat(range(3), c) for c in counts])
+        languages = np.repeat(codes, [c.sum() for c in counts])
+        order = rng.permutation(len(labels))
+        asked = rng.permutation(np.repeat(codes, 4))
+        draws.append((labels[order], languages[order], asked))
+    return draws
+
+
+def _by_code(
+    labels: np.ndarray, languages: np.ndarray, asked: np.ndarray, *, pick: Answer
+) -> np.ndarray:
+    """``pick(counts of a language's labels)`` for each tweet that is asked about."""
+    return np.array([pick(np.bincount(labels[languages == c], minlength=3)) for c in asked])
+
+
+@exercise(
+    look="For each language: np.bincount of its labels, .argmax(); then one for each asked code.",
+    draws=_spoken,
+    read=lambda result, *draw: torch.tensor(array_of(result, "one label a tweet").astype(float)),
+    slips={
+        "this is the most common label of all languages together": Slip(
+            lambda labels, languages, asked: np.full(len(asked), np.bincount(labels).argmax()),
+            "Swahili is mostly neutral, other languages are not: count each by itself.",
+        ),
+        "this is the rarest label": Slip(
+            partial(_by_code, pick=lambda counts: counts.argmin()), "The largest count: argmax."
+        ),
+        "this is how often it occurs, not which label it is": Slip(
+            partial(_by_code, pick=lambda counts: counts.max()), "argmax() instead of max()."
+        ),
+        "this is the mean label": Slip(
+            partial(_by_code, pick=lambda c: round((c * np.arange(3)).sum() / c.sum())),
+            "Labels are names: negative and positive do not make neutral.",
+        ),
+    },
+)
+def most_common(labels: np.ndarray, languages: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """(M,) the label that is most common in the language of each of the ``asked`` codes (M,).
+
+    ``labels`` and ``languages`` (N,) are those of the training tweets.
+    """
+    return _by_code(labels, languages, asked, pick=lambda counts: counts.argmax())

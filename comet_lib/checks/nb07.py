@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from comet_lib.checks.draws import generator, numpy_generator, uniform, whole
+from comet_lib.checks.draws import generator, numpy_generator, uniform
 from comet_lib.checks.framework import (
     Answer,
     Draws,
@@ -27,7 +26,7 @@ from comet_lib.checks.framework import (
     refuse_nan,
     value_of,
 )
-from comet_lib.data import cleaned, normalise
+from comet_lib.data import cleaned, normalize
 
 CLASSES = 3
 
@@ -38,7 +37,7 @@ def _guess(rng: np.random.Generator, labels: np.ndarray, right: float) -> np.nda
     return np.where(keep, labels, rng.choice(CLASSES, len(labels), p=(0.2, 0.2, 0.6)))
 
 
-def _labelled(source: torch.Generator) -> Draws:
+def _labeled(source: torch.Generator) -> Draws:
     rng, draws = numpy_generator(source), []
     for size, right in ((60, 0.5), (90, 0.7), (150, 0.6), (200, 0.4)):
         labels = rng.choice(CLASSES, size, p=(0.55, 0.3, 0.15))
@@ -102,7 +101,7 @@ def _missing_labels(answer: Answer, draws: Draws) -> None:
 
 @exercise(
     look="F1 of each label, times that label's share of the true labels, summed, in percent.",
-    draws=_labelled,
+    draws=_labeled,
     slips={
         "this is the accuracy (and so is the weighted mean of the recalls)": Slip(
             _accuracy, "For each label take F1, 2 * hits / (true + guessed)."
@@ -118,7 +117,7 @@ def _missing_labels(answer: Answer, draws: Draws) -> None:
             lambda y, g: _average_f1(y, g) / 100, "Multiply by 100."
         ),
         "this is the weighted precision, without the recall": Slip(
-            _weighted_precision, "Precision alone forgives every missed tweet."
+            _weighted_precision, "Precision by itself forgives every missed tweet."
         ),
         "precision and recall are averaged first and F1 is taken of the averages": Slip(
             _f1_of_averages, "Take F1 of each label first, then average."
@@ -138,7 +137,7 @@ def _tongues(source: torch.Generator) -> Draws:
     """Languages of other sizes, in which the model is right more or less often."""
     rng, draws = numpy_generator(source), []
     for sizes in ((40, 25, 10), (15, 60, 30, 20)):
-        languages = np.repeat(["hau", "ibo", "swa", "yor"][: len(sizes)], sizes)
+        languages = np.repeat(["hau", "amh", "swa", "yor"][: len(sizes)], sizes)
         labels = rng.choice(CLASSES, len(languages), p=(0.55, 0.3, 0.15))
         right = np.repeat(rng.permutation(np.linspace(0.3, 0.9, len(sizes))), sizes)
         guess = np.where(rng.random(len(labels)) < right, labels, (labels + 1) % CLASSES)
@@ -171,6 +170,9 @@ def _mean_of(
         "a language with more tweets counts for more": Slip(
             partial(_mean_of, by_size=True), "The plain mean gives each language the same weight."
         ),
+        "the sum is divided by five, however many languages there are": Slip(
+            lambda y, g, codes: _mean_of(y, g, codes) * len(set(codes)) / 5, "Use len(scores)."
+        ),
         "this is the mean of the accuracies": Slip(
             partial(_mean_of, score=_accuracy), "Score with weighted_f1."
         ),
@@ -192,25 +194,23 @@ def mean_f1(labels: np.ndarray, predictions: np.ndarray, languages: np.ndarray) 
 
 
 class _Watch:
-    """A clock that only a call moves on, each by another time; the first two calls are slow."""
+    """A clock that only calls move on, each by another time, and a log of who was called."""
 
     def __init__(self, times: np.ndarray) -> None:
-        self.times, self.calls, self.now = times, 0, 100.0
+        self.times, self.now = times, 100.0
+        self.log: list[str] = []
 
     def clock(self) -> float:
         return self.now
 
-    def call(self) -> None:
-        if self.calls == len(self.times):
-            raise Misconception(
-                "the model is called more often than warm_up + repeats", "Count the calls."
-            )
-        self.now += self.times[self.calls]
-        self.calls += 1
+    def call(self, name: str) -> None:
+        if len(self.log) < len(self.times):
+            self.now += self.times[len(self.log)]
+        self.log.append(name)
 
 
 def _timed(
-    call: Answer,
+    calls: Mapping[str, Answer],
     warm_up: int,
     repeats: int,
     clock: Answer,
@@ -218,87 +218,209 @@ def _timed(
     drop: bool = True,
     warm: bool = True,
     total: bool = False,
-) -> np.ndarray:
+) -> dict[str, list[float]]:
     """The times of the calls, with one common slip."""
-    moments = [clock()]
-    for _ in range(repeats + (warm_up if warm else 0)):
-        call()
-        moments.append(clock())
-    times = np.diff(moments)[warm_up if drop and warm else 0 :]
-    return np.cumsum(times) if total else times
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    began = clock()
+    for turn in range(repeats + (warm_up if warm else 0)):
+        if turn == warm_up and drop:
+            times, began = {name: [] for name in calls}, clock()
+        for name, call in calls.items():
+            start = began if total else clock()
+            call()
+            times[name].append(clock() - start)
+    return times
+
+
+def _one_by_one(
+    calls: Mapping[str, Answer], warm_up: int, repeats: int, clock: Answer
+) -> dict[str, list[float]]:
+    by_name = [_timed({name: call}, warm_up, repeats, clock) for name, call in calls.items()]
+    return {name: times for each in by_name for name, times in each.items()}
 
 
 _TIME_SLIPS: dict[str, tuple[Answer, str]] = {
     "the warm-up calls are in the result": (
         partial(_timed, drop=False),
-        "Call warm_up times before the clock starts.",
+        "Call warm_up times before you read the clock.",
     ),
     "there is no warm-up": (
-        partial(_timed, warm=False),
-        "The first calls are slow: make warm_up calls, time no one.",
+        partial(_timed, warm=False, drop=False),
+        "The first calls are slow: make warm_up calls of each that nobody times.",
     ),
     "the clock is never set back: each time includes those before it": (
         partial(_timed, total=True),
         "Read the clock right before each call, and right after it.",
     ),
-    "the times are negative": (lambda *a: -_timed(*a), "The end minus the start."),
-    "these are milliseconds": (lambda *a: 1000 * _timed(*a), "The clock counts seconds: leave it."),
+    "one model is finished before the other begins": (
+        _one_by_one,
+        "In turns: the loop over the models goes inside the loop over the repeats.",
+    ),
+    "the times are negative": (
+        lambda *a: {name: [-t for t in ts] for name, ts in _timed(*a).items()},
+        "The end minus the start.",
+    ),
+    "these are milliseconds": (
+        lambda *a: {name: [1000 * t for t in ts] for name, ts in _timed(*a).items()},
+        "The clock counts seconds: leave it.",
+    ),
 }
 
 
 def _times_calls(answer: Answer) -> None:
     rng = numpy_generator(generator())
-    cases = [
-        (warm_up, repeats, np.r_[rng.uniform(5, 9, 2), rng.uniform(0.1, 1, warm_up + repeats - 2)])
-        for warm_up, repeats in ((2, 5), (3, 4), (0, 3))
-    ]
+    for names, warm_up, repeats in (("ab", 2, 5), ("abc", 3, 4), ("ba", 0, 3)):
+        size, warm = len(names) * (warm_up + repeats), len(names) * warm_up
+        times = rng.uniform(0.1, 1, size)
 
-    def run(function: Answer, warm_up: int, repeats: int, times: np.ndarray) -> Any:
-        watch = _Watch(times)
-        return function(watch.call, warm_up, repeats, watch.clock), watch.calls
+        def run(function: Answer) -> tuple[Any, list[str]]:
+            watch = _Watch(times)  # noqa: B023
+            calls = {name: partial(watch.call, name) for name in names}  # noqa: B023
+            return function(calls, warm_up, repeats, watch.clock), watch.log  # noqa: B023
 
-    for case in cases:
-        result, calls = run(answer, *case)
-        if is_number(result):
+        result, log = run(answer)
+        if not isinstance(result, Mapping) or set(result) != set(names):
+            raise Misconception(
+                f"your function returned a {type(result).__name__}, but a dict from "
+                f"{', '.join(names)} to times is wanted",
+                "Begin with times = {name: [] for name in calls}.",
+            )
+        if any(is_number(part) for part in result.values()):
             raise Misconception(
                 "there is one number where the time of each call is wanted",
                 "Return all times; the median is taken from them below.",
             )
-        got = array_of(result, "an array with the time of each call").astype(float)
-        right = run(_timed, *case)[0]
-        if got.shape == right.shape and np.allclose(got, right) and calls == case[0] + case[1]:
+        got = {n: array_of(result[n], "a list of times").astype(float) for n in names}
+        later = [(n, t) for n, t in zip(log[warm:], times[warm:], strict=False)]
+        right = {n: [t for m, t in later if m == n] for n in names}
+        turns = [set(log[at : at + len(names)]) for at in range(warm, len(log), len(names))]
+        in_turns = all(turn == set(names) for turn in turns) and len(log) == size
+        if in_turns and _same_times(got, right):
             continue
         for message, (slip, look) in _TIME_SLIPS.items():
-            wrong = run(slip, *case)[0]
-            if got.shape == wrong.shape and np.allclose(got, wrong):
+            if _same_times(got, run(slip)[0]):
                 raise Misconception(message, look)
-        if got.shape != right.shape:
-            raise Misconception(
-                f"your function returned shape {got.shape}, but one time for each of the "
-                f"{case[1]} repeats is wanted"
-            )
-        if np.allclose(got, 0):
+        if any(got[n].shape != (repeats,) for n in names):
+            raise Misconception(f"one time for each of the {repeats} repeats is wanted")
+        if all(np.allclose(got[n], 0) for n in names):
             raise Misconception("all times are 0", "call() itself, between the two readings.")
-        if calls != case[0] + case[1]:
+        if len(log) != size:
             raise Misconception(
-                f"the model was called {calls} times, where {case[0]} to warm up and {case[1]} to "
-                "time are wanted"
+                f"the models were called {len(log)} times, where {size} calls are wanted: "
+                f"{warm_up} to warm up and {repeats} to time, of each"
             )
-        raise Misconception("the times are not those of the calls after the warm-up")
+        raise Misconception("the times are not those of the calls after the warm-up, in turns")
+
+
+def _same_times(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    pairs = [(np.asarray(one[name]), np.asarray(other[name])) for name in one]
+    return all(a.shape == b.shape and np.allclose(a, b) for a, b in pairs)
 
 
 @exercise(
-    look="warm_up calls without the clock; then for each repeat: clock, call, clock.",
+    look="warm_up calls of each; then for each repeat and each model: clock, call, clock.",
     verify=_times_calls,
 )
 def call_times(
-    call: Callable[[], Any], warm_up: int, repeats: int, clock: Callable[[], float]
-) -> np.ndarray:
-    """(repeats,) seconds that each of ``repeats`` calls took, after ``warm_up`` calls untimed.
+    calls: Mapping[str, Callable[[], Any]],
+    warm_up: int,
+    repeats: int,
+    clock: Callable[[], float],
+) -> dict[str, list[float]]:
+    """Name -> seconds of each of ``repeats`` calls, in turns, after ``warm_up`` calls of each.
 
     ``clock()`` is the time now, in seconds.
     """
-    return _timed(call, warm_up, repeats, clock)
+    return _timed(calls, warm_up, repeats, clock)
+
+
+def _small_fit(texts: np.ndarray, labels: np.ndarray) -> Answer:
+    """A model whose answers tell what it was fitted on; the texts are numbers."""
+    lesson = sum(int(text) * (label + 1) for text, label in zip(texts, labels, strict=True))
+
+    def ask(texts: np.ndarray) -> np.ndarray:
+        scores = np.sin(np.outer([int(text) for text in texts], [1, 2, 3]) + 0.7 * lesson)
+        return np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+
+    return ask
+
+
+def _several(source: torch.Generator) -> Draws:
+    rng, draws = numpy_generator(source), []
+    for codes in (["hau", "ibo"], ["kin", "swa", "yor"]):
+        languages = rng.permutation(np.repeat(codes, [7, 4, 5][: len(codes)]))
+        texts = rng.permutation(90)[: len(languages)].astype(str).astype(object)
+        draws.append((_small_fit, texts, rng.integers(0, CLASSES, len(texts)), languages))
+    return draws
+
+
+def _asked_back(result: Any, fit: Answer, texts: np.ndarray, labels: Any, codes: Any) -> Tensor:
+    """The answers to some of the texts, in another order."""
+    if not callable(result):
+        raise Misconception(
+            f"your function returned a {type(result).__name__}, but a function is wanted",
+            "Define ask(texts, languages) inside, and return ask, without parentheses.",
+        )
+    answers = result(texts[::-2], codes[::-2])
+    return torch.tensor(array_of(answers, "ask's table (N, 3)").astype(float))
+
+
+def _each(
+    fit: Answer,
+    texts: np.ndarray,
+    labels: np.ndarray,
+    languages: np.ndarray,
+    *,
+    lesson: Callable[[np.ndarray], np.ndarray] = lambda here: here,
+    model: Callable[[str, list[str]], str] = lambda code, codes: code,
+    in_order: bool = True,
+) -> Answer:
+    """One model a language, with one common slip."""
+    codes, fitted = list(np.unique(languages)), {}
+    for code in codes:
+        here = lesson(languages == code)
+        fitted[code] = fit(texts[here], labels[here])
+
+    def ask(texts: np.ndarray, languages: np.ndarray) -> np.ndarray:
+        asked = [np.flatnonzero(languages == code) for code in codes]
+        out = [fitted[model(c, codes)](texts[at]) for c, at in zip(codes, asked, strict=True)]
+        order = np.argsort(np.concatenate(asked)) if in_order else slice(None)
+        return np.concatenate(out)[order]
+
+    return ask
+
+
+@exercise(
+    look="A dict {code: fit(its texts, its labels)}; in ask: out[here] = fitted[code](...).",
+    draws=_several,
+    read=_asked_back,
+    slips={
+        "every model was fitted on all languages": Slip(
+            partial(_each, lesson=lambda here: here | True), "texts[here] and labels[here]."
+        ),
+        "the last language's model answers for all": Slip(
+            partial(_each, model=lambda code, codes: codes[-1]),
+            "Ask fitted[code], each tweet's own. (A lambda in a loop sees the last turn's names.)",
+        ),
+        "the first language's model answers for all": Slip(
+            partial(_each, model=lambda code, codes: codes[0]), "Ask fitted[code]."
+        ),
+        "the answers stand language after language, not in the order of the tweets": Slip(
+            partial(_each, in_order=False), "Put them back: out[here] = ..."
+        ),
+    },
+)
+def one_per_language(
+    fit: Callable[[np.ndarray, np.ndarray], Answer],
+    texts: np.ndarray,
+    labels: np.ndarray,
+    languages: np.ndarray,
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Fit one model for each language; returns ``ask(texts, languages)`` -> (N, 3).
+
+    ``fit(texts, labels)`` returns a function from n texts to (n, 3) probabilities.
+    """
+    return _each(fit, texts, labels, languages)
 
 
 def _skewed(source: torch.Generator) -> Draws:
@@ -380,10 +502,11 @@ def bootstrap_interval(scores: np.ndarray) -> tuple[float, float]:
 
 def _two_models(source: torch.Generator) -> Draws:
     rng, draws = numpy_generator(source), []
-    for size, right in ((40, (0.7, 0.4)), (70, (0.4, 0.7))):  # each side wins once
-        labels = rng.choice(CLASSES, size, p=(0.5, 0.3, 0.2))
+    for sizes, right in (((40,), (0.7, 0.4)), ((20, 50), (0.4, 0.7))):  # each side wins once
+        rows = np.split(rng.permutation(sum(sizes)), np.cumsum(sizes)[:-1])  # by language
+        labels = rng.choice(CLASSES, sum(sizes), p=(0.5, 0.3, 0.2))
         pair = [_guess(rng, labels, share) for share in right]
-        draws.append((labels, *pair, rng.integers(0, size, (12, size))))
+        draws.append((labels, *pair, [rng.choice(own, (12, len(own))) for own in rows]))
     return draws
 
 
@@ -400,15 +523,17 @@ def _differences(
     labels: np.ndarray,
     ours: np.ndarray,
     theirs: np.ndarray,
-    rows: np.ndarray,
+    drawn: list[np.ndarray],
     score: Answer = _average_f1,
+    together: Callable[..., np.ndarray] = np.mean,
 ) -> np.ndarray:
-    return np.array([score(labels[r], ours[r]) - score(labels[r], theirs[r]) for r in rows])
+    each = [[score(labels[r], ours[r]) - score(labels[r], theirs[r]) for r in o] for o in drawn]
+    return together(each, axis=0)
 
 
 def _a_model_equals_itself(answer: Answer, draws: Draws) -> None:
-    labels, ours, _, rows = draws[0]
-    if answer(labels, ours, ours, rows).abs().max() > 1e-6:
+    labels, ours, _, drawn = draws[0]
+    if answer(labels, ours, ours, drawn).abs().max() > 1e-6:
         raise Misconception(
             "a model differs from itself: the two are scored on different tweets",
             "That is the unpaired comparison. Pick r once and use it for both models.",
@@ -416,12 +541,12 @@ def _a_model_equals_itself(answer: Answer, draws: Draws) -> None:
 
 
 @exercise(
-    look="For each row of `rows`, score both models on those tweets, and subtract.",
+    look="In each language, for each draw: score both on those tweets, subtract. Then the mean.",
     draws=_two_models,
     read=_one_per_draw,
     slips={
         "the sign is reversed": Slip(
-            lambda y, a, b, rows: _differences(y, b, a, rows),
+            lambda y, a, b, drawn: _differences(y, b, a, drawn),
             "Ours minus theirs, so that a positive difference speaks for us.",
         ),
         "the sign of the differences is dropped": Slip(
@@ -431,12 +556,25 @@ def _a_model_equals_itself(answer: Answer, draws: Draws) -> None:
             lambda *draw: _differences(*draw) / 100, "Use weighted F1 in percent."
         ),
         "the labels are not resampled with the predictions": Slip(
-            lambda y, a, b, rows: [_average_f1(y, a[r]) - _average_f1(y, b[r]) for r in rows],
+            lambda y, a, b, drawn: np.mean(
+                [
+                    [_average_f1(y[: len(r)], a[r]) - _average_f1(y[: len(r)], b[r]) for r in rows]
+                    for rows in drawn
+                ],
+                axis=0,
+            ),
             "Row 7 of the draw must be one tweet: pick labels[r] with ours[r] and theirs[r].",
         ),
         "every draw gives the same difference, that of all tweets": Slip(
-            lambda y, a, b, rows: [_average_f1(y, a) - _average_f1(y, b)] * len(rows),
+            lambda y, a, b, drawn: [_average_f1(y, a) - _average_f1(y, b)] * len(drawn[0]),
             "Use the rows: each draw scores another set of tweets.",
+        ),
+        "the languages are added up, not averaged": Slip(
+            partial(_differences, together=np.sum), "Divide by their number: np.mean(..., axis=0)."
+        ),
+        "all languages are scored in one heap": Slip(
+            lambda y, a, b, drawn: _differences(y, a, b, [np.concatenate(drawn, axis=1)]),
+            "Score each language's rows by themselves, then take the mean.",
         ),
         "these are differences of accuracy": Slip(
             partial(_differences, score=_accuracy), "Score with weighted_f1."
@@ -446,14 +584,14 @@ def _a_model_equals_itself(answer: Answer, draws: Draws) -> None:
     seconds=20.0,
 )
 def paired_difference(
-    labels: np.ndarray, ours: np.ndarray, theirs: np.ndarray, rows: np.ndarray
+    labels: np.ndarray, ours: np.ndarray, theirs: np.ndarray, drawn: list[np.ndarray]
 ) -> np.ndarray:
-    """(draws,) differences of weighted F1, in points.
+    """(draws,) differences of weighted F1, in points, the mean over the languages.
 
-    ``rows`` (draws, N) holds the row numbers that each draw picked; both models are scored on the
-    same ones.
+    ``drawn`` holds for each language (draws, n) row numbers, those that each draw picked; both
+    models are scored on the same ones.
     """
-    return _differences(labels, ours, theirs, rows)
+    return _differences(labels, ours, theirs, drawn)
 
 
 def _swaps(source: torch.Generator) -> Draws:
@@ -462,6 +600,7 @@ def _swaps(source: torch.Generator) -> Draws:
     for size, right in ((30, (0.6, 0.5)), (40, (0.5, 0.65)), (25, (0.7, 0.4))):
         labels = rng.choice(CLASSES, size, p=(0.5, 0.3, 0.2))
         pair = [_guess(rng, labels, share) for share in right]
+        pair.sort(key=partial(_average_f1, labels), reverse=right[0] > right[1])
         swaps = rng.random((60, size)) < 0.5
         swaps[:2] = [[False], [True]]
         draws.append((partial(_average_f1, labels), *pair, swaps))
@@ -497,6 +636,9 @@ def _permuted(
         "the test is one-sided: a difference as large the other way does not count": Slip(
             partial(_permuted, as_large=lambda d, found: d >= found), "Compare abs() with abs()."
         ),
+        "the real difference keeps its sign, so that a negative one is beaten by every draw": Slip(
+            partial(_permuted, as_large=lambda d, found: abs(d) >= found), "Take abs() of it too."
+        ),
         "a difference that is exactly as large does not count": Slip(
             partial(_permuted, as_large=lambda d, found: abs(d) > abs(found)), "Use >=."
         ),
@@ -513,6 +655,7 @@ def _permuted(
         ),
         "this is in percent": Slip(lambda *draw: 100 * _permuted(*draw), "Return a share, 0 to 1."),
     },
+    apart=True,
     seconds=20.0,
 )
 def permutation_p(
@@ -537,11 +680,11 @@ def _t_interval(
     *,
     quantile: Callable[[int], float] = lambda n: float(stats.t.ppf(0.975, n - 1)),
     ddof: int = 1,
-    root: bool = True,
+    share: Callable[[int], float] = np.sqrt,
 ) -> tuple[float, float]:
     """The interval, with one common slip."""
     n = len(differences)
-    wide = quantile(n) * np.std(differences, ddof=ddof) / (np.sqrt(n) if root else 1)
+    wide = quantile(n) * np.std(differences, ddof=ddof) / share(n)
     return float(np.mean(differences) - wide), float(np.mean(differences) + wide)
 
 
@@ -566,7 +709,10 @@ def _t_interval(
             partial(_t_interval, ddof=0), "np.std needs ddof=1 for a sample."
         ),
         "this is where one more seed may fall, not where the mean of the recipe lies": Slip(
-            partial(_t_interval, root=False), "Divide the standard deviation by sqrt(n)."
+            partial(_t_interval, share=lambda n: 1), "Divide the standard deviation by sqrt(n)."
+        ),
+        "the standard deviation is divided by n": Slip(
+            partial(_t_interval, share=lambda n: n), "Divide it by sqrt(n)."
         ),
         "these are the smallest and the largest difference": Slip(
             lambda d: (float(min(d)), float(max(d))),
@@ -589,172 +735,7 @@ def _word(rng: np.random.Generator) -> str:
 
 def _tweets(rng: np.random.Generator, count: int) -> list[str]:
     texts = (" ".join(_word(rng) for _ in range(int(rng.integers(3, 7)))) for _ in range(count))
-    return [normalise("N" + text + "\u0301.") for text in texts]
-
-
-def _train_and_dev(source: torch.Generator) -> Draws:
-    """Train and dev of other lengths, with leaked rows in every disguise, and near misses."""
-    draws = []
-    for _ in range(3):
-        rng = numpy_generator(source)
-        train, fresh = _tweets(rng, whole(source, 22, 27)), _tweets(rng, 5)
-        words = train[9].split()
-        dev = [
-            *fresh,
-            fresh[0],  # twice in dev is not in train
-            train[0],
-            train[1],
-            train[1],  # twice
-            unicodedata.normalize("NFD", train[2]),
-            train[3].replace(" ", "  "),
-            train[4].swapcase(),  # not word for word
-            _without_marks(train[5]),  # other words
-            train[6].rsplit(" ", 1)[0],  # a piece
-            train[7] + " " + fresh[1],  # more than it
-            train[8].replace(" ", ""),  # no spaces
-            " ".join([words[-1], *words[:-1]]),  # the same words
-            train[10].rstrip("."),  # no full stop
-            train[11] + " x2",
-            train[12],
-            train[13],
-        ]
-        train[11] += " x²"
-        train[12] = unicodedata.normalize("NFD", train[12])
-        train[13] = f" {train[13]} ".replace(" ", "  ")
-        draws.append((train, [dev[i] for i in rng.permutation(len(dev))]))
-    return draws
-
-
-def _marks(result: Any, train: list[str], dev: list[str]) -> Tensor:
-    if is_number(result) or isinstance(result, bool):
-        raise Misconception(
-            "this is one number, but a mark for each dev row is wanted",
-            "Their sum is the count; return the marks themselves.",
-        )
-    marks = array_of(result, "a list of bool")
-    if marks.dtype.kind in "UO" and len(marks):
-        raise Misconception(
-            "these are texts, but a mark for each dev row is wanted",
-            "Return a list of True and False, as long as dev_texts.",
-        )
-    if marks.ndim == 1 and len(marks) == len(train):
-        raise Misconception(
-            "the training rows are marked, not the dev rows",
-            "Walk over dev_texts, and look each one up in train.",
-        )
-    if marks.ndim == 1 and marks.dtype != bool and len(marks) != len(dev):
-        raise Misconception(
-            "these are the numbers of the leaked rows", "Return True or False for every dev row."
-        )
-    return torch.tensor(marks.astype(float))
-
-
-def _without_marks(text: str) -> str:
-    parts = unicodedata.normalize("NFD", normalise(text))
-    return "".join(c for c in parts if not unicodedata.combining(c))
-
-
-def _alike(
-    train_texts: Sequence[str],
-    dev_texts: Sequence[str],
-    form: Callable[[str], str] = normalise,
-) -> list[bool]:
-    """Texts are equal when their ``form`` is."""
-    known = {form(text) for text in train_texts}
-    return [form(text) in known for text in dev_texts]
-
-
-def _one_side(
-    train_texts: Sequence[str], dev_texts: Sequence[str], *forms: Callable[[str], str]
-) -> list[bool]:
-    """Train in the first form, dev in the second."""
-    known = {forms[0](text) for text in train_texts}
-    return [forms[1](text) in known for text in dev_texts]
-
-
-def _also_twice(train_texts: Sequence[str], dev_texts: Sequence[str]) -> list[bool]:
-    forms, found = [*map(normalise, dev_texts)], _alike(train_texts, dev_texts)
-    return [leaked or forms.count(form) > 1 for leaked, form in zip(found, forms, strict=True)]
-
-
-def _first_only(train_texts: Sequence[str], dev_texts: Sequence[str]) -> list[bool]:
-    forms = [*map(normalise, dev_texts)]
-    found = enumerate(_alike(train_texts, dev_texts))
-    return [leaked and forms.index(forms[i]) == i for i, leaked in found]
-
-
-@exercise(
-    look="Make a set of the normalised training texts, then ask for each dev text if it is there.",
-    draws=_train_and_dev,
-    read=_marks,
-    slips={
-        "texts are compared as they are written": Slip(
-            partial(_alike, form=str),
-            "Normalise both: one tone mark has two spellings, and spaces may double.",
-        ),
-        "only the dev texts are normalised": Slip(
-            lambda train, dev: _one_side(train, dev, str, normalise),
-            "Train has both spellings too.",
-        ),
-        "only the training texts are normalised": Slip(
-            lambda train, dev: _one_side(train, dev, normalise, str), "Dev has both spellings too."
-        ),
-        "punctuation is taken out, so that texts count that are not the same": Slip(
-            partial(_alike, form=lambda text: normalise(re.sub(r"[^\w\s\u0300-\u036f]", "", text))),
-            "That is the looser match of the next exercise; here the task is word for word.",
-        ),
-        "all spaces are taken out": Slip(
-            partial(_alike, form=lambda text: normalise(text).replace(" ", "")),
-            "A run of white space becomes one space, not none.",
-        ),
-        "the order of the words is lost": Slip(
-            partial(_alike, form=lambda text: " ".join(sorted(normalise(text).split()))),
-            "Compare the whole text, not its set of words.",
-        ),
-        "signs that only look related count as equal (NFKC)": Slip(
-            partial(_alike, form=lambda text: normalise(unicodedata.normalize("NFKC", text))),
-            "NFKC makes ² a 2; NFC only joins a letter and its mark.",
-        ),
-        "a text that is twice in dev counts as leaked": Slip(
-            _also_twice, "Ask whether it is in train."
-        ),
-        "a text that only holds a training tweet counts as leaked": Slip(
-            lambda train, dev: [any(normalise(t) in normalise(d) for t in train) for d in dev],
-            "Ask for the whole text in a set, not for a piece of a longer string.",
-        ),
-        "runs of white space are not collapsed": Slip(
-            partial(_alike, form=partial(unicodedata.normalize, "NFC")), "Use normalise."
-        ),
-        "the two Unicode spellings of a tone mark still differ": Slip(
-            partial(_alike, form=lambda text: " ".join(text.split())), "Use normalise."
-        ),
-        "capital and small letters count as equal": Slip(
-            partial(_alike, form=lambda text: normalise(text.casefold())),
-            "The task is word for word: a looser match is a useful second number, not this one.",
-        ),
-        "tone marks are stripped, so that other words look the same": Slip(
-            partial(_alike, form=_without_marks),
-            "In Yoruba and Igbo the marks tell words apart: bring them to NFC, never drop them.",
-        ),
-        "a text that is only a piece of a training tweet counts as leaked": Slip(
-            lambda train, dev: [any(normalise(d) in normalise(t) for t in train) for d in dev],
-            "Ask for the whole text in a set, not for a piece of a longer string.",
-        ),
-        "the answer is inverted: True marks the clean rows": Slip(
-            lambda train, dev: [not leaked for leaked in _alike(train, dev)],
-            "True must mark the rows whose text is in train.",
-        ),
-        "of a text that is twice in dev only the first is marked": Slip(
-            _first_only, "Every row that is in train is leaked: walk over the rows."
-        ),
-    },
-)
-def leaked_rows(train_texts: Sequence[str], dev_texts: Sequence[str]) -> list[bool]:
-    """For each dev text: is it in train, word for word?
-
-    Both are lists of str of one language; texts are equal when their normalised forms are.
-    """
-    return _alike(train_texts, dev_texts)
+    return [normalize("N" + text + "\u0301.") for text in texts]
 
 
 def _disguises(text: str, rng: np.random.Generator) -> dict[str, tuple[str, str, bool]]:
@@ -773,6 +754,8 @@ def _disguises(text: str, rng: np.random.Generator) -> dict[str, tuple[str, str,
         "in a letter": (text, text.replace(words[1], words[1] + "k"), False),
         "in a tone mark": (f"{text} ọkọ\u0301", f"{text} ọkọ\u0300", False),
         "in a number": (f"{text} 19", f"{text} 20", False),
+        "in a raised number (NFKC makes ² a 2)": (f"{text} x²", f"{text} x2", False),
+        "in the word of a hashtag": (f"{text} #oma", text, False),
         "in whether a mark is there at all": (f"{text} ọwọ", f"{text} owo", False),
         "in the order of their words": (text, " ".join([*words[1:], words[0]]), False),
         "in everything, but have no letters": ("\U0001f602 !", "\U0001f44d", False),
@@ -813,3 +796,76 @@ def loose_key(text: str) -> str:
     count. A text without a letter or number is its own key.
     """
     return cleaned(text).replace(" ", "")
+
+
+def _with_twins(source: torch.Generator) -> Draws:
+    """Twins among the tweets; a model is the rows it was fitted on, and each row has a worth."""
+    rng, draws = numpy_generator(source), []
+    for size, twins, common in ((30, 6, 9), (24, 4, 15)):
+        every, worth = np.arange(size), rng.uniform(1, 9, size)
+        is_twin = rng.permutation(every < twins)
+
+        def score(model: np.ndarray, worth: np.ndarray = worth) -> float:
+            return float(worth[model].sum() + worth[model].max())
+
+        draws.append((is_twin, common, lambda rows, every=every: np.sort(every[rows]), score))
+    return draws
+
+
+def _two_scores(result: Any, *draw: Any) -> Tensor:
+    if is_number(result) or len(scores := array_of(result, "the two scores")) != 2:
+        raise Misconception(
+            "your function returned no pair, but two scores are wanted",
+            "Return both: with the twins in train, and without.",
+        )
+    return torch.tensor(scores.astype(float))
+
+
+def _twin_fits(
+    is_twin: np.ndarray,
+    common: int,
+    fit: Answer,
+    score: Answer,
+    *,
+    instead: Callable[[np.ndarray, int, int], np.ndarray] = lambda others, c, n: others[: c + n],
+    shared: bool = True,
+) -> list[Any]:
+    """The two scores, with one common slip."""
+    twins, others = np.flatnonzero(is_twin), np.flatnonzero(~is_twin)
+    present = np.concatenate([twins, others[:common]]) if shared else twins
+    return [score(fit(rows)) for rows in (present, instead(others, common, len(twins)))]
+
+
+@exercise(
+    look="Twins and `common` others; then as many tweets, all others. Fit and score both.",
+    draws=_with_twins,
+    read=_two_scores,
+    slips={
+        "the second train is smaller: nothing stands in for the twins": Slip(
+            partial(_twin_fits, instead=lambda others, common, n: others[:common]),
+            "Then it differs in two things. Take as many further tweets as there are twins.",
+        ),
+        "the second train holds all other tweets, so it is larger": Slip(
+            partial(_twin_fits, instead=lambda others, common, n: others),
+            "Both trains need the same size: common + the number of twins.",
+        ),
+        "some tweets are in the second train twice": Slip(
+            partial(_twin_fits, instead=lambda others, c, n: np.r_[others[:c], others[:n]]),
+            "The tweets instead of the twins come after the first `common`.",
+        ),
+        "the first train holds nothing but the twins": Slip(
+            partial(_twin_fits, shared=False), "Add the first `common` of the others."
+        ),
+        "the score without twins comes first": Slip(
+            lambda *draw: _twin_fits(*draw)[::-1], "Return [with the twins, without]."
+        ),
+    },
+)
+def twin_scores(is_twin: np.ndarray, common: int, fit: Answer, score: Answer) -> list[Any]:
+    """[score with the twins in train, score with other tweets instead], on equally many tweets.
+
+    ``is_twin`` (N,) bool marks the training tweets with a copy in dev. ``fit(rows)`` gives a model,
+    ``score`` its score on the leaked dev rows. The first ``common`` of the other tweets are in both
+    trains; the next ones stand in for the twins.
+    """
+    return _twin_fits(is_twin, common, fit, score)

@@ -383,7 +383,7 @@ def fewest_pieces(
     return _fewest(ids_by_language, order, candidates, percent, OVER[0])
 
 
-def _quantised(
+def _quantized(
     weight: Tensor,
     bits: int,
     *,
@@ -442,7 +442,7 @@ def _far_from_the_weights(answer: Answer, draws: Draws) -> None:
                 "a row of tiny weights loses its digits: its scale is held too high",
                 "The guard against 0/0 must be far below any real weight, such as 1e-12.",
             )
-        if not torch.equal(codes, quantise_rows.reference(weight, bits)[0]) or (error > 0.5).any():
+        if not torch.equal(codes, quantize_rows.reference(weight, bits)[0]) or (error > 0.5).any():
             worst = error.max()
             raise Misconception(
                 f"codes * scale misses a weight by {100 * worst:.3g} % of its row's largest entry, "
@@ -459,7 +459,7 @@ def _row_of_zeros(answer: Answer, draws: Draws) -> None:
             "a row of zeros gives codes other than zero, or a scale that is not a number",
             "0/0: keep the largest size above zero, for example with .clamp_min(1e-12).",
         )
-    if not torch.equal(codes, quantise_rows.reference(weight, 8)[0]):
+    if not torch.equal(codes, quantize_rows.reference(weight, 8)[0]):
         raise Misconception("beside a row of zeros, another row's codes are wrong")
     if (scale[1] == 0).any():
         raise Misconception(
@@ -474,43 +474,43 @@ def _row_of_zeros(answer: Answer, draws: Draws) -> None:
     read=_codes_and_scale,
     slips={
         "a row's largest entry is taken with its sign": Slip(
-            partial(_quantised, absolute=False),
+            partial(_quantized, absolute=False),
             "Where the largest size is negative, the codes overflow: take weight.abs() first.",
         ),
         "the scale is the largest size / 2 ** (bits - 1)": Slip(
-            partial(_quantised, levels=lambda bits: 2 ** (bits - 1)),
+            partial(_quantized, levels=lambda bits: 2 ** (bits - 1)),
             "int8 ends at 127: the largest weight would become 128 and wrap round to -128.",
         ),
         "the scale is the largest size / (2 ** bits - 1)": Slip(
-            partial(_quantised, levels=lambda bits: 2**bits - 1),
+            partial(_quantized, levels=lambda bits: 2**bits - 1),
             "On each side of zero there are 2 ** (bits - 1) - 1 steps.",
         ),
         "bits is not used: the codes always go up to 127": Slip(
-            partial(_quantised, levels=lambda bits: 127), "With 4 bits they end at 7."
+            partial(_quantized, levels=lambda bits: 127), "With 4 bits they end at 7."
         ),
         "the codes are cut off, not rounded": Slip(
-            partial(_quantised, rounding=torch.trunc), "Call .round() before .to(torch.int8)."
+            partial(_quantized, rounding=torch.trunc), "Call .round() before .to(torch.int8)."
         ),
         "the codes are rounded down": Slip(
-            partial(_quantised, rounding=torch.floor),
+            partial(_quantized, rounding=torch.floor),
             "Round to the nearest: floor makes the error one-sided and twice as large.",
         ),
         "one scale serves the whole matrix": Slip(
-            partial(_quantised, axis=(0, 1)),
+            partial(_quantized, axis=(0, 1)),
             "One large weight then makes every row coarse: take the largest of each row, amax(1).",
         ),
         "each column has a scale, but rows are wanted": Slip(
-            partial(_quantised, axis=(0,)), "amax(1, keepdim=True) looks along a row."
+            partial(_quantized, axis=(0,)), "amax(1, keepdim=True) looks along a row."
         ),
         "scale is inverted": Slip(
-            lambda w, bits: (_quantised(w, bits)[0], 1 / _quantised(w, bits)[1]),
+            lambda w, bits: (_quantized(w, bits)[0], 1 / _quantized(w, bits)[1]),
             "codes * scale must give the weights back.",
         ),
     },
     otherwise=_far_from_the_weights,
     extra=_row_of_zeros,
 )
-def quantise_rows(weight: Tensor, bits: int) -> Pair:
+def quantize_rows(weight: Tensor, bits: int) -> Pair:
     """codes int8 (R, C) and scale (R, 1) of weight (R, C): codes * scale is near weight."""
     scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / (2 ** (bits - 1) - 1)
     return (weight / scale).round().to(torch.int8), scale
@@ -564,7 +564,7 @@ def _pack(weights: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for name, value in weights.items():
         if value.ndim == 2:
-            out[f"{name}.codes"], out[f"{name}.scale"] = quantise_rows.reference(value, bits)
+            out[f"{name}.codes"], out[f"{name}.scale"] = quantize_rows.reference(value, bits)
         else:
             out[name] = value
     return out
@@ -576,7 +576,7 @@ def _pack(weights: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
     read=_packed,
     slips={
         "bits is not handed on: the codes go up to 127": Slip(
-            lambda w, bits: _pack(w, 8), "quantise_rows(value, bits)."
+            lambda w, bits: _pack(w, 8), "quantize_rows(value, bits)."
         ),
         "vectors are rounded": Slip(
             lambda w, bits: _pack({k: v if v.ndim == 2 else v.round() for k, v in w.items()}, bits),
@@ -585,7 +585,7 @@ def _pack(weights: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
     },
 )
 def pack_weights(weights: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
-    """Matrices NAME as NAME.codes and NAME.scale (``quantise_rows``), the rest as it is."""
+    """Matrices NAME as NAME.codes and NAME.scale (``quantize_rows``), the rest as it is."""
     return _pack(weights, bits)
 
 

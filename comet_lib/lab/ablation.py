@@ -26,14 +26,14 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from comet_lib.attention import layer_map
-from comet_lib.batches import tokenise
+from comet_lib.batches import tokenize
 from comet_lib.data import find_source, load_sentiment, unseen
 from comet_lib.evaluation import mean_weighted_f1
 from comet_lib.files import claim, refuse_others, write_text
 from comet_lib.lab.comparison import pack, read_runs
 from comet_lib.lab.variants import VARIANTS, Variant
 from comet_lib.loading import load_model, load_pair
-from comet_lib.models import build_student, initialise_embeddings, quiet, same_body, student_config
+from comet_lib.models import build_student, initialize_embeddings, quiet, same_body, student_config
 from comet_lib.objectives import TERMS
 from comet_lib.processes import give_back_memory, versions
 from comet_lib.profiles import Profile
@@ -81,7 +81,7 @@ class Laboratory:
 
     def header(self) -> dict[str, Any]:
         """The first line of the file: settings and true labels."""
-        table = tokenise(self.texts.tolist(), self.tokenizer, self.profile.max_length)
+        table = tokenize(self.texts.tolist(), self.tokenizer, self.profile.max_length)
         mark = fingerprint(table, self.teacher, self.tokenizer, Questions())
         values, truth = self.profile.as_dict(), {}
         for split, rows in self.splits.items():
@@ -170,7 +170,7 @@ class Laboratory:
         if body is not None:
             same_body(student, body)
         elif variant.embeddings:
-            initialise_embeddings(student, self.teacher)
+            initialize_embeddings(student, self.teacher)
         looks_at = TERMS[variant.term].looks_at if variant.term else ""
         table = variant.splices if variant.soft else variant.labels  # what tells two tables apart
         cached = "-".join(

@@ -1,6 +1,6 @@
 """What a stage-1 step costs in each of its forms, and what an answer costs, as ratios.
 
-Steps on the same rows, with random weights, and the same losses, optimiser, dtype and threads:
+Steps on the same rows, with random weights, and the same losses, optimizer, dtype and threads:
 
 - naive: the teacher in the loop; both models return every layer's and head's attention, and logits
   over the whole vocabulary at every position;
@@ -38,7 +38,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from comet_lib import plots
 from comet_lib.attention import capture, layer_map
-from comet_lib.batches import MaskingCollator, tokenise
+from comet_lib.batches import MaskingCollator, tokenize
 from comet_lib.files import write_json, write_text
 from comet_lib.loading import load_tokenizer
 from comet_lib.losses import attention_loss, soft_target_loss
@@ -55,7 +55,7 @@ EPOCHS = 15  # of the paper's stage 1
 TEMPERATURE = 2.0
 WEIGHTS = {"soft_targets": 0.5, "attention_kl": 0.5}
 KINDS = ("naive", "lean", "cached", "cached + trimmed")
-COLUMNS = ("seconds", "forward", "backward", "optimiser")
+COLUMNS = ("seconds", "forward", "backward", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,8 @@ def read(answers: Dataset, collator: StoredCollator, rows: int, pieces: int = 0)
 
 @dataclass
 class Step:
-    """Calling it takes one optimiser step, and appends to ``parts`` the seconds of the forward pass
-    (reading the batch and the loss included), the backward pass and the optimiser."""
+    """Calling it takes one optimizer step, and appends to ``parts`` the seconds of the forward pass
+    (reading the batch and the loss included), the backward pass and the optimizer."""
 
     student: PreTrainedModel
     loss: Callable[[PreTrainedModel, Batch], Tensor]
@@ -174,7 +174,7 @@ class Step:
 
     def __post_init__(self) -> None:
         trained = [weight for weight in self.student.parameters() if weight.requires_grad]
-        self.optimiser = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
     def __call__(self) -> None:
         clock = [timer()]
@@ -182,8 +182,8 @@ class Step:
         clock.append(timer())
         loss.backward()
         clock.append(timer())
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         clock.append(timer())
         self.parts.append([after - before for before, after in itertools.pairwise(clock)])
 
@@ -200,7 +200,7 @@ def measure_steps(
     embeddings.sparse = True
     frozen.get_input_embeddings().requires_grad_(False)
     terms = (WEIGHTS, sizes.matches, TEMPERATURE)
-    table = tokenise(random_texts(tokenizer, sizes.batch, sizes.length), tokenizer, sizes.length)
+    table = tokenize(random_texts(tokenizer, sizes.batch, sizes.length), tokenizer, sizes.length)
     with tempfile.TemporaryDirectory() as folder:
         stored, answers, collator = Objective.stored(
             folder, table, teacher, tokenizer, *terms, bar=False, max_length=sizes.length
@@ -231,7 +231,7 @@ def measure_teacher(
 ) -> dict[str, float]:
     """Seconds per row of a plain pass and of caching, and megabytes of the attention that a pass
     over one row keeps: head means of the matched layers, or every head of every layer."""
-    table = tokenise(random_texts(tokenizer, BATCH, sizes.length), tokenizer, sizes.length)
+    table = tokenize(random_texts(tokenizer, BATCH, sizes.length), tokenizer, sizes.length)
     batch = send_to_device(MaskingCollator(tokenizer)(list(table)), teacher.device)
     questions = questions_for(WEIGHTS, sizes.matches, max_length=sizes.length)
     forward = partial(LiveTeacher(teacher, Questions()), batch)

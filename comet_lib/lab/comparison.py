@@ -104,7 +104,7 @@ def f1_draws(
 DIFFERENCES = (("difference", "against", CONTROL), ("added", "base", "both"))
 
 
-def summarise(path: str | Path, draws: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
+def summarize(path: str | Path, draws: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
     """One row per variant, in the order of :data:`VARIANTS`, others last.
 
     Keys: ``variant``, ``about``, ``against``, ``base``, ``seeds``; ``dev`` and ``test``, each with
@@ -208,7 +208,7 @@ Versions: {", ".join(f"{name} {version}" for name, version in header["versions"]
 def write_summary(output: str | Path) -> str:
     """``ablation.md`` and ``ablation.png`` beside ``runs.jsonl``; returns the table."""
     output = Path(output)
-    rows = summarise(output / "runs.jsonl")
+    rows = summarize(output / "runs.jsonl")
     text = table_text(rows, read_runs(output / "runs.jsonl")[0])
     write_text(output / "ablation.md", text)
     if any("difference" in row["test"] for row in rows):  # not after the first run

@@ -14,7 +14,7 @@ class Muon(torch.optim.AdamW):
 
     A matrix moves along its momentum made orthogonal, so in all directions alike. Its step is as
     long as AdamW's (Liu et al. 2025, arXiv 2502.16982), so one learning rate serves both.
-    ``torch.optim.Muon`` takes no other parameters, and orthogonalises in bfloat16, one matrix at a
+    ``torch.optim.Muon`` takes no other parameters, and orthogonalizes in bfloat16, one matrix at a
     time, which is slow on a CPU.
     """
 

@@ -56,7 +56,7 @@ def draw_texts(count: int, seed: int) -> Texts:
 
 
 def most_frequent(texts: Texts) -> Texts:
-    """The same texts, labelled with their most frequent word (of several, the first in WORDS)."""
+    """The same texts, labeled with their most frequent word (of several, the first in WORDS)."""
     counts = F.one_hot(texts["input_ids"], len(SPECIAL) + len(WORDS)).sum(1)
     return {**texts, "labels": counts[:, len(SPECIAL) :].argmax(1)}
 

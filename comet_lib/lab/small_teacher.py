@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast, XLMRobertaForMaskedLM, set_see
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaClassificationHead
 
 from comet_lib import evaluation
-from comet_lib.batches import MaskingCollator, SentimentCollator, tokenise
+from comet_lib.batches import MaskingCollator, SentimentCollator, tokenize
 from comet_lib.data import both_forms, cleaned, load_sentiment, unseen
 from comet_lib.errors import CometError
 from comet_lib.files import claim, read_json, whole_folder, write_json
@@ -189,9 +189,9 @@ def build(profile: Profile, output: str | Path, say: Callable[[str], None] = pri
     soft = profile.with_(splices=SPLICES, folds=FOLDS, teacher_weight=0.0, prior=0.0)
     train = both_forms(soft_targets(data["train"], model, tokenizer, soft, transfer))
     columns = {"labels": train["label"][:], "teacher_probs": train["teacher_probs"][:]}
-    table = tokenise(train["text"][:], tokenizer, profile.max_length, **columns)
+    table = tokenize(train["text"][:], tokenizer, profile.max_length, **columns)
     dev = both_forms(unseen(data["dev"]))
-    dev_table = tokenise(dev["text"][:], tokenizer, profile.max_length, labels=dev["label"][:])
+    dev_table = tokenize(dev["text"][:], tokenizer, profile.max_length, labels=dev["label"][:])
     steps = STAGE.max_steps
     say(f"{count_parameters(model):,} parameters, {len(table):,} texts, {steps:,} steps")
     languages = np.asarray(dev["language"][:])
@@ -243,10 +243,10 @@ def below_counting(
 ) -> tuple[float, float]:
     """Masked-LM loss of ``model`` on ``texts``, and that of the piece counts (plus one) of
     ``known`` on the same positions, in nats per chosen piece."""
-    pieces = tokenise(known, tokenizer, 512)["input_ids"][:]
+    pieces = tokenize(known, tokenizer, 512)["input_ids"][:]
     counts = torch.from_numpy(1.0 + np.bincount(np.concatenate(pieces), minlength=len(tokenizer)))
     logs, losses, floor = counts.div(counts.sum()).log(), [], []
-    rows = tokenise(texts, tokenizer, max_length).sort("length")
+    rows = tokenize(texts, tokenizer, max_length).sort("length")
     for start in range(0, len(rows), 128):
         batch = MaskingCollator(tokenizer)(rows.select(range(start, min(start + 128, len(rows)))))
         chosen = batch["labels"] != -100

@@ -35,7 +35,7 @@ SCALE = f"0: alike, {math.log(2):.2f}: nothing in common"
 
 
 @dataclass(frozen=True, eq=False)
-class Quantised:
+class Quantized:
     """Maps as bytes: ``codes`` uint8 (..., N, N), ``scale`` float32 (...), eq. (1)."""
 
     codes: np.ndarray
@@ -47,11 +47,11 @@ class Quantised:
         return self.scale[at][..., None, None] * shade**2
 
 
-def quantise(maps: np.ndarray) -> Quantised:
+def quantize(maps: np.ndarray) -> Quantized:
     """Maps (..., N, N) without negative numbers -> the same in one byte each, eq. (1)."""
     scale = maps.max((-2, -1)).astype(np.float32)
     share = maps / np.maximum(scale, np.finfo(np.float32).tiny)[..., None, None]
-    return Quantised((np.sqrt(share) * LEVELS).round().astype(np.uint8), scale)
+    return Quantized((np.sqrt(share) * LEVELS).round().astype(np.uint8), scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,16 +91,16 @@ class LensData:
 
     tokens: tuple[str, ...]  # N labels, as they are drawn
     mask: np.ndarray  # (N,) bool: True for a token, False for padding
-    teacher: Quantised  # (T, N, N), means over the heads
-    student: Quantised  # (K, S, N, N)
+    teacher: Quantized  # (T, N, N), means over the heads
+    student: Quantized  # (K, S, N, N)
     steps: tuple[int, ...]  # K training steps, rising; () without checkpoints
     matches: tuple[int, ...]  # S teacher layers: whom each student layer learns from
     js: np.ndarray  # (K, S, T) Jensen-Shannon divergence, mean over the rows, nats
     cka: np.ndarray  # (K, S, T) linear CKA of the maps' rows, 0 to 1
     teacher_entropy: np.ndarray  # (T,) mean over the rows, nats
     student_entropy: np.ndarray  # (K, S)
-    teacher_heads: Quantised | None = None  # (T, H, N, N)
-    student_heads: Quantised | None = None  # (K, S, H, N, N)
+    teacher_heads: Quantized | None = None  # (T, H, N, N)
+    student_heads: Quantized | None = None  # (K, S, H, N, N)
     text: str = ""  # what the models read
     answers: Answers | None = None
     read: Callable[[str], LensData] | None = None  # another text, the same models
@@ -194,7 +194,7 @@ def _entropies(maps: Tensor, row: Tensor) -> np.ndarray:
     return np.array([float(entropy(one[None], row)) for one in maps])
 
 
-def _heads(heads: Quantised | None, who: str) -> Quantised:
+def _heads(heads: Quantized | None, who: str) -> Quantized:
     if heads is None:
         raise CometError(
             f"this lens has no single heads of the {who}: build it with heads=True, or from arrays "
@@ -276,7 +276,7 @@ def from_arrays(
             such maps.
         matches: for each student layer, the teacher layer it learns from (default: the uniform
             map of :func:`comet_lib.attention.layer_map`).
-        mask: (N,), 1 for a token, 0 for padding (default: all are tokens). Rows are normalised
+        mask: (N,), 1 for a token, 0 for padding (default: all are tokens). Rows are normalized
             over the tokens.
 
     Raises:
@@ -310,16 +310,16 @@ def from_arrays(
     return LensData(
         tokens=names,
         mask=valid,
-        teacher=quantise(teacher_maps.numpy()),
-        student=quantise(student_maps.numpy()),
+        teacher=quantize(teacher_maps.numpy()),
+        student=quantize(student_maps.numpy()),
         steps=steps,
         matches=chosen,
         js=np.stack([js_table(one, teacher_maps, row) for one in student_maps]),
         cka=np.stack([cka_table(one[at], teacher_maps[at]).numpy() for one in student_maps]),
         teacher_entropy=_entropies(teacher_maps, row),
         student_entropy=np.stack([_entropies(one, row) for one in student_maps]),
-        teacher_heads=None if teacher_heads is None else quantise(teacher_heads.numpy()),
-        student_heads=None if student_heads is None else quantise(student_heads.numpy()),
+        teacher_heads=None if teacher_heads is None else quantize(teacher_heads.numpy()),
+        student_heads=None if student_heads is None else quantize(student_heads.numpy()),
     )
 
 
@@ -331,7 +331,7 @@ def js_table(student: Tensor, teacher: Tensor, mask: Tensor) -> np.ndarray:
 
 
 def _checked(maps: Any, valid: np.ndarray, who: str) -> tuple[Tensor, Tensor | None]:
-    """Head means (layers, N, N) and single heads or None, rows normalised over the valid keys."""
+    """Head means (layers, N, N) and single heads or None, rows normalized over the valid keys."""
     array = torch.as_tensor(maps).detach().to("cpu", torch.float32)
     size = len(valid)
     if array.ndim not in (3, 4) or not all(array.shape) or array.shape[-2:] != (size, size):

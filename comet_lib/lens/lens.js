@@ -28,13 +28,13 @@ const PATIENCE = 4000; // ms without an answer before the box says so
 const AXIS = 16; // height of an axis title
 const SCALE = "0: alike, 0.69: nothing in common"; // nats
 
-// ------------------------------------------------------------------ numbers and colours
+// ------------------------------------------------------------------ numbers and colors
 
 function rgb(hex) {
   return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 }
 
-/** 256 colours along a list of anchors. */
+/** 256 colors along a list of anchors. */
 function ramp(anchors) {
   const stops = anchors.split(" ").map(rgb);
   const table = new Uint8ClampedArray(256 * 3);
@@ -98,13 +98,13 @@ function measure(data, { k, th, sh }) {
       for (let j = 0; j < m; j++) total += values[valid[q] * n + valid[j]];
       for (let j = 0; j < m; j++) h[q] += entr(p[q * m + j] = values[valid[q] * n + valid[j]] / (total || 1));
     }
-    const centred = p.slice(), gram = new Float64Array(m * m);
+    const centered = p.slice(), gram = new Float64Array(m * m);
     for (let j = 0; j < m; j++) {
       let mean = 0;
       for (let q = 0; q < m; q++) mean += p[q * m + j] / m;
-      for (let q = 0; q < m; q++) centred[q * m + j] -= mean;
+      for (let q = 0; q < m; q++) centered[q * m + j] -= mean;
     }
-    for (let a = 0; a < m; a++) for (let b = 0; b < m; b++) for (let j = 0; j < m; j++) gram[a * m + b] += centred[a * m + j] * centred[b * m + j];
+    for (let a = 0; a < m; a++) for (let b = 0; b < m; b++) for (let j = 0; j < m; j++) gram[a * m + b] += centered[a * m + j] * centered[b * m + j];
     return { p, h, gram, entropy: h.reduce((a, b) => a + b, 0) / (m || 1) };
   };
   const dot = (a, b) => { let sum = 0; for (let i = 0; i < a.length; i++) sum += a[i] * b[i]; return sum; };
@@ -368,7 +368,7 @@ function render({ model, el }) {
   gridText.setAttribute("aria-live", "polite");
   make("p", notes, "lens-faint", "Click a cell to see that pair of layers. The darker a cell, the more alike the two. Orange frame: the teacher layer that a student layer learns from; blue frame: the pair shown. Bars: entropy of each layer's attention, from 0 (each token looks at one) to the thin line (it looks at all alike).");
   make("p", notes, "lens-faint", `A click or a tap keeps a row lit. ${HELP}`);
-  make("p", notes, "lens-faint", "Colour grows with the square root of the attention. Maps are stored in one byte a number; the error is at most 0.4 % of a map's largest number.");
+  make("p", notes, "lens-faint", "Color grows with the square root of the attention. Maps are stored in one byte a number; the error is at most 0.4 % of a map's largest number.");
 
   // ---- another text
 
@@ -541,7 +541,7 @@ function render({ model, el }) {
       ...Object.entries(data.answers.baselines ?? {}).map(([name, p]) => [name, "lens-b", p]),
     ];
     const before = rows(kept);
-    return (rows(now) ?? []).map(([name, colour, p], i) => ({ name, colour, p, before: before?.[i]?.[2] }));
+    return (rows(now) ?? []).map(([name, color, p], i) => ({ name, color, p, before: before?.[i]?.[2] }));
   }
 
   function drawAnswers() {
@@ -552,13 +552,13 @@ function render({ model, el }) {
     const head = make("tr", make("thead", answers));
     for (const label of ["", ...now.answers.labels]) make("th", head, "", label).scope = "col";
     const body = make("tbody", answers);
-    for (const { name, colour, p, before } of answerRows()) {
+    for (const { name, color, p, before } of answerRows()) {
       const row = make("tr", body);
       make("th", row, "", name).scope = "row";
       p.forEach((value, i) => {
         const cell = make("td", row, i === indexOfMost(p) ? "lens-most" : "");
         make("span", cell, "", value.toFixed(2) + (before ? ` (${signed(value - before[i])})` : ""));
-        make("i", cell, colour).style.width = `${(100 * value).toFixed(1)}%`;
+        make("i", cell, color).style.width = `${(100 * value).toFixed(1)}%`;
       });
     }
   }
@@ -596,7 +596,7 @@ function render({ model, el }) {
     return teacher && hidden && teacher.length === now.n ? [teacher, student[pair.k]] : null;
   }
 
-/** The colours of a panel, one pixel a number; drawn large by `drawPanel`. */
+/** The colors of a panel, one pixel a number; drawn large by `drawPanel`. */
   function paintPanel(panel) {
     const { n } = now, signed = panel.name === "difference";
     const table = signed ? tables.signed : tables.map;
@@ -724,7 +724,7 @@ function render({ model, el }) {
     const marks = signed ? [[0, -top], [0.5, 0], [1, top]] : [[0, 0], [0.5, top / 4], [1, top]];
     if (narrow) marks.splice(1, 1);
     marks.forEach(([at, value]) => context.fillText((signed && value > 0 ? "+" : "") + number(value), left + at * wide, 14));
-    panel.legend.setAttribute("aria-label", `colours from ${number(marks[0][1])} to ${number(top)}`);
+    panel.legend.setAttribute("aria-label", `colors from ${number(marks[0][1])} to ${number(top)}`);
   }
 
   function describePoint() {

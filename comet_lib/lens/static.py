@@ -19,10 +19,10 @@ from comet_lib.errors import CometError
 from comet_lib.lens.data import Answers, LensData, Measures
 from comet_lib.plots import (
     BLUE,
-    DIFFERENCE_COLOURS,
+    DIFFERENCE_COLORS,
     GREEN,
     GREY,
-    MAP_COLOURS,
+    MAP_COLORS,
     ORANGE,
     PINK,
     drawable,
@@ -45,8 +45,8 @@ def lens_figure(
     table and entropies of all layers if there is more than one pair. For classifiers, also their
     answers, and where they look on average beside what the answer loses when a token is hidden.
 
-    ``step`` counts from 0 in ``data.steps``; head -1 is the mean. Colour grows with the square
-    root of the attention, so that small numbers show too; the colour bars give the numbers.
+    ``step`` counts from 0 in ``data.steps``; head -1 is the mean. Color grows with the square
+    root of the attention, so that small numbers show too; the color bars give the numbers.
     Errors as in :func:`chosen_pair`.
     """
     teacher_layer, student_layer = chosen_pair(data, teacher_layer, student_layer, step)
@@ -134,7 +134,7 @@ def _draw_maps(
         axes = panels[number]
         image = axes.imshow(
             one,
-            cmap=DIFFERENCE_COLOURS if number == 2 else MAP_COLOURS,
+            cmap=DIFFERENCE_COLORS if number == 2 else MAP_COLORS,
             norm=_signed_root(limit) if number == 2 else PowerNorm(0.5, 0, top),
             interpolation="nearest",
         )
@@ -169,9 +169,9 @@ def _draw_answers(axes: Any, answers: Answers, step: int) -> None:
     rows = {"teacher": answers.teacher, "student": answers.student[step], **answers.baselines}
     height = 0.8 / len(rows)
     for number, (name, values) in enumerate(rows.items()):
-        colour = (BLUE, ORANGE, GREEN, GREY)[min(number, 3)]
+        color = (BLUE, ORANGE, GREEN, GREY)[min(number, 3)]
         at = np.arange(len(values)) + (number - (len(rows) - 1) / 2) * height
-        bars = axes.barh(at, values, height, color=colour, label=name)
+        bars = axes.barh(at, values, height, color=color, label=name)
         axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
     axes.set_yticks(range(len(answers.labels)), answers.labels)
     axes.invert_yaxis()
@@ -221,7 +221,7 @@ def layer_tables(
     """Tables (student layers, teacher layers) side by side, with the matched cells framed.
 
     ``matches[i]`` is the teacher layer that student layer i learns from. The tables share one
-    colour scale; small tables also show their numbers.
+    color scale; small tables also show their numbers.
     """
     limits = min(t.min() for t in tables.values()), max(t.max() for t in tables.values())
     students, teachers = next(iter(tables.values())).shape
@@ -248,7 +248,7 @@ def draw_table(
 ) -> None:
     """Draw one table (student layers, teacher layers), with the matched cells framed.
 
-    ``limits`` are the ends of the colour scale (default: the table's own).
+    ``limits`` are the ends of the color scale (default: the table's own).
     """
     students, teachers = table.shape
     low, high = limits or (table.min(), table.max())
@@ -256,8 +256,8 @@ def draw_table(
     middle = (low + high) / 2
     for (i, j), value in np.ndenumerate(table):
         if teachers <= NUMBERED:
-            colour = "white" if value < middle else "black"
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
+            color = "white" if value < middle else "black"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color, fontsize=9)
     for i, j in enumerate(matches):
         axes.add_patch(_frame(j, i, 0.46, ORANGE))
     axes.set_xticks(range(teachers))
@@ -265,9 +265,9 @@ def draw_table(
     axes.set_xlabel("teacher layer")
 
 
-def _frame(x: int, y: int, half: float, colour: str) -> Rectangle:
+def _frame(x: int, y: int, half: float, color: str) -> Rectangle:
     corner = (x - half, y - half)
-    frame = Rectangle(corner, 2 * half, 2 * half, fill=False, edgecolor=colour, linewidth=2.5)
+    frame = Rectangle(corner, 2 * half, 2 * half, fill=False, edgecolor=color, linewidth=2.5)
     frame.set_path_effects([withStroke(linewidth=4.5, foreground="black")])  # on every shade
     return frame
 

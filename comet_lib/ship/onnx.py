@@ -6,8 +6,8 @@ tokenizer, and ``export.json`` (what was checked, with figures). One file of thi
 2 GiB, so larger models have their weights in ``model.onnx_data`` beside it. ``onnxruntime`` runs it
 without torch; :func:`load_exported` returns an object that can replace the model.
 
-int8 is dynamic quantisation: weights, embeddings too, are stored as 8-bit integers with a scale,
-and activations are quantised on the fly (no calibration text is needed).
+int8 is dynamic quantization: weights, embeddings too, are stored as 8-bit integers with a scale,
+and activations are quantized on the fly (no calibration text is needed).
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ def export(
     max_length: int = 64,
     card: str = "",
 ) -> dict[str, Any]:
-    """Write ``folder`` whole or not at all, checked on labelled ``texts``; returns the report.
+    """Write ``folder`` whole or not at all, checked on labeled ``texts``; returns the report.
 
     ``int8`` adds the int8 graph, which is the one that is read from then on, and ``attentions`` the
     outputs of :func:`write_onnx`. ``force`` writes an int8 copy however many labels differ.

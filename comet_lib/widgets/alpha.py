@@ -58,16 +58,16 @@ class AlphaView(View):
         figure, bars, curves = bars_and_curves((1.25, 1), left=0.13, bottom=0.17)
         self._parts: dict[str, tuple[Any, ...]] = {}
         grid = np.linspace(0, 1, 201)
-        for y, (kind, colour) in enumerate(zip(self.norms, (ORANGE, BLUE), strict=True)):
+        for y, (kind, color) in enumerate(zip(self.norms, (ORANGE, BLUE), strict=True)):
             shares = attention_share(grid, self.soft, self.norms[kind])
-            curves.plot(grid, shares, color=colour, label=kind)
+            curves.plot(grid, shares, color=color, label=kind)
             text = {"va": "center", "fontsize": 9, "bbox": LABEL_BOX}
             self._parts[kind] = (
                 *bars.barh(kind, 100, color=GREEN, height=0.55),
-                *bars.barh(kind, 0, left=100, color=colour, height=0.55),
+                *bars.barh(kind, 0, left=100, color=color, height=0.55),
                 bars.text(2, y, "", ha="left", **text),
                 bars.text(98, y, "", ha="right", **text),
-                *curves.plot([], [], "o", color=colour),
+                *curves.plot([], [], "o", color=color),
             )
         bars.set(xlim=(0, 100), xlabel="percent of the gradient")
         bars.invert_yaxis()

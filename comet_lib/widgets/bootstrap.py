@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from comet_lib.errors import CometError
 from comet_lib.evaluation import f1_of_counts
-from comet_lib.plots import BLUE, COLOURS, GREY, ORANGE
+from comet_lib.plots import BLUE, COLORS, GREY, ORANGE
 from comet_lib.profiles import LABELS
 from comet_lib.widgets.view import Built, View, bare, log_ticks
 
@@ -101,11 +101,11 @@ class BootstrapView(View):
         self._ends = {}
         best = max(self.scores, key=lambda name: self.scores[name])
         for (name, band), spare in zip(self.bands.items(), (ORANGE, BLUE), strict=False):
-            colour = COLOURS.get(name.partition(",")[0], spare)
-            axes.fill_between(SIZES, band[:, 0], band[:, 1], color=colour, alpha=0.25)
-            axes.plot(SIZES, np.full(len(SIZES), self.scores[name]), color=colour, linewidth=1)
+            color = COLORS.get(name.partition(",")[0], spare)
+            axes.fill_between(SIZES, band[:, 0], band[:, 1], color=color, alpha=0.25)
+            axes.plot(SIZES, np.full(len(SIZES), self.scores[name]), color=color, linewidth=1)
             (self._ends[name],) = axes.plot(
-                [self.tweets] * 2, [self.scores[name]] * 2, color=colour, linewidth=5, alpha=0.8
+                [self.tweets] * 2, [self.scores[name]] * 2, color=color, linewidth=5, alpha=0.8
             )
             side = "bottom" if name == best else "top"  # scores may be almost the same
             axes.text(SIZES[-1] * 1.15, self.scores[name], name, color="black", va=side)

@@ -15,8 +15,8 @@ from comet_lib.plots import BLUE, GREEN, GREY, ORANGE, PINK
 from comet_lib.profiles import PAPER_STUDENT, PAPER_TEACHER, PAPER_VOCABULARY, shape
 from comet_lib.widgets.view import Built, View, bare
 
-#: One colour per component; the names are those of :func:`comet_lib.models.parameter_table`.
-COMPONENT_COLOURS = {
+#: One color per component; the names are those of :func:`comet_lib.models.parameter_table`.
+COMPONENT_COLORS = {
     "word embeddings": BLUE,
     "other embeddings": PINK,
     "attention": ORANGE,
@@ -36,11 +36,11 @@ def stacked_shares(axes: Any, rows: Mapping[str, Mapping[str, int]], percent: bo
         total, left = sum(counts.values()), 0.0
         for name, count in counts.items():
             width = 100 * count / total if percent else count / 1e6
-            axes.barh(y, width, left=left, height=0.7, color=COMPONENT_COLOURS[name], label=name)
+            axes.barh(y, width, left=left, height=0.7, color=COMPONENT_COLORS[name], label=name)
             if percent and width >= 7:
-                colour = "white" if COMPONENT_COLOURS[name] in (BLUE, GREY) else "black"
+                color = "white" if COMPONENT_COLORS[name] in (BLUE, GREY) else "black"
                 at = left + width / 2, y
-                axes.text(*at, f"{width:.1f} %", ha="center", va="center", color=colour)
+                axes.text(*at, f"{width:.1f} %", ha="center", va="center", color=color)
             left += width
         if not percent:
             size = f" {total / 1e6:,.1f} M, {mebibytes(total):,.0f} MiB"
@@ -109,10 +109,10 @@ class ParameterBudget(View):
         figure = Figure(figsize=(8, 3.4))
         both, alone = figure.subplots(2, 1, height_ratios=(2, 1))
         figure.subplots_adjust(left=0.09, right=0.98, top=0.91, bottom=0.12, hspace=0.5)
-        for place, (name, colour) in enumerate(COMPONENT_COLOURS.items()):
+        for place, (name, color) in enumerate(COMPONENT_COLORS.items()):
             x = 0.09 + 0.185 * place
             figure.patches.append(
-                Rectangle((x, 0.035), 0.02, 0.05, color=colour, transform=figure.transFigure)
+                Rectangle((x, 0.035), 0.02, 0.05, color=color, transform=figure.transFigure)
             )
             figure.text(x + 0.026, 0.06, name, va="center", fontsize=9)
         for axes, rows in ((both, ("teacher", "student")), (alone, ("student",))):

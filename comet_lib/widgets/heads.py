@@ -20,7 +20,7 @@ class HeadView(View):
     ``maps`` takes a layer number to an array (H, L, L) whose rows sum to 1, as
     ``capture_maps(..., heads=True)`` gives it for one sentence; ``tokens`` has L strings.
     ``layer`` and ``head`` can be read and set; ``map`` (L, L) and ``entropy`` (mean over the rows,
-    in nats) follow them. The colours mean the same for all heads.
+    in nats) follow them. The colors mean the same for all heads.
 
     Raises:
         CometError: no layer, a map that is not (H, L, L), or a number of tokens other than L.

@@ -79,13 +79,13 @@ class LabelBudgetView(View):
 
     def build(self) -> Built:
         figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-        for (name, curve), colour in zip(self.curves.items(), PALETTE, strict=False):
-            axes.plot(self.budgets, curve, color=colour, marker="o", label=name)
+        for (name, curve), color in zip(self.curves.items(), PALETTE, strict=False):
+            axes.plot(self.budgets, curve, color=color, marker="o", label=name)
             if name in self.intervals:
                 low, high = self.intervals[name].T
-                axes.fill_between(self.budgets, low, high, color=colour, alpha=0.15, linewidth=0)
+                axes.fill_between(self.budgets, low, high, color=color, alpha=0.15, linewidth=0)
         log_ticks(axes, self.budgets)
-        axes.set(xlabel="labelled tweets (log scale)", ylabel=f"{self.score}, percent")
+        axes.set(xlabel="labeled tweets (log scale)", ylabel=f"{self.score}, percent")
         axes.legend(frameon=False)
         bare(axes)
         self._place = axes.axvline(self.labels, color=GREY, linewidth=1, linestyle="--")

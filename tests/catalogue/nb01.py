@@ -187,7 +187,10 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         ),
     },
     "reliability": {
-        "one table": (lambda *a: torch.stack([*map(torch.tensor, slow_bins(*a))]), "three things"),
+        "one table": (
+            lambda *a: torch.stack([*map(torch.tensor, slow_bins(*a))]),
+            "three tensors are wanted",
+        ),
         "lengths": (lambda *a: (slow_bins(*a)[0], [0.5], [0.5]), "one entry each"),
         "one bin": (
             lambda p, y, n: ([len(p)], [p.mean()], [y.float().mean()]),
@@ -223,10 +226,6 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "list": (slow_recall, "returned a list"),
         "labels up to the last": (
             lambda y, p, c: torch.tensor(slow_recall(y, p, int(y.max()) + 1)),
-            "never occurs, your function returned shape (2,)",
-        ),
-        "labels that occur": (
-            lambda y, p, c: torch.tensor(slow_recall(y, p, c))[y.unique()],
             "never occurs, your function returned shape (2,)",
         ),
     },

@@ -257,9 +257,9 @@ def slow_looks(maps: Tensor, mask: Tensor, offset: int) -> Tensor:
 
 
 def slow_cka(x: Tensor, y: Tensor) -> Tensor:
-    """By the tokens' Gram matrices, centred on both sides (HSIC)."""
-    centre = torch.eye(len(x)) - 1 / len(x)
-    k, m = centre @ x @ x.T @ centre, centre @ y @ y.T @ centre
+    """By the tokens' Gram matrices, centered on both sides (HSIC)."""
+    center = torch.eye(len(x)) - 1 / len(x)
+    k, m = center @ x @ x.T @ center, center @ y @ y.T @ center
     return (k * m).sum() / ((k * k).sum() * (m * m).sum()).sqrt()
 
 
@@ -367,7 +367,7 @@ MUTANTS["layer_table"] = {
         lambda a, b, m: [[js(x, y).mean(-1) for y in b.values()] for x in a.values()],
         "returned shape (2, 4, 3)",
     ),
-    "bits": (lambda a, b, m: np.array(table(a, b, m)) / np.log(2), "is right, on random input"),
+    "half": (lambda a, b, m: np.array(table(a, b, m)) / 2, "is right, on random input"),
 }
 MUTANTS["occlusion"] = {
     "taken out": (shorter, "the token is taken out"),
@@ -442,7 +442,7 @@ MUTANTS["states_of"] = {
         lambda e, b, n: {i: e(**b, output_hidden_states=True).hidden_states[i + 1] for i in n},
         "holds the graph",
     ),
-    "list": (lambda *a: [*hooked(*a).values()], "a dict is wanted"),
+    "list": (lambda *a: [*hooked(*a).values()], "returned a list, but a dict"),
     "first sentence": (
         lambda *a: {n: state[0] for n, state in hooked(*a).items()},
         "only the first sentence",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -75,79 +76,101 @@ def jsd(p: Tensor, q: Tensor, beta: float) -> Tensor:
     return beta * slow_kl(p, m) + (1 - beta) * slow_kl(q, m)
 
 
-def slow_nearest(target: Tensor, bells: Tensor, divergence: Answer) -> Tensor:
+def slow_nearest(target: Tensor, bells: Tensor, divergence: Answer) -> tuple[Tensor, float]:
     best, least = bells[0], float("inf")
     for bell in bells:
         cost = divergence(target, bell[None]).item()
         if cost < least:
             best, least = bell, cost
-    return best
+    return best, 100 * sum(float(b) for b, t in zip(best, target[0], strict=True) if t < 0.01)
 
 
 def cosine(s: Tensor, t: Tensor, m: Tensor, projection: Answer) -> Tensor:
-    a, b = projection(s)[m.bool()], t.detach()[m.bool()]
+    a, b = projection(s)[m.bool()], t[m.bool()]
     return (1 - (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))).mean()
 
 
-def step(student: Any, teacher: Any, batch: Any, optimiser: Any, loss_of: Answer) -> Any:
-    with torch.no_grad():
-        logits, maps, mask = teacher(batch)
-    optimiser.zero_grad()
-    ours, our_maps, _ = student(batch)
-    loss = loss_of(ours, logits, our_maps, maps, mask)
-    loss.backward()
-    optimiser.step()
-    return loss
+def curve(
+    s: Tensor, t: Tensor, m: Tensor, projection: Any, steps: int, rate: float, loss: Answer = cosine
+) -> list[Any]:
+    optimizer, values = torch.optim.Adam(projection.parameters(), lr=rate), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        value = loss(s, t, m, projection)
+        values.append(value)
+        value.backward()
+        optimizer.step()
+    return values
 
 
-def careless_step(student: Any, teacher: Any, batch: Any, optimiser: Any, loss_of: Answer) -> Any:
-    logits, maps, mask = teacher(batch)
-    ours, our_maps, _ = student(batch)
-    loss = loss_of(ours, logits, our_maps, maps, mask)
-    optimiser.zero_grad()
-    loss.backward()
-    optimiser.step()
-    return loss.item()
+def training(
+    student: Any, teacher: Any, batches: Any, optimizer: Any, loss_of: Answer
+) -> list[Any]:
+    history = []
+    for batch in batches:
+        with torch.no_grad():
+            logits, maps, mask = teacher(batch)
+        optimizer.zero_grad()
+        ours, our_maps, _ = student(batch)
+        loss = loss_of(ours, logits, our_maps, maps, mask)
+        loss.backward()
+        optimizer.step()
+        history.append(loss)
+    return history
 
 
-def teaching_step(student: Any, teacher: Any, batch: Any, optimiser: Any, loss_of: Answer) -> Any:
+def careless_training(
+    student: Any, teacher: Any, batches: Any, optimizer: Any, loss_of: Answer
+) -> list[Any]:
+    """The teacher's forward pass keeps its graph; its arguments come first on demand."""
+    history = []
+    for batch in batches:
+        (logits, maps, mask), (ours, our_maps, _) = teacher(batch), student(batch)
+        loss = loss_of(ours, logits, our_maps, maps, mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    return history
+
+
+def teaching(student: Any, teacher: Any, *rest: Any) -> list[Any]:
     for weight in teacher.parameters():
         weight.data.mul_(0.9)
-    return step(student, teacher, batch, optimiser, loss_of)
+    return floats(training(student, teacher, *rest))
 
 
-def share(soft: Tensor, attention: Tensor, weights: Any, alpha: float) -> float:
-    pulls = []
-    for part, loss in ((alpha, soft), (1 - alpha, attention)):
-        each = torch.autograd.grad(part * loss, weights, retain_graph=True, allow_unused=True)
-        pulls.append(sum(g.square().sum() for g in each if g is not None).sqrt())
-    return 100 * (pulls[1] / sum(pulls)).item()
+def floats(values: Any) -> list[float]:
+    return [value.item() for value in values]
 
 
-def share_by_backward(soft: Tensor, attention: Tensor, weights: Any, alpha: float) -> Tensor:
-    norms = []
+def shares(
+    soft: Tensor, attention: Tensor, named: Any, part_of: Answer, alpha: float, **options: Any
+) -> dict[str, Any]:
+    """With autograd's gradients of all weights at once."""
+    squares: dict[str, list[Any]] = {part_of(name): [0.0, 0.0] for name, _ in named}
+    for place, loss in enumerate((alpha * soft, (1 - alpha) * attention)):
+        weights = [weight for _, weight in named]
+        each = torch.autograd.grad(
+            loss, weights, allow_unused=True, **{"retain_graph": True, **options}
+        )
+        for (name, _), g in zip(named, each, strict=True):
+            squares[part_of(name)][place] += 0.0 if g is None else (g**2).sum()
+    return {part: 100 * a**0.5 / (s**0.5 + a**0.5) for part, (s, a) in squares.items()}
+
+
+def shares_by_backward(
+    soft: Tensor, attention: Tensor, named: Any, part_of: Answer, alpha: float
+) -> dict[str, float]:
+    norms: dict[str, list[Any]] = {}
     for loss in (alpha * soft, (1 - alpha) * attention):
-        for weight in weights:
+        for _, weight in named:
             weight.grad = None
         loss.backward(retain_graph=True)
-        norms.append(sum((w.grad**2).sum() for w in weights if w.grad is not None) ** 0.5)
-    return 100 * norms[1] / (norms[0] + norms[1])
-
-
-def share_of_the_sum(soft: Tensor, attention: Tensor, weights: Any, alpha: float) -> float:
-    options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-    total = torch.autograd.grad(alpha * soft + (1 - alpha) * attention, weights, **options)
-    part = torch.autograd.grad((1 - alpha) * attention, weights, **options)
-    return 100 * (torch.cat([*map(torch.flatten, part)]).norm()
-                  / torch.cat([*map(torch.flatten, total)]).norm()).item()  # fmt: skip
-
-
-def share_once(soft: Tensor, attention: Tensor, weights: Any, alpha: float) -> float:
-    norms = []
-    for part, loss in ((alpha, soft), (1 - alpha, attention)):
-        each = torch.autograd.grad(loss, weights, retain_graph=part == alpha, allow_unused=True)
-        norms.append(part * sum(g.square().sum() for g in each if g is not None).sqrt())
-    return 100 * (norms[1] / sum(norms)).item()
+        for part in {part_of(name) for name, _ in named}:
+            found = [w.grad for n, w in named if part_of(n) == part and w.grad is not None]
+            norms.setdefault(part, []).append(sum((g**2).sum() for g in found) ** 0.5)
+    return {part: float(100 * a / (s + a)) for part, (s, a) in norms.items()}
 
 
 SOLUTIONS: dict[str, list[Answer]] = {
@@ -156,7 +179,7 @@ SOLUTIONS: dict[str, list[Answer]] = {
         lambda p, q: (torch.xlogy(p, p) - p * q.log()).sum(-1).mean(),
         lambda p, q: F.kl_div(q.log(), p, reduction="batchmean"),
     ],
-    "generalised_jsd": [
+    "generalized_jsd": [
         jsd,
         lambda p, q, b: (
             b * F.kl_div((b * p + (1 - b) * q).clamp_min(1e-30).log(), p, reduction="batchmean")
@@ -166,20 +189,18 @@ SOLUTIONS: dict[str, list[Answer]] = {
     ],
     "nearest_bell": [
         slow_nearest,
-        lambda target, bells, d: min(bells, key=lambda bell: d(target, bell[None]).item()),
-        lambda target, bells, d: bells[
-            int(torch.tensor([d(target, bells[i : i + 1]) for i in range(len(bells))]).argmin())
-        ][None],
+        lambda target, bells, d: [
+            min(bells, key=lambda bell: d(target, bell[None]).item())[None],
+            slow_nearest(target, bells, d)[1],
+        ],
     ],
-    "hidden_loss": [
-        cosine,
-        lambda s, t, m, p: (
-            1 - F.cosine_similarity(p(s)[m == 1], t[m == 1].detach(), dim=-1)
-        ).mean(),
-        lambda s, t, m, p: losses.hidden_cosine(s, t.detach(), m, p),
+    "projection_curve": [
+        lambda *a: floats(curve(*a)),
+        lambda *a: np.array([*map(float, curve(*a))]),
+        lambda *a: tuple(floats(curve(*a, loss=losses.hidden_cosine))),
     ],
-    "train_step": [step, lambda *a: step(*a).item()],
-    "gradient_share": [share, share_by_backward],
+    "train_student": [lambda *a: floats(training(*a)), lambda *a: tuple(map(float, training(*a)))],
+    "gradient_shares": [shares, shares_by_backward],
     "temperature_gradient": [
         gradient,
         by_autograd,
@@ -202,10 +223,8 @@ SOLUTIONS: dict[str, list[Answer]] = {
         lambda s, t, m: (rows(s, t.detach()) * m).sum() / m.sum(),
     ],
     "hybrid": [
-        lambda sl, tl, sm, tm, m, T, a: a * soft(sl, tl, T) + (1 - a) * row_kl(sm, tm, m),
-        lambda sl, tl, sm, tm, m, T, a: losses.hybrid_loss(
-            soft(sl, tl, T), losses.attention_kl(sm, tm, m), a
-        ),
+        lambda sl, tl, sm, tm, m, f, T, a: a * soft(sl, tl, T) + (1 - a) * f(sm, tm, m),
+        lambda sl, tl, sm, tm, m, f, T, a: torch.lerp(f(sm, tm, m), soft(sl, tl, T), a),
     ],
 }
 
@@ -231,7 +250,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "squared": (lambda p, q: slow_kl(p, q) ** 2, "is right, on random input"),
         "item": (lambda p, q: slow_kl(p, q).item(), "returned a float"),
     },
-    "generalised_jsd": {
+    "generalized_jsd": {
         "nan": (
             lambda p, q, b: sum(
                 w * (x * (x / (b * p + (1 - b) * q)).log()).sum(-1).mean()
@@ -249,55 +268,83 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     },
     "nearest_bell": {
         "number": (
-            lambda target, bells, d: torch.stack([d(target, x[None]) for x in bells]).argmin(),
+            lambda target, bells, d: (
+                torch.stack([d(target, x[None]) for x in bells]).argmin(),
+                0.0,
+            ),
             "number of a bell",
         ),
-        "cost": (
-            lambda target, bells, d: torch.stack([d(target, x[None]) for x in bells]).min(),
-            "returned shape ()",
-        ),
-        "all": (lambda target, bells, d: bells, "returned shape (45, 15)"),
-        "middle": (lambda target, bells, d: bells[22], "is right"),
+        "only the bell": (lambda *a: slow_nearest(*a)[0], "returned a Tensor, but a bell"),
+        "all": (lambda target, bells, d: (bells, 0.0), "these are a Tensor and a float"),
+        "middle": (lambda target, bells, d: (bells[22], 0.0), "is right"),
     },
-    "hidden_loss": {
-        "not detached": (
-            lambda s, t, m, p: 1 - F.cosine_similarity(p(s), t, dim=-1)[m.bool()].mean(),
-            "reaches the teacher",
-        ),
-        "no gradient": (lambda s, t, m, p: cosine(s.detach(), t, m, p), "no gradient reaches"),
+    "projection_curve": {
+        "tensors": (curve, "your list holds tensors"),
+        "last": (lambda *a: curve(*a)[-1].item(), "but a list of numbers"),
+        "one": (lambda *a: floats(curve(*a))[:1], "there are 1 losses"),
         "no projection": (
-            lambda s, t, m, p: F.cosine_similarity(s, t, dim=-1)[m.bool()].mean(),
+            lambda s, t, m, p, n, rate: F.cosine_similarity(s, t, dim=-1)[m.bool()].mean(),
             "RuntimeError",
         ),
-        "each": (lambda s, t, m, p: 1 - F.cosine_similarity(p(s), t, dim=-1), "but a scalar"),
-        "one": (lambda s, t, m, p: cosine(s, t, m, p) + 1, "teacher's directions"),
-    },
-    "train_step": {
-        "teacher watched": (careless_step, "keeps what a backward pass needs"),
-        "teacher moves": (teaching_step, "teacher's weights changed"),
-        "no backward": (
-            lambda student, teacher, batch, optimiser, loss_of: loss_of(
-                *(
-                    x
-                    for pair in zip(student(batch)[:2], teacher(batch)[:2], strict=True)
-                    for x in pair
-                ),
-                batch["attention_mask"],
-            ).item(),
-            "did not move",
+        "sum": (
+            lambda *a: floats(
+                curve(*a, loss=lambda s, t, m, p: (p(s) - t).square()[m.bool()].sum(-1).mean())
+            ),
+            "is right",
         ),
-        "vector": (lambda *a: step(*a)[None], "of shape (1,)"),
-        "text": (lambda *a: str(step(*a).item()), "returned a str"),
     },
-    "gradient_share": {
-        "graph gone": (share_once, "graph is gone"),
-        "of the sum": (share_of_the_sum, "is right"),
-        "tensor": (lambda *a: torch.tensor([share(*a)]), "returned a Tensor"),
+    "train_student": {
+        "teacher watched": (careless_training, "keeps what a backward pass needs"),
+        "teacher moves": (teaching, "teacher's weights changed"),
+        "tensors": (training, "your list holds tensors"),
+        "last": (lambda *a: training(*a)[-1].item(), "returned a float"),
+        "sum": (lambda *a: [sum(floats(training(*a)))], "there are 1 losses"),
+        "swapped": (
+            lambda student, teacher, batches, optimizer, loss_of: floats(
+                training(
+                    student,
+                    teacher,
+                    batches,
+                    optimizer,
+                    lambda a, b, c, d, mask: loss_of(b, a, d, c, mask),
+                )
+            ),
+            "does it stand in the teacher's place",
+        ),
+        "clipped": (
+            lambda student, teacher, batches, optimizer, loss_of: floats(
+                training(
+                    student,
+                    teacher,
+                    batches,
+                    optimizer,
+                    lambda *a: (lambda loss: loss / loss.detach())(loss_of(*a)),
+                )
+            ),
+            "is right, on random input",
+        ),
+    },
+    "gradient_shares": {
+        "graph gone": (
+            lambda s, a, *rest: shares(s, a, *rest, retain_graph=False),
+            "graph is gone",
+        ),
+        "number": (lambda *a: shares(*a)["low"], "returned a Tensor, but a dict"),
+        "names": (
+            lambda s, a, named, part_of, alpha: shares(s, a, named, lambda name: name, alpha),
+            "with the keys",
+        ),
         "unused": (
-            lambda s, a, w, alpha: (
-                100 * sum(g.norm() for g in torch.autograd.grad(a, w, retain_graph=True)).item()
+            lambda s, a, named, part_of, alpha: dict(
+                torch.autograd.grad(a, [w for _, w in named], retain_graph=True)
             ),
             "RuntimeError",
+        ),
+        "alpha twice": (
+            lambda s, a, named, part_of, alpha: shares(
+                s * alpha, a * (1 - alpha), named, part_of, alpha
+            ),
+            "is right",
         ),
     },
     "temperature_gradient": {
@@ -449,44 +496,25 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     },
     "hybrid": {
         "no T squared": (
-            lambda sl, tl, sm, tm, m, T, a: (
-                a * soft(sl / T, tl / T, 1.0) + (1 - a) * row_kl(sm, tm, m)
+            lambda sl, tl, sm, tm, m, f, T, a: (
+                a * soft(sl / T, tl / T, 1.0) + (1 - a) * f(sm, tm, m)
             ),
             "lack the factor T squared",
         ),
-        "padding": (
-            lambda sl, tl, sm, tm, m, T, a: a * soft(sl, tl, T) + (1 - a) * rows(sm, tm).mean(),
-            "counts padding",
-        ),
-        "not detached": (
-            lambda sl, tl, sm, tm, m, T, a: (
-                a * soft(sl, tl, T) + (1 - a) * rows(sm, tm)[m.bool()].mean()
-            ),
-            "reaches the teacher",
+        "own KL": (
+            lambda sl, tl, sm, tm, m, f, T, a: a * soft(sl, tl, T) + (1 - a) * row_kl(sm, tm, m),
+            "always the row-wise KL",
         ),
         "half": (
-            lambda sl, tl, sm, tm, m, T, a: 0.5 * soft(sl, tl, T) + 0.5 * row_kl(sm, tm, m),
+            lambda sl, tl, sm, tm, m, f, T, a: 0.5 * soft(sl, tl, T) + 0.5 * f(sm, tm, m),
             "always one half",
         ),
-        "clamped": (
-            lambda sl, tl, sm, tm, m, T, a: (
-                min(max(a, 0.05), 0.95) * soft(sl, tl, T)
-                + (1 - min(max(a, 0.05), 0.95)) * row_kl(sm, tm, m)
-            ),
-            "away from 0 and 1",
-        ),
-        "cold": (
-            lambda sl, tl, sm, tm, m, T, a: (
-                a * soft(sl, tl, max(T, 1.0)) + (1 - a) * row_kl(sm, tm, m)
-            ),
-            "below 1 counts as 1",
-        ),
         "half a student": (
-            lambda sl, tl, sm, tm, m, T, a: (
-                a * soft(sl, tl, T) + (1 - a) * row_kl(sm.detach(), tm, m)
+            lambda sl, tl, sm, tm, m, f, T, a: (
+                a * soft(sl, tl, T) + (1 - a) * f(sm.detach(), tm, m)
             ),
             "a part of the student",
         ),
-        "other": (lambda sl, tl, sm, tm, m, T, a: soft(sl, tl, T) * 3, "on random input"),
+        "other": (lambda sl, tl, sm, tm, m, f, T, a: soft(sl, tl, T) * 3, "on random input"),
     },
 }

@@ -40,32 +40,36 @@ def hidden_pieces(
     return seen, torch.where(chosen, ids, -100)
 
 
-def slow_logits(hidden: torch.Tensor, labels: torch.Tensor, head: Answer) -> torch.Tensor:
-    return torch.stack(
-        [
-            head(hidden[b, i])
-            for b in range(len(labels))
-            for i in range(labels.shape[1])
-            if labels[b, i] != -100
-        ]
-    )
+def states_of(model: Any, batch: Any) -> torch.Tensor:
+    text = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    return model.base_model(**text).last_hidden_state
 
 
-def without_gradient(h: torch.Tensor, y: torch.Tensor, head: Answer) -> torch.Tensor:
+def gathered(model: Any, batch: Any) -> torch.Tensor:
+    return model.lm_head(states_of(model, batch)[batch["labels"] != -100])
+
+
+def hooked(model: Any, batch: Any) -> torch.Tensor:
+    text = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    with only_positions(model, batch["labels"] != -100):
+        return model(**text).logits
+
+
+def one_by_one(model: Any, batch: Any) -> torch.Tensor:
+    """The head at one position at a time, but at every position."""
+    rows = [model.lm_head(state) for state in states_of(model, batch).flatten(0, 1)]
+    return torch.stack(rows)[batch["labels"].flatten() != -100]
+
+
+def without_gradient(model: Any, batch: Any) -> torch.Tensor:
     with torch.no_grad():
-        return head(h[y != -100])
+        return gathered(model, batch)
 
 
 def slow_layers(student: int, teacher: int) -> list[int]:
     """The largest whole number not above (i + 1) T / S, less one."""
     return [max(n for n in range(teacher + 1) if n * student <= (i + 1) * teacher) - 1
             for i in range(student)]  # fmt: skip
-
-
-def nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(M,) minus the log-probability of each hidden piece."""
-    keep = labels != -100
-    return -F.log_softmax(logits[keep], -1).gather(-1, labels[keep][:, None])[:, 0]
 
 
 def one_hole_at_a_time(model: Answer, ids: torch.Tensor, mask_id: int) -> torch.Tensor:
@@ -75,6 +79,13 @@ def one_hole_at_a_time(model: Answer, ids: torch.Tensor, mask_id: int) -> torch.
         copy[0, place] = mask_id
         rows.append(model(input_ids=copy).logits[0, place].softmax(-1))
     return torch.stack(rows)
+
+
+def holes_at_once(model: Answer, ids: torch.Tensor, mask_id: int) -> torch.Tensor:
+    n = ids.shape[1] - 2
+    holes = torch.nn.functional.pad(torch.eye(n, dtype=torch.bool), (1, 1))
+    logits = model(input_ids=ids.repeat(n, 1).masked_fill(holes, mask_id)).logits
+    return logits[holes].softmax(-1)
 
 
 def loss_by_hand(
@@ -110,15 +121,38 @@ def watched_loss(student: Any, teacher: Any, batch: Any, matches: Any, T: float,
     return F.mse_loss(logits, answers)
 
 
-def step(loss_of: Answer, batches: Any, optimiser: Any) -> Any:
-    counts = torch.tensor([(batch["labels"] != -100).sum() for batch in batches])
-    optimiser.zero_grad()
-    total = sum(
-        loss_of(batch) * share for batch, share in zip(batches, counts / counts.sum(), strict=True)
-    )
-    total.backward()
-    optimiser.step()
-    return total
+def steps(loss_of: Answer, groups: Any, optimizer: Any, schedule: Any) -> list[Any]:
+    history = []
+    for batches in groups:
+        counts = torch.tensor([(batch["labels"] != -100).sum() for batch in batches])
+        optimizer.zero_grad()
+        values = []
+        for batch, share in zip(batches, counts / counts.sum(), strict=True):
+            loss = loss_of(batch) * share
+            loss.backward()
+            values.append(loss)
+        optimizer.step()
+        schedule.step()
+        history.append(sum(values))
+    return history
+
+
+def floats(values: Any) -> list[float]:
+    return [float(value) for value in values]
+
+
+def steps_at_once(loss_of: Answer, groups: Any, optimizer: Any, schedule: Any) -> list[float]:
+    """All graphs of a group are in memory when the backward pass begins."""
+    history = []
+    for batches in groups:
+        counts = torch.tensor([(batch["labels"] != -100).sum() for batch in batches])
+        optimizer.zero_grad()
+        loss = sum(loss_of(batch) * n for batch, n in zip(batches, counts, strict=True))
+        (loss / counts.sum()).backward()
+        optimizer.step()
+        schedule.step()
+        history.append(float(loss / counts.sum()))
+    return history
 
 
 def slow_count(pieces: torch.Tensor, labels: torch.Tensor, vocabulary: int) -> torch.Tensor:
@@ -129,6 +163,21 @@ def slow_count(pieces: torch.Tensor, labels: torch.Tensor, vocabulary: int) -> t
     return torch.tensor(-np.mean([np.log(counts[t] / sum(counts)) for t in true]))
 
 
+def slow_constant(logits: torch.Tensor, T: float) -> torch.Tensor:
+    p = (logits / T).softmax(-1)
+    m = p.mean(0).clamp_min(1e-30)
+    return T**2 * F.kl_div(m.log().expand_as(p), p, reduction="batchmean")
+
+
+def slow_cached(z: Any, pieces: Any, log_p: Any, log_tail: Any, T: float) -> torch.Tensor:
+    total = torch.zeros(())
+    for row, kept, top_p, tail in zip(z, pieces, log_p, log_tail, strict=True):
+        q = (row / T).softmax(-1)
+        total = total + (top_p.exp() * (top_p - q[kept].log())).sum()
+        total = total + tail.exp() * (tail - (1 - q[kept].sum()).log())
+    return T**2 * total / len(z)
+
+
 def top(logits: torch.Tensor, k: int, T: float) -> tuple[torch.Tensor, ...]:
     log_p = (logits / T).log_softmax(-1)
     best, pieces = log_p.topk(k, dim=-1)
@@ -137,12 +186,8 @@ def top(logits: torch.Tensor, k: int, T: float) -> tuple[torch.Tensor, ...]:
 
 SOLUTIONS: dict[str, list[Answer]] = {
     "hide": [hidden_pieces, lambda *a: [*hidden_pieces(*a)]],
-    "gathered_logits": [
-        lambda h, y, head: head(h[y != -100]),
-        lambda h, y, head: head(h[(y != -100).nonzero(as_tuple=True)]),
-        slow_logits,
-    ],
-    "hole_by_hole": [one_hole_at_a_time],
+    "at_holes": [gathered, hooked],
+    "hole_by_hole": [holes_at_once],
     "match_layers": [
         lambda s, t: [(i + 1) * t // s - 1 for i in range(s)],
         lambda s, t: attention.layer_map(s, t),
@@ -152,16 +197,13 @@ SOLUTIONS: dict[str, list[Answer]] = {
         slow_layers,
     ],
     "stage_one_loss": [loss_by_hand],
-    "accumulated_step": [step, lambda *a: step(*a).item()],
-    "perplexity": [
-        lambda x, y: F.cross_entropy(x.transpose(1, 2), y).exp(),
-        lambda x, y: F.cross_entropy(x[y != -100], y[y != -100]).exp(),
-        lambda x, y: nll(x, y).mean().exp(),
-    ],
-    "counting_floor": [slow_count],
+    "accumulated_steps": [lambda *a: floats(steps(*a)), lambda *a: np.array(floats(steps(*a)))],
+    "counting_floor": [slow_count, lambda *a: float(slow_count(*a))],
+    "constant_floor": [slow_constant, lambda *a: slow_constant(*a).item()],
+    "cached_loss": [slow_cached],
     "top_and_tail": [
         top,
-        lambda x, k, T: losses.topk_of_logits(x, k, T),
+        losses.topk_of_logits,
         lambda x, k, T: tuple(part.flip(-1) if part.ndim == 2 else part for part in top(x, k, T)),
     ],
 }
@@ -202,14 +244,28 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "one": (lambda *a: hidden_pieces(*a)[0], "but two tensors"),
         "short": (lambda *a: [x[:, 1:] for x in hidden_pieces(*a)], "another shape"),
     },
-    "gathered_logits": {
-        "head first": (lambda h, y, head: head(h)[y != -100], "the head ran at"),
-        "all": (lambda h, y, head: head(h), "logits at all positions"),
-        "hidden": (lambda h, y, head: h[y != -100], "the hidden states, not logits"),
-        "piece 0": (lambda h, y, head: head(h[y > 0]), "piece 0 is lost"),
-        "order": (lambda h, y, head: head(h[y != -100]).flip(0), "another order"),
+    "at_holes": {
+        "head first": (
+            lambda model, batch: model.lm_head(states_of(model, batch))[batch["labels"] != -100],
+            "the head ran at",
+        ),
+        "all": (lambda model, batch: model.lm_head(states_of(model, batch)), "logits at all"),
+        "hidden": (
+            lambda model, batch: states_of(model, batch)[batch["labels"] != -100],
+            "the hidden states, not logits",
+        ),
+        "piece 0": (
+            lambda model, batch: model.lm_head(states_of(model, batch)[batch["labels"] > 0]),
+            "piece 0 is lost",
+        ),
         "no gradient": (without_gradient, "no gradient flows back"),
-        "first row": (lambda h, y, head: head(h[y != -100])[:1], "returned shape"),
+        "first row": (lambda *a: gathered(*a)[:1], "returned shape"),
+        "columns first": (
+            lambda model, batch: model.lm_head(
+                states_of(model, batch).mT.mT.transpose(0, 1)[batch["labels"].T != -100]
+            ),
+            "is right",
+        ),
     },
     "hole_by_hole": {
         "with ends": (
@@ -227,7 +283,8 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             ).logits.softmax(-1),
             "answers at all its positions",
         ),
-        "likeliest": (lambda *a: one_hole_at_a_time(*a).argmax(-1), "returned shape"),
+        "likeliest": (lambda *a: holes_at_once(*a).argmax(-1), "returned shape"),
+        "slow": (one_hole_at_a_time, "the model was asked"),
     },
     "match_layers": {
         "skip": (lambda s, t: [i * t // s for i in range(s)], "first layer of each group"),
@@ -240,34 +297,20 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             lambda s, t: [float(layer) for layer in attention.layer_map(s, t)],
             "layers are fractions",
         ),
-        "rounded": (
-            lambda s, t: np.round(np.arange(1, s + 1) * t / s + 0.01).astype(int).tolist(),
-            "is right",
-        ),
+        "top down": (lambda s, t: [t - 1 - i for i in range(s)], "is right"),
     },
     "stage_one_loss": {
         "no gradient": (blind_loss, "no gradient reaches the student"),
         "watched": (watched_loss, "gradient reaches the teacher"),
         "number": (lambda *a: loss_by_hand(*a).item(), "returned a float"),
-        "twice": (lambda *a: 2 * loss_by_hand(*a), "is right"),
+        "doubled": (lambda *a: 2 * loss_by_hand(*a), "is right"),
     },
-    "accumulated_step": {
-        "tensor": (lambda *a: step(*a)[None], "of shape (1,)"),
-        "list": (lambda *a: [step(*a)], "returned a list"),
-        "twice": (lambda *a: 2 * step(*a), "is right"),
-    },
-    "perplexity": {
-        "piece 0": (
-            lambda x, y: F.cross_entropy(x.transpose(1, 2), y.clamp_min(0)).exp(),
-            "count as piece 0",
-        ),
-        "by row": (lambda x, y: nll(x, y).exp(), "but a scalar"),
-        "each text": (
-            lambda x, y: torch.stack(
-                [nll(a[None], b[None]).mean().exp() for a, b in zip(x, y, strict=True)]
-            ).mean(),
-            "perplexities of the texts",
-        ),
+    "accumulated_steps": {
+        "tensors": (steps, "your list holds tensors"),
+        "last": (lambda *a: float(steps(*a)[-1]), "but a list of numbers"),
+        "batches": (lambda *a: 2 * floats(steps(*a)), "losses for"),
+        "at once": (steps_at_once, "no backward pass between"),
+        "doubled": (lambda *a: [2 * value for value in floats(steps(*a))], "is right"),
     },
     "counting_floor": {
         "no ones": (
@@ -287,8 +330,16 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "uniform": (lambda pieces, labels, n: torch.tensor(np.log(n)), "is right"),
     },
     "top_and_tail": {
+        "values first": (
+            lambda *a: (lambda pieces, best, tail: (best, pieces, tail))(*top(*a)),
+            "have changed places",
+        ),
+        "column": (
+            lambda *a: (lambda pieces, best, tail: (pieces, best, tail[:, None]))(*top(*a)),
+            "(4, 1)]",
+        ),
         "one": (lambda *a: top(*a)[1], "but three tensors"),
-        "one more": (lambda x, k, T: top(x, k + 1, T), "have the shapes"),
+        "one more": (lambda x, k, T: top(x, k + 1, T), "(4, 6), (4, 6)"),
         "other axis": (
             lambda x, k, T: (
                 top(x, k, T)[0],
@@ -297,5 +348,20 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             ),
             "is right",
         ),
+    },
+    "constant_floor": {
+        "NaN": (
+            lambda z, T: (lambda p: T**2 * (p * (p / p.mean(0)).log()).sum(-1).mean())(
+                (z / T).softmax(-1)
+            ),
+            "where the teacher is certain, your function returned NaN",
+        ),
+        "each": (lambda z, T: torch.special.entr((z / T).softmax(-1)).sum(-1), "but a scalar"),
+        "halved": (lambda *a: slow_constant(*a) / 2, "is right"),
+    },
+    "cached_loss": {
+        "each": (lambda z, *rest: slow_cached(z, *rest) * torch.ones(len(z)), "but a scalar"),
+        "no gradient": (lambda *a: slow_cached(*a).detach(), "no gradient"),
+        "doubled": (lambda *a: 2 * slow_cached(*a), "is right"),
     },
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -103,6 +104,44 @@ def fitted_again(folds: Sequence[Tensor], fit: Answer) -> Tensor:
 
 def prior(p: Tensor, f: Tensor, power: float) -> Tensor:
     return F.normalize(p / f.pow(power), p=1, dim=-1)
+
+
+def pulls(logits: Tensor, labels: Tensor, probs: Tensor, alpha: float, sign: int = 1) -> Tensor:
+    """By automatic differentiation."""
+    leaf = logits.clone().requires_grad_()
+    return sign * torch.autograd.grad(slow_mixed(leaf, labels, probs, alpha), leaf)[0]
+
+
+def row_pulls(logits: Tensor, labels: Tensor, probs: Tensor, alpha: float) -> list[Tensor]:
+    rows = []
+    for z, y, q in zip(logits, labels, probs, strict=True):
+        row = alpha * (z.softmax(0) - q) / len(logits)
+        if y != -100:
+            one = torch.eye(3)[y]
+            row = row + (1 - alpha) * (z.softmax(0) - one) / (labels != -100).sum()
+        rows.append(row)
+    return rows
+
+
+def soft_by_hand(
+    folds: Any, labels: Tensor, fit: Answer, neural: Tensor, weight: float, power: float
+) -> Tensor:
+    """Without the exercises before."""
+    known, count = range(len(labels)), len(neural)
+    out = torch.zeros(count, 3)
+    for fold in folds:
+        out[fold] = fit([i for i in known if i not in fold.tolist()])(fold)
+    if count > len(labels):
+        out[len(labels) :] = fit([*known])(list(range(len(labels), count)))
+    share = torch.tensor([1 + (labels == c).sum() for c in range(3)]) / (3 + len(labels))
+    return prior(torch.lerp(out, neural, weight), share, power)
+
+
+def commonest(labels: Any, languages: Any, asked: Any) -> list[int]:
+    by_code: dict[str, list[int]] = {}
+    for label, code in zip(labels, languages, strict=True):
+        by_code.setdefault(code, []).append(label)
+    return [max(set(by_code[c]), key=by_code[c].count) for c in asked]
 
 
 def epoch(student: Any, batches: Any, alpha: float, optimizer: Any) -> float:
@@ -215,6 +254,15 @@ def fitted_with(change: str) -> Answer:
 
 
 SOLUTIONS: dict[str, list[Answer]] = {
+    "mixed_gradient": [pulls, lambda *draw: torch.stack(row_pulls(*draw))],
+    "soft_rows": [soft_by_hand, lambda *draw: soft_by_hand(*draw).numpy()],
+    "most_common": [
+        commonest,
+        lambda y, codes, asked: np.array(commonest(y, codes, asked)),
+        lambda y, codes, asked: pd.Series(asked).map(
+            pd.Series(y).groupby(codes).agg(lambda label: label.mode()[0])
+        ),
+    ],
     "out_of_fold": [crossed, row_by_row, lambda folds, fit: crossed(folds, fit).numpy()],
     "less_prior": [
         prior,
@@ -229,7 +277,7 @@ SOLUTIONS: dict[str, list[Answer]] = {
         lambda rows, parts: torch.cat(parts)[torch.cat(rows).argsort()],
         numpy_folds,
         lambda rows, parts: numpy_folds(rows, parts).tolist(),
-        lambda rows, parts: torch.zeros(sum(map(len, rows)), 3).index_copy_(
+        lambda rows, parts: torch.zeros(sum(map(len, rows)), parts[0].shape[1]).index_copy_(
             0, torch.cat(rows), torch.cat(parts)
         ),
     ],
@@ -252,15 +300,69 @@ SOLUTIONS: dict[str, list[Answer]] = {
 }
 
 MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
+    "mixed_gradient": {
+        "down": (lambda *draw: pulls(*draw, sign=-1), "this is the way down"),
+        "over all": (
+            lambda z, y, q, a: (
+                a * pulls(z, y, q, 1.0) + (1 - a) * pulls(z, y, q, 0.0) * (y != -100).float().mean()
+            ),
+            "divided by all rows",
+        ),
+        "no labels": (lambda z, y, q, a: a * pulls(z, y, q, 1.0), "labels' part is missing"),
+        "sums": (lambda *draw: len(draw[0]) * pulls(*draw), "is right, on random input"),
+        "norms": (lambda *draw: pulls(*draw).norm(dim=-1), "returned shape"),
+        "in place": (lambda z, y, q, a: pulls(z, y, q.mul_(2.0), a), "argument 3 in place"),
+    },
+    "soft_rows": {
+        "seen": (
+            lambda folds, y, fit, *rest: soft_by_hand(
+                folds, y, lambda rows: fit(torch.arange(len(y))), *rest
+            ),
+            "a teacher that had seen them",
+        ),
+        "own": (lambda *d: soft_by_hand(*d[:4], 0.0, d[5]), "the neural teacher is left out"),
+        "lean": (lambda *d: soft_by_hand(*d[:5], 0.0), "still lean toward the frequent"),
+        "short": (lambda *d: soft_by_hand(*d)[: len(d[1])], "returned shape"),
+        "twice": (
+            lambda *d: soft_by_hand(*d[:5], 2 * d[5]),
+            "is right, on random input",
+        ),
+    },
+    "most_common": {
+        "all": (
+            lambda y, codes, asked: commonest(y, ["x"] * len(y), ["x"] * len(asked)),
+            "of all languages together",
+        ),
+        "codes": (
+            lambda y, codes, asked: commonest(y, codes, sorted(set(asked))),
+            "returned shape",
+        ),
+        "counts": (
+            lambda y, codes, asked: [np.bincount(y[codes == c]).max() for c in asked],
+            "how often it occurs",
+        ),
+        "next": (
+            lambda y, codes, asked: [(i + 2) % 3 for i in commonest(y, codes, asked)],
+            "is right, on random input",
+        ),
+    },
     "fold_targets": {
         "one fold": (first_fold, "a row of zeros"),
         "divided": (fold_sum, "no longer sum to 1"),
         "one hot": (
-            lambda rows, parts: F.one_hot(fold_by_fold(rows, parts).argmax(-1), 3).float(),
+            lambda rows, parts: F.one_hot(
+                fold_by_fold(rows, parts).argmax(-1), parts[0].shape[1]
+            ).float(),
             "is right, on random input",
         ),
         "stack": (lambda rows, parts: fold_by_fold(rows, parts).flatten(), "returned shape"),
         "list": (lambda rows, parts: list(parts), "parts of different lengths"),
+        "three classes": (
+            lambda rows, parts: torch.zeros(sum(map(len, rows)), 3).index_copy_(
+                0, torch.cat(rows), torch.cat(parts)
+            ),
+            "your function raised",
+        ),
     },
     "mix_targets": {
         "logits": (
@@ -343,6 +445,10 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "low": (fitted_with("low"), "the lowest score is kept"),
         "equal": (fitted_with("equal"), "the later one is kept"),
         "first": (fitted_with("first"), "scored before its first epoch"),
+        "asked twice": (
+            lambda s, run, score, n, wait: fitted(s, run, lambda: min(score(), score()), n, wait),
+            "times in",
+        ),
         "more": (fitted_with("more"), "runs more epochs than"),
         "max": (fitted_with("max"), "returned a float"),
         "none": (fitted_with("none"), "not the list of all scores"),
@@ -379,13 +485,13 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             ),
             "summed, not averaged",
         ),
-        "soft labelled": (
+        "soft labeled": (
             lambda z, y, q, a: a * kl(z[y >= 0], q[y >= 0]) + (1 - a) * hard_of(z, y),
-            "reach only the labelled rows",
+            "reach only the labeled rows",
         ),
-        "soft unlabelled": (
+        "soft unlabeled": (
             lambda z, y, q, a: a * kl(z[y < 0], q[y < 0]) + (1 - a) * hard_of(z, y),
-            "reach only the unlabelled rows",
+            "reach only the unlabeled rows",
         ),
         "alpha": (lambda z, y, q, a: (1 - a) * kl(z, q) + a * hard_of(z, y), "of the hard labels"),
         "no alpha": (lambda z, y, q, a: kl(z, q) + hard_of(z, y), "added without alpha"),

@@ -14,7 +14,6 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
 from comet_lib import evaluation
-from comet_lib.data import normalise
 
 Answer = Callable[..., Any]
 
@@ -58,24 +57,17 @@ def of_averages(labels: Any, predictions: Any) -> float:
 f1 = slow_weighted_f1
 
 
-def paired(labels: Any, ours: Any, theirs: Any, rows: Any) -> np.ndarray:
-    return np.array([f1(labels[r], ours[r]) - f1(labels[r], theirs[r]) for r in rows])
+def paired(labels: Any, ours: Any, theirs: Any, drawn: Any, score: Answer = f1) -> np.ndarray:
+    by_language = [
+        [score(labels[r], ours[r]) - score(labels[r], theirs[r]) for r in rows] for rows in drawn
+    ]
+    return np.mean(by_language, 0)
 
 
-def unpaired(labels: Any, ours: Any, theirs: Any, rows: Any) -> np.ndarray:
-    other = np.roll(rows, 1, axis=0)
-    scores = [f1(labels[r], ours[r]) for r in rows], [f1(labels[r], theirs[r]) for r in other]
-    return np.array(scores[0]) - np.array(scores[1])
-
-
-def leaked(train: list[str], dev: list[str]) -> list[bool]:
-    known = {normalise(text) for text in train}
-    return [normalise(text) in known for text in dev]
-
-
-def once(train: list[str], dev: list[str]) -> list[bool]:
-    clean = [*map(normalise, dev)]
-    return [d in {*map(normalise, train)} and clean.index(d) == i for i, d in enumerate(clean)]
+def unpaired(labels: Any, ours: Any, theirs: Any, drawn: Any) -> np.ndarray:
+    other = [np.roll(rows, 1, axis=0) for rows in drawn]
+    mine = paired(labels, ours, labels, drawn)
+    return mine - paired(labels, theirs, labels, other)
 
 
 def mean_by_hand(labels: Any, predictions: Any, languages: Any) -> float:
@@ -87,21 +79,72 @@ def mean_by_hand(labels: Any, predictions: Any, languages: Any) -> float:
 
 
 def calls(change: str = "") -> Answer:
-    def timed(call: Answer, warm_up: int, repeats: int, clock: Answer) -> Any:
-        times = []
-        for i in range(warm_up + repeats - (change == "few")):
-            start = clock()
-            if change != "no call":
-                call()
-            if change == "twice":
-                call()
-            if i >= warm_up or change == "cold":
-                times.append(clock() - start)
+    def timed(calls: Any, warm_up: int, repeats: int, clock: Answer) -> Any:
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        names = [*calls, *calls][1:][: len(calls)] if change == "other first" else [*calls]
+        for i in range(warm_up + repeats):
+            for name in names:
+                start = clock()
+                for _ in range({"no call": 0, "twice": 2}.get(change, 1)):
+                    calls[name]()
+                if i >= warm_up or change == "cold":
+                    times[name].append(clock() - start)
         if change == "median":
-            return statistics.median(times)
-        return times[1:] if change == "short" else times
+            return {name: statistics.median(ts) for name, ts in times.items()}
+        if change == "short":
+            return {name: ts[1:] for name, ts in times.items()}
+        return times["a"] if change == "one" else times
 
     return timed
+
+
+def warmed_first(calls: Any, warm_up: int, repeats: int, clock: Answer) -> Any:
+    for call in calls.values():
+        for _ in range(warm_up):
+            call()
+    timed = [{n: (-clock(), c(), clock())[::2] for n, c in calls.items()} for _ in range(repeats)]
+    return {name: np.array([sum(turn[name]) for turn in timed]) for name in calls}
+
+
+def in_a_row(calls: Any, warm_up: int, repeats: int, clock: Answer) -> Any:
+    return {
+        name: warmed_first({name: call}, warm_up, repeats, clock)[name]
+        for name, call in calls.items()
+    }
+
+
+def each_language(change: str = "") -> Answer:
+    def per_language(fit: Answer, texts: Any, labels: Any, languages: Any) -> Any:
+        fitted: dict[str, Answer] = {}
+        for code in np.unique(languages):
+            here = languages == code
+            model = fit(texts if change == "all" else texts[here], labels[here])
+            fitted[code] = (lambda t: model(t)) if change == "late" else model  # noqa: B023
+
+        def ask(texts: Any, languages: Any) -> Any:
+            rows = [fitted[code](texts[[i]])[0] for i, code in enumerate(languages)]
+            return {"argmax": np.argmax(rows, 1), "sorted": sorted(rows, key=list)}.get(
+                change, rows
+            )
+
+        return ask(texts, languages) if change == "called" else ask
+
+    return per_language
+
+
+def twins(change: str = "") -> Answer:
+    def scores(is_twin: Any, common: int, fit: Answer, score: Answer) -> Any:
+        rows = range(len(is_twin))
+        copies = [i for i in rows if is_twin[i]]
+        others = [i for i in rows if not is_twin[i]]
+        more = len(copies) if change != "smaller" else 0
+        both = [copies + others[:common], others[: common + more]]
+        if change == "tail":
+            both[1] = others[: len(copies)] + others[len(copies) + 1 :][:common]
+        found = tuple(score(fit(train)) for train in both)
+        return found[0] - found[1] if change == "gap" else found
+
+    return scores
 
 
 def permuted(score: Answer, ours: Any, theirs: Any, swaps: Any, size: Answer = abs) -> float:
@@ -125,7 +168,9 @@ SOLUTIONS: dict[str, list[Answer]] = {
         lambda y, g, codes: evaluation.mean_weighted_f1(y, g, codes)["mean"],
         lambda y, g, codes: np.mean([f1(y[codes == c], g[codes == c]) for c in np.unique(codes)]),
     ],
-    "call_times": [calls(), lambda *a: np.array(calls()(*a)), lambda *a: tuple(calls()(*a))],
+    "call_times": [calls(), calls("other first"), warmed_first],
+    "one_per_language": [each_language(), lambda *a: lambda *b: np.array(each_language()(*a)(*b))],
+    "twin_scores": [twins(), lambda *a: np.array(twins()(*a))],
     "permutation_p": [permuted, lambda *a: np.float64(permuted(*a))],
     "seed_interval": [
         lambda d: stats.t.interval(0.95, len(d) - 1, np.mean(d), stats.sem(d)),
@@ -155,13 +200,8 @@ SOLUTIONS: dict[str, list[Answer]] = {
     ],
     "paired_difference": [
         paired,
-        lambda y, a, b, rows: [f1(y[r], a[r]) - f1(y[r], b[r]) for r in rows],
-        lambda y, a, b, rows: torch.tensor(paired(y, a, b, rows)),
-    ],
-    "leaked_rows": [
-        leaked,
-        lambda train, dev: np.isin([*map(normalise, dev)], [*map(normalise, train)]),
-        lambda train, dev: [int(normalise(d) in map(normalise, train)) for d in dev],
+        lambda y, a, b, drawn: sum(paired(y, a, b, [r]) for r in drawn) / len(drawn),
+        lambda *draw: torch.tensor(paired(*draw)),
     ],
 }
 
@@ -184,16 +224,25 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     },
     "call_times": {
         "cold": (calls("cold"), "the warm-up calls are in the result"),
-        "no warm-up": (lambda call, w, r, clock: calls()(call, 0, r, clock), "there is no warm-up"),
+        "no warm-up": (lambda c, w, r, clock: calls()(c, 0, r, clock), "there is no warm-up"),
+        "in a row": (in_a_row, "one model is finished before the other begins"),
         "median": (calls("median"), "one number where the time of each call"),
         "short": (calls("short"), "one time for each of the"),
-        "twice": (calls("twice"), "called more often"),
+        "twice": (calls("twice"), "calls are wanted"),
         "no call": (calls("no call"), "all times are 0"),
-        "milliseconds": (lambda *a: [1000 * t for t in calls()(*a)], "these are milliseconds"),
-        "counted on": (
-            lambda *a: np.cumsum(calls()(*a)),
-            "each time includes those before it",
-        ),
+        "one": (calls("one"), "a dict from"),
+    },
+    "one_per_language": {
+        "all": (each_language("all"), "your function raised"),
+        "late": (each_language("late"), "the last language's model answers"),
+        "called": (each_language("called"), "a function is wanted"),
+        "argmax": (each_language("argmax"), "returned shape"),
+        "sorted": (each_language("sorted"), "is right, on random input"),
+    },
+    "twin_scores": {
+        "smaller": (twins("smaller"), "nothing stands in for the twins"),
+        "tail": (twins("tail"), "is right, on random input"),
+        "gap": (twins("gap"), "two scores are wanted"),
     },
     "permutation_p": {
         "one-sided": (
@@ -281,28 +330,19 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     },
     "paired_difference": {
         "accuracy": (
-            lambda y, a, b, rows: [
-                100 * (accuracy_score(y[r], a[r]) - accuracy_score(y[r], b[r])) for r in rows
-            ],
+            lambda *draw: paired(*draw, score=lambda y, g: 100 * accuracy_score(y, g)),
             "differences of accuracy",
         ),
         "unpaired": (unpaired, "scored on different tweets"),
-        "mean": (lambda y, a, b, rows: paired(y, a, b, rows).mean(), "one for each draw"),
-        "too few": (lambda y, a, b, rows: paired(y, a, b, rows)[:3], "returned shape"),
-    },
-    "leaked_rows": {
-        "as written": (lambda tr, dev: [d in tr for d in dev], "as they are written"),
-        "case": (
-            lambda tr, dev: leaked([t.casefold() for t in tr], [d.casefold() for d in dev]),
-            "capital and small",
+        "mean": (lambda *draw: paired(*draw).mean(), "one for each draw"),
+        "too few": (lambda *draw: paired(*draw)[:3], "returned shape"),
+        "first": (
+            lambda y, a, b, drawn: paired(y, a, b, drawn[:1]),
+            "is right, on random input",
         ),
-        "once": (once, "only the first is marked"),
-        "train": (lambda tr, dev: leaked(dev, tr), "the training rows are marked"),
-        "texts": (lambda tr, dev: {normalise(d) for d in dev} & set(tr), "these are texts"),
-        "rows": (
-            lambda tr, dev: [i for i, x in enumerate(leaked(tr, dev)) if x],
-            "numbers of the leaked rows",
+        "heap": (
+            lambda y, a, b, drawn: paired(y, a, b, [np.hstack(drawn)]),
+            "scored in one heap",
         ),
-        "count": (lambda tr, dev: sum(leaked(tr, dev)), "this is one number"),
     },
 }

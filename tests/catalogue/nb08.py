@@ -186,7 +186,7 @@ SOLUTIONS: dict[str, list[Answer]] = {
         lambda ids, kept: 100 * torch.isin(ids, kept).float().mean(),
         lambda ids, kept: 100 * sum(i in kept.tolist() for i in ids.tolist()) / len(ids),
     ],
-    "quantise_rows": [
+    "quantize_rows": [
         slow_codes,
         codes,
         lambda w, b: tuple(np.array(part) for part in codes(w, b)),
@@ -330,7 +330,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "lost": (lambda i, k: 100 * torch.isin(i, k, invert=True).float().mean(), "that is lost"),
         "mask": (lambda i, k: torch.isin(i, k), "returned a Tensor"),
     },
-    "quantise_rows": {
+    "quantize_rows": {
         "signed": (
             lambda w, b: codes(w, b, lambda w: w.amax(1, keepdim=True)),
             "with its sign",
