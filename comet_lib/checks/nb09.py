@@ -518,7 +518,10 @@ def _each_conclusion(answer: Answer) -> None:
                     if right != "undecided":
                         message = f"the prediction is called {got}, but it {MEANT[right]} {case}"
                         if got == "undecided" and min(gains) < 1:
-                            message = "one student has left the floor: that is enough to decide"
+                            message = (
+                                "one student has left the floor, and that is enough to decide "
+                                f"({gains[0]:+} and {gains[1]:+} points above it)"
+                            )
                         elif got == "undecided" and found == "equal":
                             message = (
                                 "equal is a finding: it can refute a prediction, or bear it out"
@@ -529,6 +532,8 @@ def _each_conclusion(answer: Answer) -> None:
                         look = "Return undecided where found is open."
                     elif not learned:
                         message = "both students stand at the floor, and you conclude something"
+                        if max(gains) == 1 and seeds > 1:
+                            message = "exactly one point above the floor counts as having left it"
                         look = "Unless max(students) > floor + 1, nothing has been learned."
                     else:
                         message = "one seed decides, though the next may fall the other way"

@@ -204,7 +204,8 @@ def _logits_and_maps(result: Any, teacher: PreTrainedModel, texts: routing.Texts
         raise Misconception(f"your function returned a {type(result).__name__}, not a dict")
     if missing := {*texts, "logits", "maps"} - {*result}:
         raise Misconception(
-            f"the dict has no {', '.join(sorted(missing))}", 'Start from {**texts, "logits": ...}.'
+            f"your function returned a dict without {', '.join(sorted(missing))}",
+            'Start from {**texts, "logits": ...}.',
         )
     if not all(result[name] is texts[name] or result[name].equal(texts[name]) for name in texts):
         raise Misconception("the texts are no longer what they were", "Keep all that texts holds.")

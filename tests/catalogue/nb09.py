@@ -163,20 +163,14 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     },
     "conclusion": {
         "second student": (
-            lambda f, p, n, s, low: concluded(f, p, n, s[1:], low),
-            "one student has left the floor",
-        ),
-        "first student": (
-            lambda f, p, n, s, low: concluded(f, p, n, s[:1], low),
-            "one student has left the floor",
+            lambda f, p, n, s, low: concluded(f, p, n, s[1:], low), "(+6.0 and -0.5 points",
         ),
         "mean student": (
-            lambda f, p, n, s, low: concluded(f, p, n, [sum(s) / 2], low),
-            "one student has left the floor",
+            lambda f, p, n, s, low: concluded(f, p, n, [sum(s) / 2], low), "(+2.5 and -2.0 points",
         ),
         "one point": (
             lambda f, p, n, s, low: concluded(f, p, n, s, low - 1e-6),
-            "both students stand at the floor",
+            "exactly one point above",
         ),
         "open refutes": (
             lambda f, p, n, s, low: "undecided" if n < 2 or max(s) <= low + 1 else
@@ -190,8 +184,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             lambda f, p, n, s, low: concluded(f, p, n, [99], low), "both students stand at",
         ),
         "both above": (
-            lambda f, p, n, s, low: concluded(f, p, n, [min(s)], low),
-            "one student has left the floor",
+            lambda f, p, n, s, low: concluded(f, p, n, [min(s)], low), "(-2.0 and +6.0 points",
         ),
         "equal is open": (
             lambda f, p, n, s, low: "undecided" if f == "equal" else concluded(f, p, n, s, low),

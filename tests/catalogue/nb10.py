@@ -268,7 +268,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     "answers_and_maps": {
         "own dict": (
             lambda t, x: {"logits": told(t, x)["logits"], "maps": told(t, x)["maps"]},
-            "the dict has no answer_at",
+            "returned a dict without answer_at",
         ),
         "parts": (lambda t, x: (told(t, x)["logits"], told(t, x)["maps"]), "a tuple, not a dict"),
         "graph": (
@@ -281,21 +281,13 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         ),
     },
     "main_directions": {
-        "short": (lambda table, width, size: models_way(table, width, size)[:width], "shape"),
-        "rows of V": (
-            lambda table, width, size: torch.linalg.svd(table)[2][:width].T,
-            "is wanted",
-        ),
-        "columns of V": (
-            lambda table, width, size: (
-                table @ torch.linalg.svd(table, full_matrices=False)[2][:, :width]
-            ),
-            "shape",
-        ),
+        "one short": (lambda table, width, size: models_way(table, width, size)[1:], "is wanted"),
+        "list": (lambda table, width, size: [*models_way(table, width, size)], "a list, not"),
+        "shifted": (lambda table, width, size: models_way(table, width, size) + size, "is right"),
     },
     "term_adds": {
         "turned": (lambda m: cell_by_cell(m).T, "steps are rows and texts columns"),
         "array": (lambda m: cell_by_cell(m).to_numpy(), "not a DataFrame"),
-        "falling": (lambda m: cell_by_cell(m)[::-1], "rising"),
+        "falling": (lambda m: cell_by_cell(m)[::-1], "rows are ["),
     },
 }
