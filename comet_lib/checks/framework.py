@@ -311,7 +311,7 @@ class _Guarded:
             result = self.function(
                 *(copy(a) if isinstance(a, list | dict | np.ndarray) else a for a in arguments)
             )
-        except (_TimeUp, KeyboardInterrupt):
+        except (_TimeUp, KeyboardInterrupt, Misconception):  # one is from a callback of the check
             raise
         except BaseException as error:
             if "ellipsis" in _text(error):
