@@ -28,6 +28,8 @@ from comet_lib.checks.framework import (
     value_of,
 )
 
+LEFT_OVER = "gradients that were there before the first step are added"
+CLEAR_FIRST = "Clear them before backward(), not at the end: optimizer.zero_grad()."
 MASKS = [mask_of(lengths) for lengths in ((5, 3), (4, 6, 2), (7, 4))]
 
 
@@ -907,6 +909,7 @@ def _of_cosine(**parts: Any) -> Answer:
         "the gradients of the steps before are still there": Slip(
             partial(_curve, order="backward step"), "Call optimizer.zero_grad() before backward()."
         ),
+        LEFT_OVER: Slip(partial(_curve, order="backward step zero"), CLEAR_FIRST),
         "the optimizer is not Adam": Slip(
             partial(_curve, kind=torch.optim.SGD), "Keep the first line of the stub."
         ),
@@ -941,7 +944,6 @@ class _Toy(nn.Module):
         self.weights = nn.ParameterList(normal(source, 4, n, scale=0.5) for n in (5, 4))
         self.start = [weight.detach().clone() for weight in self.weights]
         self.left = [normal(source, *weight.shape) for weight in self.weights]
-        self.watched = False
         self.again()
 
     def again(self) -> None:
@@ -949,7 +951,6 @@ class _Toy(nn.Module):
             weight.data, weight.grad = start.clone(), left.clone()
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        self.watched = torch.is_grad_enabled()
         x, mask = batch["states"], batch["attention_mask"]
         scores = (x @ self.weights[1] @ x.mT).masked_fill(mask[:, None] == 0, -torch.inf)
         return x[:, 0] @ self.weights[0], scores.softmax(-1), mask
@@ -975,10 +976,18 @@ def _losses_and_weights(
     """The losses and the student's weights; puts both models back for the next answer."""
     weights = [weight.detach().clone() for weight in student.weights]
     taught = any(not torch.equal(a, b) for a, b in zip(teacher.weights, teacher.start, strict=True))
+    pulled = any(
+        w.grad is not None and not torch.equal(w.grad, left)
+        for w, left in zip(teacher.weights, teacher.left, strict=True)
+    )
     for model in (student, teacher):
         model.again()
     if taught:
         raise Misconception("the teacher's weights changed", "Only the student is trained.")
+    if pulled:
+        raise Misconception(
+            "the gradient reaches the teacher", "Run the teacher inside torch.no_grad()."
+        )
     return (numbers(result, len(batches)), *weights)
 
 
@@ -1016,16 +1025,6 @@ def _train(
     return history
 
 
-def _teacher_without_gradients(answer: Answer, draws: Draws) -> None:
-    answer(*draws[0])
-    if draws[0][1].watched:
-        raise Misconception(
-            "the training is right, but the teacher's forward pass keeps what a backward pass "
-            "needs",
-            "Run the teacher inside `with torch.no_grad():`; it saves memory and time.",
-        )
-
-
 @exercise(
     look="Forward of both, loss_of, then the three lines of every PyTorch step.",
     draws=_training_draws,
@@ -1034,6 +1033,7 @@ def _teacher_without_gradients(answer: Answer, draws: Draws) -> None:
         "the gradients of the steps before are still there": Slip(
             partial(_train, order="backward step"), "Call optimizer.zero_grad() before backward()."
         ),
+        LEFT_OVER: Slip(partial(_train, order="backward step zero"), CLEAR_FIRST),
         "the student's weights did not move": Slip(
             partial(_train, order="zero backward"),
             "In this order: zero_grad(), backward(), step().",
@@ -1056,6 +1056,14 @@ def _teacher_without_gradients(answer: Answer, draws: Draws) -> None:
             ),
             "Pass the mask that the model returns.",
         ),
+        "student and teacher are swapped in the logits": Slip(
+            partial(_train, read=lambda a, b, mask: (b[0], a[0], a[1], b[1], mask)),
+            "loss_of takes the student's logits first.",
+        ),
+        "student and teacher are swapped in the maps": Slip(
+            partial(_train, read=lambda a, b, mask: (a[0], b[0], b[1], a[1], mask)),
+            "loss_of takes the student's maps before the teacher's.",
+        ),
         "no gradient reaches the student through its maps": Slip(
             partial(_train, read=lambda a, b, mask: (a[0], b[0], a[1].detach(), b[1], mask)),
             "Detach nothing on the student's side.",
@@ -1064,7 +1072,6 @@ def _teacher_without_gradients(answer: Answer, draws: Draws) -> None:
             partial(_train, after=True), "Append the loss that you called backward() on."
         ),
     },
-    extra=_teacher_without_gradients,
 )
 def train_student(
     student: nn.Module, teacher: nn.Module, batches: Any, optimizer: Any, loss_of: Answer
@@ -1136,6 +1143,8 @@ def _part_by_part(result: Any, soft: Tensor, attention: Tensor, named: Named, *r
             "for each part is wanted",
             "Its keys are what part_of(name) returns.",
         )
+    if any(isinstance(share, Tensor) for share in result.values()):
+        raise Misconception("your dict holds tensors", "Return floats: .item().")
     return torch.stack([value_of(result[part]).reshape(()) for part in ("low", "high")])
 
 
@@ -1167,6 +1176,14 @@ def _part_by_part(result: Any, soft: Tensor, attention: Tensor, named: Named, *r
         "the norms are squared": Slip(
             partial(_shares, norm=lambda each: torch.cat(each).square().sum()), "Take the root."
         ),
+        "the norm has no root: this is the sum of the squares": Slip(
+            partial(
+                _shares,
+                norm=lambda each: torch.cat(each).square().sum(),
+                factors=lambda a: (a**0.5, (1 - a) ** 0.5),
+            ),
+            "Take the root of the sum, then multiply by the factor.",
+        ),
         "the norms of the tensors are added up": Slip(
             partial(_shares, norm=lambda each: torch.stack([g.norm() for g in each]).sum()),
             "One norm for the whole part: the root of the sum of all squares.",
@@ -1187,7 +1204,7 @@ def _part_by_part(result: Any, soft: Tensor, attention: Tensor, named: Named, *r
         ),
         "these are shares of the loss, not of the gradient": Slip(
             lambda s, a, named, part_of, alpha: {
-                part_of(name): 100 * (1 - alpha) * a / (alpha * s + (1 - alpha) * a)
+                part_of(name): (100 * (1 - alpha) * a / (alpha * s + (1 - alpha) * a)).item()
                 for name, _ in named
             },
             "A size is not a pull: use torch.autograd.grad.",

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -190,6 +189,12 @@ def _masked_shape(result: Any, model: PreTrainedModel, batch: Mapping[str, Tenso
     }
     if tuple(result.shape) in named:
         raise Misconception(named[tuple(result.shape)])
+    if result.ndim == 2 and result.shape[1] == classes:
+        raise Misconception(
+            f"you select {len(result)} positions, but {masked} have a label",
+            "Select where labels != -100: attention_mask marks padding, and not every hidden piece "
+            "became the mask.",
+        )
     return result
 
 
@@ -324,20 +329,6 @@ def match_layers(student_layers: int, teacher_layers: int) -> list[int]:
     return layer_map(student_layers, teacher_layers)
 
 
-class _Asked:
-    """A masked-LM model whose answer at a place depends on the place and on all pieces."""
-
-    def __init__(self, source: torch.Generator, pieces: int, length: int) -> None:
-        self.own, self.near = normal(source, 2, pieces, pieces, scale=1.0)
-        self.places = normal(source, length, pieces, scale=1.0)
-        self.calls = 0
-
-    def __call__(self, input_ids: Tensor, **_: Any) -> SimpleNamespace:
-        self.calls += 1
-        around = self.near[input_ids].mean(1, keepdim=True) * 3
-        return SimpleNamespace(logits=self.own[input_ids] + around + self.places)
-
-
 def _ask(
     model: Answer,
     ids: Tensor,
@@ -357,8 +348,8 @@ def _ask(
     return of(model(input_ids=copies).logits[places - 1, places + read])
 
 
-def _one_row_a_hole(result: Any, model: _Asked, ids: Tensor, mask_id: int) -> Any:
-    length, pieces = ids.shape[1], len(model.own)
+def _one_row_a_hole(result: Any, model: PreTrainedModel, ids: Tensor, mask_id: int) -> Any:
+    length, pieces = ids.shape[1], model.config.vocab_size
     named = {
         (length, pieces): "there is a row for <s> and </s> too, or there is no row for each hole",
         (length - 2, length, pieces): "each copy has answers at all its positions",
@@ -373,12 +364,13 @@ def _one_row_a_hole(result: Any, model: _Asked, ids: Tensor, mask_id: int) -> An
 
 
 def _asked_once(answer: Answer, draws: Draws) -> None:
-    model = draws[0][0]
-    model.calls = 0
+    calls: list[int] = []
+    count = draws[0][0].base_model.register_forward_hook(lambda *_: calls.append(1))
     answer(*draws[0])
-    if model.calls > 1:
+    count.remove()
+    if len(calls) > 1:
         raise Misconception(
-            f"the numbers are right, but the model was asked {model.calls} times",
+            f"the numbers are right, but the model was asked {len(calls)} times",
             "Ask once about all copies, a batch of L - 2 texts: that is much faster.",
         )
 
@@ -387,7 +379,8 @@ def _asked_once(answer: Answer, draws: Draws) -> None:
     look="As many copies of the text as holes; in copy i, hide and read one place.",
     extra=_asked_once,
     draws=lambda source: [
-        (_Asked(source, 11, n), torch.randint(1, 11, (1, n), generator=source), 0) for n in (6, 9)
+        (model, torch.randint(5, 40, (1, n), generator=source), 4)
+        for n, (model, *_) in zip((6, 9), _models(source), strict=True)
     ],
     read=_one_row_a_hole,
     slips={
@@ -437,6 +430,8 @@ def _models(source: torch.Generator) -> Draws:
         mask = torch.ones_like(ids)
         mask[1, 6:] = mask[2, 4:] = 0
         labels = _labels(source, 3, 9, 40).masked_fill(mask == 0, IGNORE)
+        if (labels != IGNORE).sum() == (mask == 0).sum():
+            labels[0, 1] = IGNORE  # else not hidden and not padding would be equally many
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         draws.append((*models, batch, {0: 2, 1: 0} if alpha < 0.5 else {0: 1, 1: 2}, T, alpha))
     return draws
@@ -646,12 +641,16 @@ def _accumulate(
     *,
     count: Callable[[Mapping[str, Tensor]], Any] = lambda b: (b["labels"] != IGNORE).sum().item(),
     total: Callable[[list[Any]], Any] = sum,
+    pull: Callable[[Any], Any] = lambda total: 1,
     zero: str = "group",
     steps: str = "group",
     rates: str = "group",
     reported: bool = True,
 ) -> list[float]:
-    """The updates with some parts replaced by slips; "group", "batch", "end" or "never"."""
+    """The updates with some parts replaced by slips; "group", "batch", "end" or "never".
+
+    ``pull``: a factor of the gradient only.
+    """
     history = []
     for batches in groups:
         counts = [count(batch) for batch in batches]
@@ -663,15 +662,16 @@ def _accumulate(
                 optimizer.zero_grad()
             raw = loss_of(batch)
             loss = raw * n / total(counts)
-            loss.backward()
+            (loss * pull(total(counts))).backward()
             mean, plain = mean + loss.item(), plain + raw.item() / len(batches)
             if steps == "batch":
                 optimizer.step()
-                optimizer.zero_grad()
             if rates == "batch":
                 schedule.step()
         if steps == "group":
             optimizer.step()
+        if zero == "end":
+            optimizer.zero_grad()
         if rates == "group":
             schedule.step()
         history.append(mean if reported else plain)
@@ -695,6 +695,10 @@ def _accumulate(
         "each loss is multiplied by its count, but not divided by the sum": Slip(
             partial(_accumulate, total=lambda counts: 1), "Divide by the group's hidden pieces."
         ),
+        "the losses are right, but their gradients are not divided by the sum of the counts": Slip(
+            partial(_accumulate, pull=lambda total: total),
+            "Call backward() on the loss times n / sum(counts).",
+        ),
         "the batches are weighed by all their pieces, not by the hidden ones": Slip(
             partial(_accumulate, count=lambda batch: batch["labels"].numel()),
             "Count where the labels are not -100.",
@@ -710,7 +714,15 @@ def _accumulate(
         "the gradients of the group before are still in this one": Slip(
             partial(_accumulate, zero="never"), "Call optimizer.zero_grad() once for each group."
         ),
+        "gradients that were there before the first step are added": Slip(
+            partial(_accumulate, zero="end"),
+            "Clear them before backward(), not at the end: optimizer.zero_grad().",
+        ),
         "there is an update after each batch": Slip(
+            partial(_accumulate, steps="batch", zero="batch"),
+            "Call optimizer.step() after a group's loop.",
+        ),
+        "there is an update after each batch, and it repeats those before it": Slip(
             partial(_accumulate, steps="batch"), "Call optimizer.step() after a group's loop."
         ),
         "only the last batch of a group is in its update": Slip(
@@ -914,7 +926,7 @@ def _top(
     """What is kept, with some parts replaced by slips."""
     log_p = (logits / heat(T)).log_softmax(-1)
     top, pieces = log_p.topk(k, dim=-1, largest=not least)
-    tail = of_tail(1 - top.exp().sum(-1))
+    tail = of_tail((1 - top.exp().sum(-1)).clamp_min(1e-8))  # a certain teacher leaves nothing
     return pieces, of_top(top.log_softmax(-1) if renormalized else top), tail
 
 
@@ -1047,6 +1059,10 @@ def _cached_draws(source: torch.Generator) -> Draws:
         ),
         "the holes are summed, not averaged": Slip(
             partial(_cached, by=torch.sum), "Take the mean over the M holes."
+        ),
+        "the mean runs over the pieces too: the loss is divided by k + 1": Slip(
+            lambda z, pieces, *rest: _cached(z, pieces, *rest) / (pieces.shape[1] + 1),
+            "Sum over the kept pieces and the tail, then take the mean over the M holes.",
         ),
         "the student's first pieces stand beside the teacher's": Slip(
             lambda z, pieces, p, tail, T: _cached(z, z.topk(pieces.shape[1]).indices, p, tail, T),

@@ -122,7 +122,7 @@ def training(
 def careless_training(
     student: Any, teacher: Any, batches: Any, optimizer: Any, loss_of: Answer
 ) -> list[Any]:
-    """The teacher's forward pass keeps its graph; its arguments come first on demand."""
+    """The teacher's forward pass keeps its graph, but no gradient reaches the teacher."""
     history = []
     for batch in batches:
         (logits, maps, mask), (ours, our_maps, _) = teacher(batch), student(batch)
@@ -199,8 +199,15 @@ SOLUTIONS: dict[str, list[Answer]] = {
         lambda *a: np.array([*map(float, curve(*a))]),
         lambda *a: tuple(floats(curve(*a, loss=losses.hidden_cosine))),
     ],
-    "train_student": [lambda *a: floats(training(*a)), lambda *a: tuple(map(float, training(*a)))],
-    "gradient_shares": [shares, shares_by_backward],
+    "train_student": [
+        lambda *a: floats(training(*a)),
+        lambda *a: tuple(map(float, training(*a))),
+        careless_training,
+    ],
+    "gradient_shares": [
+        lambda *a: {part: share.item() for part, share in shares(*a).items()},
+        shares_by_backward,
+    ],
     "temperature_gradient": [
         gradient,
         by_autograd,
@@ -294,7 +301,12 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         ),
     },
     "train_student": {
-        "teacher watched": (careless_training, "keeps what a backward pass needs"),
+        "teacher pulled": (
+            lambda student, teacher, batches, optimizer, loss_of: careless_training(
+                student, teacher, batches, optimizer, lambda a, b, c, d, m: loss_of(b, a, d, c, m)
+            ),
+            "gradient reaches the teacher",
+        ),
         "teacher moves": (teaching, "teacher's weights changed"),
         "tensors": (training, "your list holds tensors"),
         "last": (lambda *a: training(*a)[-1].item(), "returned a float"),
@@ -325,6 +337,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         ),
     },
     "gradient_shares": {
+        "tensors": (shares, "your dict holds tensors"),
         "graph gone": (
             lambda s, a, *rest: shares(s, a, *rest, retain_graph=False),
             "graph is gone",
@@ -341,7 +354,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             "RuntimeError",
         ),
         "alpha twice": (
-            lambda s, a, named, part_of, alpha: shares(
+            lambda s, a, named, part_of, alpha: shares_by_backward(
                 s * alpha, a * (1 - alpha), named, part_of, alpha
             ),
             "is right",

@@ -88,6 +88,19 @@ def holes_at_once(model: Answer, ids: torch.Tensor, mask_id: int) -> torch.Tenso
     return logits[holes].softmax(-1)
 
 
+def holes_by_gathering(model: Any, ids: torch.Tensor, mask_id: int) -> torch.Tensor:
+    """With at_holes, the learner's own function."""
+    n = ids.shape[1] - 2
+    holes = torch.nn.functional.pad(torch.eye(n, dtype=torch.bool), (1, 1))
+    copies = ids.repeat(n, 1)
+    batch = {
+        "input_ids": copies.masked_fill(holes, mask_id),
+        "attention_mask": torch.ones_like(copies),
+        "labels": copies.masked_fill(~holes, -100),
+    }
+    return gathered(model, batch).softmax(-1)
+
+
 def loss_by_hand(
     student: Any, teacher: Any, batch: Any, matches: Any, T: float, alpha: float
 ) -> torch.Tensor:
@@ -102,6 +115,16 @@ def loss_by_hand(
         [ours[i] for i in matches], [theirs[j] for j in matches.values()], text["attention_mask"]
     )
     return alpha * soft_target_loss(logits, answers, T) + (1 - alpha) * attention
+
+
+def careless_loss(
+    student: Any, teacher: Any, batch: Any, matches: Any, T: float, alpha: float
+) -> torch.Tensor:
+    """The teacher's forward pass keeps its graph, but no gradient reaches the teacher."""
+    with capture(student, list(matches)) as ours, capture(teacher) as theirs:
+        soft = soft_target_loss(gathered(student, batch), gathered(teacher, batch), T)
+    maps = [ours[i] for i in matches], [theirs[j] for j in matches.values()]
+    return alpha * soft + (1 - alpha) * attention_loss(*maps, batch["attention_mask"])
 
 
 def blind_loss(student: Any, *rest: Any) -> torch.Tensor:
@@ -187,7 +210,7 @@ def top(logits: torch.Tensor, k: int, T: float) -> tuple[torch.Tensor, ...]:
 SOLUTIONS: dict[str, list[Answer]] = {
     "hide": [hidden_pieces, lambda *a: [*hidden_pieces(*a)]],
     "at_holes": [gathered, hooked],
-    "hole_by_hole": [holes_at_once],
+    "hole_by_hole": [holes_at_once, holes_by_gathering],
     "match_layers": [
         lambda s, t: [(i + 1) * t // s - 1 for i in range(s)],
         lambda s, t: attention.layer_map(s, t),
@@ -196,7 +219,7 @@ SOLUTIONS: dict[str, list[Answer]] = {
         lambda s, t: tuple(slow_layers(s, t)),
         slow_layers,
     ],
-    "stage_one_loss": [loss_by_hand],
+    "stage_one_loss": [loss_by_hand, careless_loss],
     "accumulated_steps": [lambda *a: floats(steps(*a)), lambda *a: np.array(floats(steps(*a)))],
     "counting_floor": [slow_count, lambda *a: float(slow_count(*a))],
     "constant_floor": [slow_constant, lambda *a: slow_constant(*a).item()],
@@ -259,7 +282,17 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             "piece 0 is lost",
         ),
         "no gradient": (without_gradient, "no gradient flows back"),
-        "first row": (lambda *a: gathered(*a)[:1], "returned shape"),
+        "first row": (lambda *a: gathered(*a)[0], "returned shape"),
+        "real pieces": (
+            lambda model, batch: model.lm_head(
+                states_of(model, batch)[batch["attention_mask"] == 1]
+            ),
+            "you select 19 positions",
+        ),
+        "masks": (
+            lambda model, batch: model.lm_head(states_of(model, batch)[batch["input_ids"] == 4]),
+            "you select 0 positions",
+        ),
         "columns first": (
             lambda model, batch: model.lm_head(
                 states_of(model, batch).mT.mT.transpose(0, 1)[batch["labels"].T != -100]
