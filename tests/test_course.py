@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,13 @@ def test_each_question_is_asked_once_in_its_notebook(number: str) -> None:
         assert code.count(f'Quiz("{name}")') == 1, name
         assert question.comment(str(question.right)).startswith("Right"), name
         assert all(len(comment) > 20 for comment in question.choices.values()), name
+
+
+@pytest.mark.parametrize("number", course.notebooks())
+def test_the_exercises_come_in_the_order_of_the_notebook(number: str) -> None:
+    text = (NOTEBOOKS / course.notebooks()[number].file).read_text(encoding="utf-8")
+    set_in = re.findall(r'"# exercise: (\w+)', text)
+    assert [name for name, it in check.EXERCISES.items() if it.notebook == number] == set_in
 
 
 def test_questions_have_names_of_their_own() -> None:

@@ -24,6 +24,7 @@ import functools
 import inspect
 import operator
 import os
+import re
 import signal
 import sys
 import threading
@@ -222,10 +223,13 @@ class Exercise:
         _refuse_rounding(got, wanted)
         wrong = [i for i in range(len(draws)) if not all_close(got[i], wanted[i])]
         least = min(wrong, key=lambda i: sum(map(_size, draws[i])))
+        shown = in_words(self.reference, draws[least])
+        by_hand = not re.search(r"=(a |shape |\w+ of \d)", shown)  # all of the input is there
         raise Misconception(
-            f"{_difference(got[least], wanted[least])}, on random input: "
-            f"{in_words(self.reference, draws[least])}",
-            "Work this case out by hand and compare.",
+            f"{_difference(got[least], wanted[least])}, on random input: {shown}",
+            "Work this case out by hand and compare."
+            if by_hand
+            else "Compare your steps, one by one, with those in the exercise's text.",
         )
 
     def _explains(self, slip: Slip, draws: Draws, got: Sequence[Sequence[Tensor]]) -> bool:

@@ -654,7 +654,9 @@ def _trains(answer: Answer) -> None:
 
     def run(function: Answer) -> tuple[Any, Tensor, list[bool]]:
         student = copy.deepcopy(first)
-        result = function(student, batches, alpha, torch.optim.SGD(student.parameters(), lr=0.3))
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.3)
+        walk = (batch for batch in batches)  # without a length, as in the notebook
+        result = function(student, walk, alpha, optimizer)
         return result, nn.utils.parameters_to_vector(student.parameters()).detach(), student.modes
 
     kept = copy.deepcopy(batches)
@@ -940,6 +942,18 @@ def _soft(
         ),
         "the neural teacher is left out": Slip(
             partial(_soft, shares=lambda weight: 0.0), "Mix it in: mix_targets."
+        ),
+        "the prior is taken away from the n-gram teacher only, before the mix": Slip(
+            lambda folds, labels, fit, neural, weight, power: mix_targets.reference(
+                _soft(folds, labels, fit, neural, 0.0, power), neural, weight
+            ),
+            "Mix first, then less_prior.",
+        ),
+        "the prior is taken away from each teacher, before the mix": Slip(
+            lambda folds, labels, fit, neural, weight, power: mix_targets.reference(
+                *(_soft(folds, labels, fit, neural, share, power) for share in (0.0, 1.0)), weight
+            ),
+            "Mix first, then less_prior.",
         ),
         "the targets still lean toward the frequent label": Slip(
             partial(_soft, last=lambda mixed, frequency, power: mixed), "Finish with less_prior."

@@ -163,7 +163,7 @@ def _mean_of(
     look="weighted_f1 of each language's tweets, then the plain mean of these scores.",
     draws=_tongues,
     slips={
-        "all tweets were scored in one heap, whatever their language": Slip(
+        "all tweets were pooled and scored together, whatever their language": Slip(
             lambda y, g, languages: _average_f1(y, g),
             "Score each language by itself first: here = languages == code.",
         ),
@@ -572,7 +572,7 @@ def _a_model_equals_itself(answer: Answer, draws: Draws) -> None:
         "the languages are added up, not averaged": Slip(
             partial(_differences, together=np.sum), "Divide by their number: np.mean(..., axis=0)."
         ),
-        "all languages are scored in one heap": Slip(
+        "all languages are pooled and scored together": Slip(
             lambda y, a, b, drawn: _differences(y, a, b, [np.concatenate(drawn, axis=1)]),
             "Score each language's rows by themselves, then take the mean.",
         ),

@@ -88,12 +88,12 @@ def _counted(ids: Tensor, first: int = len(routing.SPECIAL), shift: bool = True)
         "word 0 has number 1: one is subtracted too little": Slip(
             lambda ids: _counted(ids) + 1, "Word 0 is piece 4: subtract len(routing.SPECIAL)."
         ),
-        "of several the one that stands first in the text is taken": Slip(
+        "in a tie the word that stands first in the text is taken": Slip(
             _first_in_text, "Take the first in the order of routing.WORDS: argmax over the counts."
         ),
-        "of several the last is taken": Slip(
+        "in a tie the last word is taken": Slip(
             lambda ids: 7 - F.one_hot(ids, 12).sum(1)[:, 4:].flip(1).argmax(1),
-            "Of several take the first: argmax does.",
+            "In a tie take the smallest number: argmax does.",
         ),
         "this is how often the word occurs, not which word it is": Slip(
             lambda ids: F.one_hot(ids, 12).sum(1)[:, 4:].amax(1), "argmax, not max."
@@ -111,7 +111,7 @@ def _counted(ids: Tensor, first: int = len(routing.SPECIAL), shift: bool = True)
     },
 )
 def most_frequent(input_ids: Tensor) -> Tensor:
-    """(N,) the most frequent word of each text, of several the first, from pieces (N, L)."""
+    """(N,) the most frequent word of each text, in a tie the first, from pieces (N, L)."""
     return _counted(input_ids)
 
 
@@ -675,9 +675,9 @@ def _columns(table: Tensor, width: int, size: float) -> Tensor:
         "these are the last directions, in which the rows hardly differ": Slip(
             partial(_directions, last=True), "directions[:width]: the most important come first."
         ),
-        "every direction gets the same weight, as in U": Slip(
+        "every direction gets the same weight, as in U or if each column is scaled by itself": Slip(
             partial(_directions, white=True),
-            "Coordinates are table @ directions[:width].T, or U times S.",
+            "Coordinates are table @ directions[:width].T, or U times S. Use one number for all.",
         ),
         "each row is scaled by itself, so all get the same length": Slip(
             partial(_directions, each=True), "One number for all: .square().mean() over everything."

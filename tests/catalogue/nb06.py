@@ -184,6 +184,8 @@ def epoch_with(change: str) -> Answer:
                 break
         if change == "late":
             optimizer.step()
+        if change == "length":
+            return sum(losses) / len(batches)
         return {"sum": sum(losses), "last": losses[-1], "list": losses}.get(
             change, sum(losses) / len(losses)
         )
@@ -321,6 +323,18 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             "a teacher that had seen them",
         ),
         "own": (lambda *d: soft_by_hand(*d[:4], 0.0, d[5]), "the neural teacher is left out"),
+        "prior first": (
+            lambda f, y, fit, neural, w, power: torch.lerp(
+                soft_by_hand(f, y, fit, neural, 0.0, power), neural, w
+            ),
+            "from the n-gram teacher only",
+        ),
+        "priors first": (
+            lambda f, y, fit, neural, w, power: torch.lerp(
+                *(soft_by_hand(f, y, fit, neural, share, power) for share in (0.0, 1.0)), w
+            ),
+            "from each teacher",
+        ),
         "lean": (lambda *d: soft_by_hand(*d[:5], 0.0), "still lean toward the frequent"),
         "short": (lambda *d: soft_by_hand(*d)[: len(d[1])], "returned shape"),
         "twice": (
@@ -429,6 +443,7 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "sum": (epoch_with("sum"), "is the sum over the batches"),
         "last": (epoch_with("last"), "is not the mean of the batches' losses"),
         "list": (epoch_with("list"), "returned a list"),
+        "length": (epoch_with("length"), "has no len()"),
         "pop": (epoch_with("pop"), "took entries out of the batches"),
         "everything": (
             lambda student, batches, a, o: sum(student(**b).logits.sum() for b in batches),

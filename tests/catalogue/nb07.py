@@ -207,7 +207,7 @@ SOLUTIONS: dict[str, list[Answer]] = {
 
 MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
     "mean_f1": {
-        "one heap": (lambda y, g, codes: slow_weighted_f1(y, g), "in one heap"),
+        "pooled": (lambda y, g, codes: slow_weighted_f1(y, g), "were pooled"),
         "swapped": (lambda y, g, codes: mean_by_hand(g, y, codes), "changed places"),
         "accuracy": (
             lambda y, g, codes: np.mean(
@@ -340,9 +340,9 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
             lambda y, a, b, drawn: paired(y, a, b, drawn[:1]),
             "is right, on random input",
         ),
-        "heap": (
+        "pooled": (
             lambda y, a, b, drawn: paired(y, a, b, [np.hstack(drawn)]),
-            "scored in one heap",
+            "are pooled",
         ),
     },
 }
