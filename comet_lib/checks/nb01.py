@@ -20,6 +20,172 @@ from torch.nn import functional as F
 from comet_lib.checks.draws import attention_maps, mask_of, normal, uniform, whole
 from comet_lib.checks.framework import Answer, Draws, Misconception, Slip, exercise
 
+
+def _two_splits(source: torch.Generator) -> Draws:
+    """Counts of train's labels whose mode is neither their mean nor their median, and another
+    favorite on dev."""
+    draws = []
+    for counts, other, rows in (((10, 6, 6), 2, 20), ((20, 3, 12), 1, 35), ((3, 4, 20), 0, 26)):
+        train = torch.arange(3).repeat_interleave(torch.tensor(counts))
+        dev = torch.randint(0, 3, (rows,), generator=source)
+        labels = torch.cat([dev, torch.full((rows,), other)])
+        draws.append((train[torch.randperm(len(train), generator=source)], labels))
+    return draws
+
+
+def _always(label: Tensor, labels: Tensor) -> float:
+    return 100 * float((labels == label).double().mean())
+
+
+@exercise(
+    look="Find the most frequent label of train; how often is it the label of the other rows?",
+    draws=_two_splits,
+    apart=True,
+    slips={
+        "the label is chosen on the rows that are scored": Slip(
+            lambda t, y: _always(y.mode().values, y), "That peeks: choose it on train_labels."
+        ),
+        "this is the label's share of the training rows": Slip(
+            lambda t, y: _always(t.mode().values, t), "Score it on `labels`."
+        ),
+        "this is a fraction, but percent is wanted": Slip(
+            lambda t, y: _always(t.mode().values, y) / 100, "Multiply by 100."
+        ),
+        "this is the label, not how often it is right": Slip(
+            lambda t, y: int(t.mode().values), "Compare it with `labels`, and take the mean."
+        ),
+        "the label is neutral, whatever is frequent": Slip(
+            lambda t, y: _always(torch.tensor(1), y), "Find it in train_labels."
+        ),
+        "the label is the mean of the labels, rounded": Slip(
+            lambda t, y: _always(t.double().mean().round(), y), "Labels are names: count them."
+        ),
+        "this is a coin with three sides": Slip(
+            lambda t, y: 100 / 3, "Always give the most frequent label of train."
+        ),
+        "this is how often it is wrong": Slip(
+            lambda t, y: 100 - _always(t.mode().values, y), "Count where it is right."
+        ),
+        "this is a count, not a percentage": Slip(
+            lambda t, y: float((y == t.mode().values).sum()), "Divide by the number of labels."
+        ),
+        "the largest label is given, not the most frequent": Slip(
+            lambda t, y: _always(t.max(), y), "Labels are names: count them."
+        ),
+        "the label in the middle (the median) is given": Slip(
+            lambda t, y: _always(t.median(), y), "Labels are names: count them."
+        ),
+        "the largest count is taken for a label": Slip(
+            lambda t, y: _always(t.bincount().max(), y), "Ask where the count is: argmax."
+        ),
+        "the least frequent label is given": Slip(
+            lambda t, y: _always(t.bincount().argmin(), y), "Take the most frequent one."
+        ),
+    },
+)
+def always_most_common(train_labels: Tensor, labels: Tensor) -> float:
+    """Percent of labels (N,) that equal the most frequent one of train_labels (M,)."""
+    return _always(train_labels.bincount().argmax(), labels)
+
+
+def _words(texts: Sequence[str]) -> list[str]:
+    return [word for text in texts for word in text.split()]
+
+
+def _by_name(result: Any, names: Collection[str]) -> Tensor:
+    if not isinstance(result, Mapping):
+        raise Misconception(
+            f"your function returned a {type(result).__name__}, but a dictionary is wanted",
+            f"Its keys are {', '.join(names)}.",
+        )
+    if set(result) != set(names):
+        raise Misconception(
+            f"your function returned a dict with the keys {', '.join(map(str, result)) or 'none'}",
+            f"They must be {', '.join(names)}.",
+        )
+    return torch.tensor([float(result[name]) for name in names])
+
+
+def _written(source: torch.Generator) -> Draws:
+    """Texts with marks at their start, inside, several times, or not at all."""
+    patterns = {
+        "a capital letter": re.compile("[A-Z]"),
+        "a number": re.compile("[0-9]+"),
+        "a mention": re.compile(r"@\w"),
+    }
+    words = ["Aba", "x7", "@me", "plain", "77", "so", "B"]
+    draws = []
+    for count in (4, 7, 11):
+        texts = [
+            " ".join(words[whole(source, 0, 6)] for _ in range(whole(source, 1, 5)))
+            for _ in range(count)
+        ]
+        texts += ["so B and C", "1 of 2 and 3", "", "@me and @you", "B", "77"]
+        draws.append((texts, patterns))
+    return draws
+
+
+def _marked(
+    texts: Sequence[str],
+    patterns: Mapping[str, re.Pattern[str]],
+    *,
+    found: Callable[[re.Pattern[str], str], Any] = lambda pattern, text: bool(pattern.search(text)),
+    of: Callable[[Sequence[str]], float] = len,
+    scale: float = 100.0,
+) -> dict[str, float]:
+    """The shares with some parts replaced by slips; with none, the right ones."""
+    return {
+        name: scale * sum(found(pattern, text) for text in texts) / of(texts)
+        for name, pattern in patterns.items()
+    }
+
+
+@exercise(
+    look="For each pattern: in what percentage of the texts does it occur, once or more often?",
+    draws=_written,
+    read=lambda result, texts, patterns: _by_name(result, patterns),
+    slips={
+        "this is a fraction, but percent is wanted": Slip(
+            partial(_marked, scale=1), "Multiply by 100."
+        ),
+        "this is a count, not a percentage": Slip(
+            partial(_marked, scale=1, of=lambda texts: 1), "Divide by the number of texts."
+        ),
+        "a text with two marks counts twice": Slip(
+            partial(_marked, found=lambda p, t: len(p.findall(t))),
+            "Ask whether the mark occurs: bool(pattern.search(text)).",
+        ),
+        "only the start of each text is looked at": Slip(
+            partial(_marked, found=lambda p, t: bool(p.match(t))), "pattern.search looks anywhere."
+        ),
+        "a text counts only if the mark is all it has": Slip(
+            partial(_marked, found=lambda p, t: bool(p.fullmatch(t))),
+            "pattern.search looks anywhere.",
+        ),
+        "these are the texts without the mark": Slip(
+            partial(_marked, found=lambda p, t: not p.search(t)), "Count the texts that have it."
+        ),
+        "the texts are divided by all words": Slip(
+            partial(_marked, of=lambda texts: len(_words(texts))), "Divide by the number of texts."
+        ),
+        "the percentages are rounded": Slip(
+            lambda x, ps: {name: float(round(share)) for name, share in _marked(x, ps).items()},
+            "Return all digits; round when you print.",
+        ),
+        "the count of one pattern goes on with the next": Slip(
+            lambda x, ps: dict(zip(ps, accumulate(_marked(x, ps).values()), strict=True)),
+            "Start at 0 for each pattern.",
+        ),
+        "empty texts are left out of the division": Slip(
+            partial(_marked, of=lambda texts: sum(map(bool, texts))), "Divide by len(texts)."
+        ),
+    },
+)
+def marked(texts: Sequence[str], patterns: Mapping[str, re.Pattern[str]]) -> dict[str, float]:
+    """Name of each pattern -> percent of the texts in which the pattern occurs."""
+    return _marked(texts, patterns)
+
+
 Tokenize = Callable[[str], list[str]]
 
 
@@ -43,10 +209,6 @@ def _texts(source: torch.Generator, space: str = " ") -> list[str]:
         vocabulary[2 * place] = signs.replace(", ", ",").format(word.capitalize())
     sizes = (1, 15, 2, whole(source, 4, 12))
     return [space.join(vocabulary[whole(source, 0, 11)] for _ in range(size)) for size in sizes]
-
-
-def _words(texts: Sequence[str]) -> list[str]:
-    return [word for text in texts for word in text.split()]
 
 
 def _pieces(tokenize: Tokenize, texts: Sequence[str]) -> list[str]:
@@ -203,6 +365,63 @@ def attention_entropy(maps: Tensor, mask: Tensor) -> Tensor:
     return _entropy(maps, mask)
 
 
+PLACES = ("itself", "left", "right", "<s>", "</s>")
+
+
+def _shares_of(m: Tensor, fewer: int = 0, scale: float = 1.0) -> dict[str, float]:
+    length = len(m)
+    beside = [m.diagonal(shift).sum().item() / (length - fewer) for shift in (-1, 1)]
+    ends = m[:, 0].mean().item(), m[:, -1].mean().item()
+    values = (m.diagonal().mean().item(), *beside, *ends)
+    return dict(zip(PLACES, (scale * value for value in values), strict=True))
+
+
+def _wrapped(m: Tensor, shift: int) -> float:
+    return m.roll(-shift, 1).diagonal().mean().item()
+
+
+@exercise(
+    look="m[q, k] says how much query q looks at key k; average over all L queries.",
+    draws=lambda source: [(attention_maps(source, mask_of((n,)), 1)[0, 0],) for n in (3, 6, 9)],
+    read=lambda result, m: _by_name(result, PLACES),
+    slips={
+        "left and right are swapped": Slip(
+            lambda m: (
+                _shares_of(m) | {"left": _shares_of(m)["right"], "right": _shares_of(m)["left"]}
+            ),
+            "The left neighbor of token q is q - 1: m.diagonal(-1).",
+        ),
+        "rows and columns are swapped": Slip(
+            lambda m: _shares_of(m.T), "The query is the row, the key the column."
+        ),
+        "the first query's left neighbor is taken to be the last token (index -1)": Slip(
+            lambda m: _shares_of(m) | {"left": _wrapped(m, -1)}, "It has none: add 0 for it."
+        ),
+        "the ends count as neighbors of each other": Slip(
+            lambda m: _shares_of(m) | {"left": _wrapped(m, -1), "right": _wrapped(m, 1)},
+            "The first has no left neighbor, the last no right one: m.diagonal(1) leaves it out.",
+        ),
+        "the first and the last query are read, not the first and the last key": Slip(
+            lambda m: _shares_of(m) | {"<s>": m[0].mean().item(), "</s>": m[-1].mean().item()},
+            "Keys are columns: m[:, 0].",
+        ),
+        "the neighbors are averaged over the queries that have one": Slip(
+            partial(_shares_of, fewer=1), "Divide by all L queries: the first has none on its left."
+        ),
+        "these are percentages": Slip(partial(_shares_of, scale=100), "Return shares, 0 to 1."),
+        "the attention is summed over the queries, not averaged": Slip(
+            lambda m: _shares_of(m, scale=len(m)), "Divide by the number of queries, L."
+        ),
+    },
+)
+def places(m: Tensor) -> dict[str, float]:
+    """Share of a head's attention on five places, the mean over the queries of its map m (L, L).
+
+    Keys: "itself", "left", "right", "<s>" (the first key) and "</s>" (the last).
+    """
+    return _shares_of(m)
+
+
 def _bins(
     confidence: Tensor, correct: Tensor, bins: int, kind: str = "right"
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -230,11 +449,6 @@ def _bins(
     if kind == "middle":
         sure = ((sure * bins).floor() + 0.5) / bins
     return rows, sure, right
-
-
-def _ece(rows: Tensor, confidence: Tensor, accuracy: Tensor) -> float:
-    """Expected calibration error of such bins."""
-    return float((rows * (accuracy - confidence).abs()).sum() / rows.sum())
 
 
 def _answers(source: torch.Generator, bins: int, too_sure: bool) -> tuple[Any, ...]:
@@ -362,6 +576,11 @@ def reliability(
     holds 1. Guo et al. 2017, section 2.
     """
     return _bins(confidence, correct, bins)
+
+
+def _ece(rows: Tensor, confidence: Tensor, accuracy: Tensor) -> float:
+    """Expected calibration error of such bins."""
+    return float((rows * (accuracy - confidence).abs()).sum() / rows.sum())
 
 
 def _mean_gap(rows: Tensor, confidence: Tensor, accuracy: Tensor, kind: str) -> float:
@@ -503,20 +722,6 @@ def chance_error(confidence: Tensor, uniforms: Tensor, bins: int) -> float:
     return _by_chance(confidence, uniforms, bins)
 
 
-def _misjudged(source: torch.Generator) -> Draws:
-    """Labels drawn at another temperature, until no two of RULES choose alike on all draws."""
-    grid = [1.0, 0.5, 2.0, 0.25, 3.0, 0.8, 5.0, 1.5]
-    while True:
-        draws: list[tuple[Any, ...]] = []
-        for true in (3.0, 0.5, 1.5, 2.0) * 2:
-            logits = normal(source, 15, 3)
-            drawn = torch.multinomial((logits / true).softmax(-1), 1, generator=source)
-            draws.append((logits, drawn.flatten(), grid))
-        choices = {tuple(_chosen(rule, *draw) for draw in draws) for rule in RULES.values()}
-        if len(choices) == len(RULES):
-            return draws
-
-
 #: Measures by which a temperature might be chosen, the right one first; the smallest wins.
 RULES: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "cross-entropy": F.cross_entropy,
@@ -534,6 +739,20 @@ def _chosen(
     rule: Callable[[Tensor, Tensor], Any], logits: Tensor, labels: Tensor, grid: Sequence[float]
 ) -> float:
     return min(grid, key=lambda t: rule(logits / t, labels))
+
+
+def _misjudged(source: torch.Generator) -> Draws:
+    """Labels drawn at another temperature, until no two of RULES choose alike on all draws."""
+    grid = [1.0, 0.5, 2.0, 0.25, 3.0, 0.8, 5.0, 1.5]
+    while True:
+        draws: list[tuple[Any, ...]] = []
+        for true in (3.0, 0.5, 1.5, 2.0) * 2:
+            logits = normal(source, 15, 3)
+            drawn = torch.multinomial((logits / true).softmax(-1), 1, generator=source)
+            draws.append((logits, drawn.flatten(), grid))
+        choices = {tuple(_chosen(rule, *draw) for draw in draws) for rule in RULES.values()}
+        if len(choices) == len(RULES):
+            return draws
 
 
 def _losses_at(logits: Tensor, labels: Tensor, grid: Sequence[float]) -> Tensor:
@@ -670,221 +889,3 @@ def recall(labels: Tensor, predictions: Tensor, classes: int = 3) -> Tensor:
     0 for a label without rows.
     """
     return _of_counts(labels, predictions, classes, _of_class)
-
-
-def _two_splits(source: torch.Generator) -> Draws:
-    """Counts of train's labels whose mode is neither their mean nor their median, and another
-    favorite on dev."""
-    draws = []
-    for counts, other, rows in (((10, 6, 6), 2, 20), ((20, 3, 12), 1, 35), ((3, 4, 20), 0, 26)):
-        train = torch.arange(3).repeat_interleave(torch.tensor(counts))
-        dev = torch.randint(0, 3, (rows,), generator=source)
-        labels = torch.cat([dev, torch.full((rows,), other)])
-        draws.append((train[torch.randperm(len(train), generator=source)], labels))
-    return draws
-
-
-def _always(label: Tensor, labels: Tensor) -> float:
-    return 100 * float((labels == label).double().mean())
-
-
-@exercise(
-    look="Find the most frequent label of train; how often is it the label of the other rows?",
-    draws=_two_splits,
-    apart=True,
-    slips={
-        "the label is chosen on the rows that are scored": Slip(
-            lambda t, y: _always(y.mode().values, y), "That peeks: choose it on train_labels."
-        ),
-        "this is the label's share of the training rows": Slip(
-            lambda t, y: _always(t.mode().values, t), "Score it on `labels`."
-        ),
-        "this is a fraction, but percent is wanted": Slip(
-            lambda t, y: _always(t.mode().values, y) / 100, "Multiply by 100."
-        ),
-        "this is the label, not how often it is right": Slip(
-            lambda t, y: int(t.mode().values), "Compare it with `labels`, and take the mean."
-        ),
-        "the label is neutral, whatever is frequent": Slip(
-            lambda t, y: _always(torch.tensor(1), y), "Find it in train_labels."
-        ),
-        "the label is the mean of the labels, rounded": Slip(
-            lambda t, y: _always(t.double().mean().round(), y), "Labels are names: count them."
-        ),
-        "this is a coin with three sides": Slip(
-            lambda t, y: 100 / 3, "Always give the most frequent label of train."
-        ),
-        "this is how often it is wrong": Slip(
-            lambda t, y: 100 - _always(t.mode().values, y), "Count where it is right."
-        ),
-        "this is a count, not a percentage": Slip(
-            lambda t, y: float((y == t.mode().values).sum()), "Divide by the number of labels."
-        ),
-        "the largest label is given, not the most frequent": Slip(
-            lambda t, y: _always(t.max(), y), "Labels are names: count them."
-        ),
-        "the label in the middle (the median) is given": Slip(
-            lambda t, y: _always(t.median(), y), "Labels are names: count them."
-        ),
-        "the largest count is taken for a label": Slip(
-            lambda t, y: _always(t.bincount().max(), y), "Ask where the count is: argmax."
-        ),
-        "the least frequent label is given": Slip(
-            lambda t, y: _always(t.bincount().argmin(), y), "Take the most frequent one."
-        ),
-    },
-)
-def always_most_common(train_labels: Tensor, labels: Tensor) -> float:
-    """Percent of labels (N,) that equal the most frequent one of train_labels (M,)."""
-    return _always(train_labels.bincount().argmax(), labels)
-
-
-def _by_name(result: Any, names: Collection[str]) -> Tensor:
-    if not isinstance(result, Mapping):
-        raise Misconception(
-            f"your function returned a {type(result).__name__}, but a dictionary is wanted",
-            f"Its keys are {', '.join(names)}.",
-        )
-    if set(result) != set(names):
-        raise Misconception(
-            f"your function returned a dict with the keys {', '.join(map(str, result)) or 'none'}",
-            f"They must be {', '.join(names)}.",
-        )
-    return torch.tensor([float(result[name]) for name in names])
-
-
-def _written(source: torch.Generator) -> Draws:
-    """Texts with marks at their start, inside, several times, or not at all."""
-    patterns = {
-        "a capital letter": re.compile("[A-Z]"),
-        "a number": re.compile("[0-9]+"),
-        "a mention": re.compile(r"@\w"),
-    }
-    words = ["Aba", "x7", "@me", "plain", "77", "so", "B"]
-    draws = []
-    for count in (4, 7, 11):
-        texts = [
-            " ".join(words[whole(source, 0, 6)] for _ in range(whole(source, 1, 5)))
-            for _ in range(count)
-        ]
-        texts += ["so B and C", "1 of 2 and 3", "", "@me and @you", "B", "77"]
-        draws.append((texts, patterns))
-    return draws
-
-
-def _marked(
-    texts: Sequence[str],
-    patterns: Mapping[str, re.Pattern[str]],
-    *,
-    found: Callable[[re.Pattern[str], str], Any] = lambda pattern, text: bool(pattern.search(text)),
-    of: Callable[[Sequence[str]], float] = len,
-    scale: float = 100.0,
-) -> dict[str, float]:
-    """The shares with some parts replaced by slips; with none, the right ones."""
-    return {
-        name: scale * sum(found(pattern, text) for text in texts) / of(texts)
-        for name, pattern in patterns.items()
-    }
-
-
-@exercise(
-    look="For each pattern: in what percentage of the texts does it occur, once or more often?",
-    draws=_written,
-    read=lambda result, texts, patterns: _by_name(result, patterns),
-    slips={
-        "this is a fraction, but percent is wanted": Slip(
-            partial(_marked, scale=1), "Multiply by 100."
-        ),
-        "this is a count, not a percentage": Slip(
-            partial(_marked, scale=1, of=lambda texts: 1), "Divide by the number of texts."
-        ),
-        "a text with two marks counts twice": Slip(
-            partial(_marked, found=lambda p, t: len(p.findall(t))),
-            "Ask whether the mark occurs: bool(pattern.search(text)).",
-        ),
-        "only the start of each text is looked at": Slip(
-            partial(_marked, found=lambda p, t: bool(p.match(t))), "pattern.search looks anywhere."
-        ),
-        "a text counts only if the mark is all it has": Slip(
-            partial(_marked, found=lambda p, t: bool(p.fullmatch(t))),
-            "pattern.search looks anywhere.",
-        ),
-        "these are the texts without the mark": Slip(
-            partial(_marked, found=lambda p, t: not p.search(t)), "Count the texts that have it."
-        ),
-        "the texts are divided by all words": Slip(
-            partial(_marked, of=lambda texts: len(_words(texts))), "Divide by the number of texts."
-        ),
-        "the percentages are rounded": Slip(
-            lambda x, ps: {name: float(round(share)) for name, share in _marked(x, ps).items()},
-            "Return all digits; round when you print.",
-        ),
-        "the count of one pattern goes on with the next": Slip(
-            lambda x, ps: dict(zip(ps, accumulate(_marked(x, ps).values()), strict=True)),
-            "Start at 0 for each pattern.",
-        ),
-        "empty texts are left out of the division": Slip(
-            partial(_marked, of=lambda texts: sum(map(bool, texts))), "Divide by len(texts)."
-        ),
-    },
-)
-def marked(texts: Sequence[str], patterns: Mapping[str, re.Pattern[str]]) -> dict[str, float]:
-    """Name of each pattern -> percent of the texts in which the pattern occurs."""
-    return _marked(texts, patterns)
-
-
-PLACES = ("itself", "left", "right", "<s>", "</s>")
-
-
-def _shares_of(m: Tensor, fewer: int = 0, scale: float = 1.0) -> dict[str, float]:
-    length = len(m)
-    beside = [m.diagonal(shift).sum().item() / (length - fewer) for shift in (-1, 1)]
-    ends = m[:, 0].mean().item(), m[:, -1].mean().item()
-    values = (m.diagonal().mean().item(), *beside, *ends)
-    return dict(zip(PLACES, (scale * value for value in values), strict=True))
-
-
-def _wrapped(m: Tensor, shift: int) -> float:
-    return m.roll(-shift, 1).diagonal().mean().item()
-
-
-@exercise(
-    look="m[q, k] says how much query q looks at key k; average over all L queries.",
-    draws=lambda source: [(attention_maps(source, mask_of((n,)), 1)[0, 0],) for n in (3, 6, 9)],
-    read=lambda result, m: _by_name(result, PLACES),
-    slips={
-        "left and right are swapped": Slip(
-            lambda m: (
-                _shares_of(m) | {"left": _shares_of(m)["right"], "right": _shares_of(m)["left"]}
-            ),
-            "The left neighbor of token q is q - 1: m.diagonal(-1).",
-        ),
-        "rows and columns are swapped": Slip(
-            lambda m: _shares_of(m.T), "The query is the row, the key the column."
-        ),
-        "the first query's left neighbor is taken to be the last token (index -1)": Slip(
-            lambda m: _shares_of(m) | {"left": _wrapped(m, -1)}, "It has none: add 0 for it."
-        ),
-        "the ends count as neighbors of each other": Slip(
-            lambda m: _shares_of(m) | {"left": _wrapped(m, -1), "right": _wrapped(m, 1)},
-            "The first has no left neighbor, the last no right one: m.diagonal(1) leaves it out.",
-        ),
-        "the first and the last query are read, not the first and the last key": Slip(
-            lambda m: _shares_of(m) | {"<s>": m[0].mean().item(), "</s>": m[-1].mean().item()},
-            "Keys are columns: m[:, 0].",
-        ),
-        "the neighbors are averaged over the queries that have one": Slip(
-            partial(_shares_of, fewer=1), "Divide by all L queries: the first has none on its left."
-        ),
-        "these are percentages": Slip(partial(_shares_of, scale=100), "Return shares, 0 to 1."),
-        "the attention is summed over the queries, not averaged": Slip(
-            lambda m: _shares_of(m, scale=len(m)), "Divide by the number of queries, L."
-        ),
-    },
-)
-def places(m: Tensor) -> dict[str, float]:
-    """Share of a head's attention on five places, the mean over the queries of its map m (L, L).
-
-    Keys: "itself", "left", "right", "<s>" (the first key) and "</s>" (the last).
-    """
-    return _shares_of(m)

@@ -44,11 +44,6 @@ def _exact(reference: Answer, large: Callable[[torch.Generator], Draw]) -> Any:
     return extra
 
 
-def _miscount(reference: Answer, *draw: int, **differences: Answer) -> int:
-    """The right count plus what a slip in each of the named parts adds to it."""
-    return reference(*draw) + sum(difference(*draw) for difference in differences.values())
-
-
 def _odd_size(source: torch.Generator) -> Draw:
     """Vocabulary, width, length. Odd rows times an odd width: no float32 of this size is odd."""
     longest = whole(source, 99, 600)
@@ -65,6 +60,11 @@ def _rows_too_many(answer: Answer, draws: Draws) -> None:
             "There is one token type, a LayerNorm has no more than a scale and a shift, and the "
             "position table has only two rows that no token uses.",
         )
+
+
+def _miscount(reference: Answer, *draw: int, **differences: Answer) -> int:
+    """The right count plus what a slip in each of the named parts adds to it."""
+    return reference(*draw) + sum(difference(*draw) for difference in differences.values())
 
 
 _embedding = partial(_miscount, models.embedding_parameters)
@@ -235,6 +235,8 @@ def _large_encoder(source: torch.Generator) -> Draw:
 
 
 _whole_encoder = partial(_miscount, models.encoder_parameters)
+
+
 _one_embedding, _one_layer = models.embedding_parameters, models.layer_parameters
 
 
@@ -296,91 +298,6 @@ def student_parameters(
 ) -> int:
     """Parameters of the whole encoder."""
     return models.encoder_parameters(vocab_size, hidden, layers, heads, intermediate, max_length)
-
-
-def _flops(
-    hidden: int,
-    intermediate: int,
-    layers: int,
-    length: int,
-    *,
-    factor: float = 2,
-    all_layers: bool = True,
-    whole_text: bool = False,
-    projections: float = 4,
-    products: float = 2,
-    keys: int = 1,
-    matrices: float = 2,
-    vectors: int = 0,
-) -> float:
-    """The count with some parts replaced by common slips; with none, the right value."""
-    one = projections * hidden * hidden + products * length**keys * hidden
-    one += matrices * hidden * intermediate + vectors * (9 * hidden + intermediate)
-    return factor * (layers if all_layers else 1) * (length if whole_text else 1) * one
-
-
-def _flop_sizes(source: torch.Generator) -> Draws:
-    sizes = [_layer_sizes(source)[:2] for _ in range(4)]
-    return [(*size, whole(source, 3, 6), whole(source, 7, 40)) for size in sizes]
-
-
-def _large_flops(source: torch.Generator) -> Draw:
-    return whole(source, 300, 900), whole(source, 1000, 4000), 23, whole(source, 100, 500)
-
-
-@exercise(
-    look="List the matrix products of one layer: eight numbers meet in each pair of widths.",
-    draws=_flop_sizes,
-    slips={
-        "multiply-adds are counted, not FLOPs": Slip(
-            partial(_flops, factor=1), "A multiply-add is two operations: multiply by 2."
-        ),
-        "the backward pass is counted too": Slip(
-            partial(_flops, factor=6), "Count only the forward pass, a third of a training step."
-        ),
-        "only one layer is counted": Slip(
-            partial(_flops, all_layers=False), "The token passes through `layers` of them."
-        ),
-        "this is the count for the whole text": Slip(
-            partial(_flops, whole_text=True), "Count one token: do not multiply by `length`."
-        ),
-        "the attention products are missing": Slip(
-            partial(_flops, products=0), "A query meets `length` keys and `length` values."
-        ),
-        "only one of the two attention products is counted": Slip(
-            partial(_flops, products=1), "After the scores Q K^T, the weights multiply V."
-        ),
-        "the attention products grow with length squared": Slip(
-            partial(_flops, keys=2),
-            "All tokens have length * length pairs; one token has `length`.",
-        ),
-        "the attention products do not grow with the length": Slip(
-            partial(_flops, keys=0), "A token meets every token: length * hidden multiply-adds."
-        ),
-        "the attention's output matrix is missing": Slip(
-            partial(_flops, projections=3), "Four projections: query, key, value and output."
-        ),
-        "only one projection is counted": Slip(
-            partial(_flops, projections=1), "Four projections: query, key, value and output."
-        ),
-        "only one feed-forward matrix is counted": Slip(
-            partial(_flops, matrices=1), "It goes up to `intermediate` and back down to `hidden`."
-        ),
-        "the feed-forward block is missing": Slip(
-            partial(_flops, matrices=0), "Add two products of hidden * intermediate multiply-adds."
-        ),
-        "biases and LayerNorms are counted as matrix products": Slip(
-            partial(_flops, vectors=1), "Take only the matrices, not all of layer_parameters."
-        ),
-    },
-    extra=_exact(models.flops_per_token, _large_flops),
-)
-def flops_per_token(hidden: int, intermediate: int, layers: int, length: int) -> int:
-    """Forward FLOPs of the layers for one token."""
-    return models.flops_per_token(hidden, intermediate, layers, length)
-
-
-# --- The vocabulary ---------------------------------------------------------------------------
 
 
 def _needed(
@@ -476,7 +393,86 @@ def pieces_needed(ids: Sequence[Sequence[int]], share: float) -> int:
     return _needed(ids, share)
 
 
-# --- Shapes of one size -----------------------------------------------------------------------
+def _flops(
+    hidden: int,
+    intermediate: int,
+    layers: int,
+    length: int,
+    *,
+    factor: float = 2,
+    all_layers: bool = True,
+    whole_text: bool = False,
+    projections: float = 4,
+    products: float = 2,
+    keys: int = 1,
+    matrices: float = 2,
+    vectors: int = 0,
+) -> float:
+    """The count with some parts replaced by common slips; with none, the right value."""
+    one = projections * hidden * hidden + products * length**keys * hidden
+    one += matrices * hidden * intermediate + vectors * (9 * hidden + intermediate)
+    return factor * (layers if all_layers else 1) * (length if whole_text else 1) * one
+
+
+def _flop_sizes(source: torch.Generator) -> Draws:
+    sizes = [_layer_sizes(source)[:2] for _ in range(4)]
+    return [(*size, whole(source, 3, 6), whole(source, 7, 40)) for size in sizes]
+
+
+def _large_flops(source: torch.Generator) -> Draw:
+    return whole(source, 300, 900), whole(source, 1000, 4000), 23, whole(source, 100, 500)
+
+
+@exercise(
+    look="List the matrix products of one layer: eight numbers meet in each pair of widths.",
+    draws=_flop_sizes,
+    slips={
+        "multiply-adds are counted, not FLOPs": Slip(
+            partial(_flops, factor=1), "A multiply-add is two operations: multiply by 2."
+        ),
+        "the backward pass is counted too": Slip(
+            partial(_flops, factor=6), "Count only the forward pass, a third of a training step."
+        ),
+        "only one layer is counted": Slip(
+            partial(_flops, all_layers=False), "The token passes through `layers` of them."
+        ),
+        "this is the count for the whole text": Slip(
+            partial(_flops, whole_text=True), "Count one token: do not multiply by `length`."
+        ),
+        "the attention products are missing": Slip(
+            partial(_flops, products=0), "A query meets `length` keys and `length` values."
+        ),
+        "only one of the two attention products is counted": Slip(
+            partial(_flops, products=1), "After the scores Q K^T, the weights multiply V."
+        ),
+        "the attention products grow with length squared": Slip(
+            partial(_flops, keys=2),
+            "All tokens have length * length pairs; one token has `length`.",
+        ),
+        "the attention products do not grow with the length": Slip(
+            partial(_flops, keys=0), "A token meets every token: length * hidden multiply-adds."
+        ),
+        "the attention's output matrix is missing": Slip(
+            partial(_flops, projections=3), "Four projections: query, key, value and output."
+        ),
+        "only one projection is counted": Slip(
+            partial(_flops, projections=1), "Four projections: query, key, value and output."
+        ),
+        "only one feed-forward matrix is counted": Slip(
+            partial(_flops, matrices=1), "It goes up to `intermediate` and back down to `hidden`."
+        ),
+        "the feed-forward block is missing": Slip(
+            partial(_flops, matrices=0), "Add two products of hidden * intermediate multiply-adds."
+        ),
+        "biases and LayerNorms are counted as matrix products": Slip(
+            partial(_flops, vectors=1), "Take only the matrices, not all of layer_parameters."
+        ),
+    },
+    extra=_exact(models.flops_per_token, _large_flops),
+)
+def flops_per_token(hidden: int, intermediate: int, layers: int, length: int) -> int:
+    """Forward FLOPs of the layers for one token."""
+    return models.flops_per_token(hidden, intermediate, layers, length)
 
 
 def _widest(
@@ -578,9 +574,6 @@ def widest_student(layers: int, budget: int, vocab_size: int, heads: int, max_le
     return _widest(layers, budget, vocab_size, heads, max_length)
 
 
-# --- A task in steps ----------------------------------------------------------------------------
-
-
 def _follow(pointers: Tensor, jumps: int, *, first: int = 1, doubled: bool = False) -> Tensor:
     """The ends with some parts replaced by common slips; with none, the right ones."""
     ends = [pointers if first else torch.arange(pointers.shape[1]).expand_as(pointers)]
@@ -633,21 +626,7 @@ def follow(pointers: Tensor, jumps: int) -> Tensor:
     return _follow(pointers, jumps)
 
 
-# --- A training loop ----------------------------------------------------------------------------
-
 Batches = Sequence[tuple[Tensor, Tensor]]
-
-
-class _Reader(nn.Module):
-    """Pointers (B, L) -> scores (B, L, hops, L), as the notebook's student returns them."""
-
-    def __init__(self, source: torch.Generator, places: int, hops: int) -> None:
-        super().__init__()
-        self.shape = (hops, places)
-        self.weight = nn.Parameter(normal(source, places, hops * places, scale=1.0))
-
-    def forward(self, pointers: Tensor) -> Tensor:
-        return self.weight[pointers].unflatten(-1, self.shape)
 
 
 def _train(
@@ -679,6 +658,18 @@ def _train(
             worker.step()
         losses.append(loss.item())
     return losses
+
+
+class _Reader(nn.Module):
+    """Pointers (B, L) -> scores (B, L, hops, L), as the notebook's student returns them."""
+
+    def __init__(self, source: torch.Generator, places: int, hops: int) -> None:
+        super().__init__()
+        self.shape = (hops, places)
+        self.weight = nn.Parameter(normal(source, places, hops * places, scale=1.0))
+
+    def forward(self, pointers: Tensor) -> Tensor:
+        return self.weight[pointers].unflatten(-1, self.shape)
 
 
 LEARN_SLIPS: dict[str, tuple[Answer, str]] = {
@@ -722,6 +713,17 @@ LEARN_SLIPS: dict[str, tuple[Answer, str]] = {
 }
 
 
+def _length(result: Any) -> int | None:
+    """Of a list, a tuple, or a tensor with one axis."""
+    listed = isinstance(result, list | tuple) or (isinstance(result, Tensor) and result.ndim == 1)
+    return len(result) if listed else None
+
+
+def _size(result: Any) -> str:
+    kind, length = type(result).__name__, _length(result)
+    return f"a {kind}" if length is None else f"a {kind} of {length}"
+
+
 def _outcome(train: Answer, model: nn.Module, batches: Batches, rate: float) -> list[Tensor]:
     """The losses that ``train`` returns, and the weights that it leaves in a copy of ``model``."""
     model = deepcopy(model)
@@ -738,17 +740,6 @@ def _outcome(train: Answer, model: nn.Module, batches: Batches, rate: float) -> 
         )
     parameters = [value_of(parameter) for parameter in model.parameters()]
     return [torch.stack([value_of(loss).reshape(()) for loss in losses]), *parameters]
-
-
-def _length(result: Any) -> int | None:
-    """Of a list, a tuple, or a tensor with one axis."""
-    listed = isinstance(result, list | tuple) or (isinstance(result, Tensor) and result.ndim == 1)
-    return len(result) if listed else None
-
-
-def _size(result: Any) -> str:
-    kind, length = type(result).__name__, _length(result)
-    return f"a {kind}" if length is None else f"a {kind} of {length}"
 
 
 def _verify_learn(answer: Answer) -> None:
@@ -788,7 +779,12 @@ def learn(model: nn.Module, batches: Batches, rate: float) -> list[float]:
     return _train(model, batches, rate)
 
 
-# --- First weights from the teacher ---------------------------------------------------------------
+def _copied(student: Any, teacher: Any, chosen: Sequence[int], *, embeddings: bool = True) -> Any:
+    if embeddings:
+        student.embeddings.load_state_dict(teacher.embeddings.state_dict())
+    for layer, number in zip(student.encoder.layer, chosen, strict=False):
+        layer.load_state_dict(teacher.encoder.layer[number].state_dict())
+    return student
 
 
 def _encoder(layers: int) -> Any:
@@ -797,14 +793,6 @@ def _encoder(layers: int) -> Any:
     return models.build_student(
         models.xlmr_config({**sizes, "intermediate_size": 12}, 20, 6), "encoder"
     )
-
-
-def _copied(student: Any, teacher: Any, chosen: Sequence[int], *, embeddings: bool = True) -> Any:
-    if embeddings:
-        student.embeddings.load_state_dict(teacher.embeddings.state_dict())
-    for layer, number in zip(student.encoder.layer, chosen, strict=False):
-        layer.load_state_dict(teacher.encoder.layer[number].state_dict())
-    return student
 
 
 def _words_only(student: Any, teacher: Any, chosen: Sequence[int]) -> Any:
@@ -849,6 +837,11 @@ COPY_SLIPS: dict[str, tuple[Answer, str]] = {
 }
 
 
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    right = other.state_dict()
+    return all(torch.equal(value, right[name]) for name, value in one.state_dict().items())
+
+
 def _verify_copy(answer: Answer) -> None:
     source = generator()
     with torch.random.fork_rng(devices=[]):
@@ -882,11 +875,6 @@ def _verify_copy(answer: Answer) -> None:
         right = _copied(deepcopy(student), teacher, chosen).state_dict()
         wrong = next(k for k, v in result.state_dict().items() if not torch.equal(v, right[k]))
         raise Misconception(f"with chosen = {chosen}, {wrong} does not hold the right numbers")
-
-
-def _same(one: nn.Module, other: nn.Module) -> bool:
-    right = other.state_dict()
-    return all(torch.equal(value, right[name]) for name, value in one.state_dict().items())
 
 
 @exercise(

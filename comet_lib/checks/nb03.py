@@ -80,6 +80,24 @@ def _layers(source: torch.Generator) -> Draws:
     return draws
 
 
+def _halves(result: Any, shapes: Sequence[tuple[int, ...]], names: str) -> tuple[Tensor, ...]:
+    """A pair of tensors or numbers of these shapes, without NaN."""
+    if not isinstance(result, tuple | list | Tensor) or len(result) != 2:
+        raise Misconception(
+            f"your function returned a {type(result).__name__}, "
+            "but two results in a tuple are wanted",
+            f"Return {names}.",
+        )
+    parts = tuple(torch.as_tensor(part) for part in result)
+    for part, shape in zip(parts, shapes, strict=True):
+        if tuple(part.shape) != shape:
+            raise Misconception(
+                f"your function returned shape {tuple(part.shape)}, but {shape} is wanted"
+            )
+        refuse_nan(part, "your function returned NaN", "0 log 0 counts as 0: torch.special.entr.")
+    return parts
+
+
 def _queries_and_keys(result: Any, layer: Any, x: Tensor, heads: int) -> Any:
     batch, length, width = x.shape
     each = (batch, heads, length, width // heads)
@@ -274,24 +292,6 @@ def attention_map(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
     return attention_weights(query, key, mask.bool()[:, None, None, :])
 
 
-def _halves(result: Any, shapes: Sequence[tuple[int, ...]], names: str) -> tuple[Tensor, ...]:
-    """A pair of tensors or numbers of these shapes, without NaN."""
-    if not isinstance(result, tuple | list | Tensor) or len(result) != 2:
-        raise Misconception(
-            f"your function returned a {type(result).__name__}, "
-            "but two results in a tuple are wanted",
-            f"Return {names}.",
-        )
-    parts = tuple(torch.as_tensor(part) for part in result)
-    for part, shape in zip(parts, shapes, strict=True):
-        if tuple(part.shape) != shape:
-            raise Misconception(
-                f"your function returned shape {tuple(part.shape)}, but {shape} is wanted"
-            )
-        refuse_nan(part, "your function returned NaN", "0 log 0 counts as 0: torch.special.entr.")
-    return parts
-
-
 def _split(
     maps: Tensor, *, heads: Any = None, unit: float = 1.0, keys: Any = torch.sum, rows: Any = None
 ) -> tuple[Tensor, Tensor]:
@@ -301,6 +301,17 @@ def _split(
         rows(keys(torch.special.entr(m), -1)) / unit for m in (maps.double(), heads(maps.double()))
     )
     return of_heads, of_mean - of_heads
+
+
+def _sparse_maps(source: torch.Generator, mask: Tensor, layers: int) -> dict[int, Tensor]:
+    """Head means by layer, some of whose real places hold exactly 0."""
+    found = {}
+    for layer in range(layers):
+        one = attention_maps(source, mask)
+        gone = (torch.rand(one.shape, generator=source) < 0.2) & (one < one.amax(-1, keepdim=True))
+        one = one.masked_fill(gone, 0.0)
+        found[layer] = one / one.sum(-1, keepdim=True)
+    return found
 
 
 @exercise(
@@ -355,167 +366,90 @@ def split_entropy(maps: Tensor) -> tuple[Tensor, Tensor]:
     return _split(maps)
 
 
-def _masked_values(source: torch.Generator) -> Draws:
-    draws = []
-    for batch, length in ((3, 6), (4, 7), (2, 5)):
-        values = normal(source, batch, length, length)
-        zero = torch.rand(values.shape, generator=source) < 0.2  # two maps may agree
-        draws.append((values.masked_fill(zero, 0.0), random_mask(source, batch, length)))
-    return [*draws, tuple(part[1:] for part in draws[-1])]  # one padded sentence
+def _hooked(
+    encoder: Any,
+    batch: Any,
+    layers: Sequence[int],
+    *,
+    late: bool = False,
+    into: bool = False,
+    first: bool = False,
+) -> dict[int, Tensor]:
+    """The states with some parts replaced by common slips; with none, the right ones."""
+    with torch.no_grad():
+        found = encoder(**batch, output_hidden_states=True).hidden_states  # embeddings first
+    states = {n: found[(layers[-1] if late else n) + (not into)] for n in layers}
+    return {n: state[0] for n, state in states.items()} if first else states
 
 
-def _mean_over(values: Tensor, keep: Tensor) -> Tensor:
-    return values[keep.expand_as(values)].mean()
+STATES_SLIPS: dict[str, tuple[Answer, str]] = {
+    "each layer holds the states of the last one": (
+        partial(_hooked, late=True),
+        "A function in a loop sees the loop's variable as it is at the end. Hand it over as a "
+        "default, number=number, or write a function that returns the hook.",
+    ),
+    "these are the states that enter a layer, not those that leave it": (
+        partial(_hooked, into=True),
+        "A hook gets (module, inputs, output): keep the output. Of `hidden_states`, the first "
+        "are the embeddings.",
+    ),
+    "this is only the first sentence": (
+        partial(_hooked, first=True),
+        "The output of a layer is a tensor (B, L, width) here; no [0] is needed.",
+    ),
+}
 
 
-@exercise(
-    look="Keep the entries whose query and key are both real, and divide by how many they are.",
-    draws=_masked_values,
-    slips={
-        "padding is counted: this is the plain mean over B x L x L": Slip(
-            lambda v, m: v.mean(), "Build pairs from the mask: mask[:, :, None] * mask[:, None]."
-        ),
-        "padded keys are left out, but padded queries are not": Slip(
-            lambda v, m: _mean_over(v, m.bool()[:, None, :]),
-            "A padded query still has a row, and it sums to 1: mask both axes.",
-        ),
-        "padded queries are left out, but padded keys are not": Slip(
-            lambda v, m: _mean_over(v, m.bool()[:, :, None]),
-            "Mask both axes: the columns of padding must not count either.",
-        ),
-        "the sum is right, but it is divided by B x L x L": Slip(
-            lambda v, m: (v * valid_pairs(m)).mean(),
-            ".mean() counts the zeros at padding too: divide by the number of valid pairs.",
-        ),
-        "the sum is right, but it is divided by the number of tokens": Slip(
-            lambda v, m: (v * valid_pairs(m)).sum() / m.sum(),
-            "A sentence of n tokens has n x n pairs: divide by the number of pairs.",
-        ),
-        "the valid entries are summed and not averaged": Slip(
-            lambda v, m: (v * valid_pairs(m)).sum(), "Divide by the number of valid pairs."
-        ),
-        "each sentence is averaged by itself first, so short ones weigh as much as long ones": Slip(
-            lambda v, m: torch.stack(
-                [v[i : i + 1][valid_pairs(m[i : i + 1])].mean() for i in range(len(m))]
-            ).mean(),
-            "Sum over the whole batch, then divide once by all valid pairs.",
-        ),
-        "the mask is upside down: this is the mean over padding": Slip(
-            lambda v, m: _mean_over(v, ~valid_pairs(m)), "In the mask 1 is a real token."
-        ),
-        "a pair counts as soon as one of its two tokens is real": Slip(
-            lambda v, m: _mean_over(v, m.bool()[:, :, None] | m.bool()[:, None, :]),
-            "Both must be real: multiply the two masks (and), do not add them (or).",
-        ),
-        "places that hold 0 are left out, though query and key are real": Slip(
-            lambda v, m: (v * valid_pairs(m)).sum() / (v * valid_pairs(m)).count_nonzero(),
-            "A difference of 0 counts like any other: divide by the pairs of the mask.",
-        ),
-        "the valid entries are divided by the pairs whose query is real": Slip(
-            lambda v, m: (v * valid_pairs(m)).sum() / (m.sum() * m.shape[1]),
-            "Count with the same mask that you multiply with.",
-        ),
-    },
-)
-def masked_rows(values: Tensor, mask: Tensor) -> Tensor:
-    """Scalar: mean of values (B, L, L) over the valid pairs of a mask (B, L)."""
-    pairs = valid_pairs(mask)
-    return values.masked_fill(~pairs, 0.0).sum() / pairs.sum()
-
-
-def _mixed(attention: Tensor) -> Tensor:
-    return 0.5 * attention + 0.5 * torch.eye(attention.shape[-1], dtype=attention.dtype)
-
-
-def _chain(maps: Mapping[int, Tensor], step: Answer = lambda a, r: _mixed(a) @ r) -> Tensor:
-    """The rollout by ``step`` (map, rollout below) -> rollout; without one, the right one."""
-    first = next(iter(maps.values()))
-    start = torch.eye(first.shape[-1]).expand_as(first)
-    return reduce(lambda result, one: step(one, result), maps.values(), start)
-
-
-def _stacks_of_maps(source: torch.Generator) -> Draws:
-    """One layer only in the first draw, where the weights of map and identity show."""
-    return [
-        ({layer: probabilities(source, batch, size, size) for layer in range(layers)},)
-        for layers, batch, size in ((1, 2, 5), (2, 3, 4), (4, 1, 6))
-    ]
-
-
-def _other_weights(answer: Answer, draws: Draws) -> None:
-    """For ``otherwise``: the map counts w and the identity 1 - w, or rows of another sum."""
-    got, moved = value_of(answer(*draws[0])), draws[0][0][0].double() - torch.eye(5)
-    w = ((got - torch.eye(5)) * moved).sum() / moved.square().sum()
-    if torch.allclose(got, torch.eye(5) + w * moved, atol=1e-5) and abs(w - 0.5) > 1e-3:
-        raise Misconception(
-            f"the map counts {w:.3g} and the residual connection {1 - w:.3g}",
-            "Each of the two counts one half.",
-        )
-    rows_must_sum_to_one(
-        "the rows", "What a token reads and what it keeps are shares: do they add up to 1?"
-    )(answer, draws)
+def _verify_states(answer: Answer) -> None:
+    source = generator()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(whole(source, 0, 2**31))
+        sizes = dict(hidden_size=8, num_hidden_layers=4, num_attention_heads=2)
+        config = xlmr_config({**sizes, "intermediate_size": 12}, 20, 6)
+        encoder = build_student(config, "encoder").eval()
+    ids = torch.randint(5, 20, (2, 5), generator=source)
+    batch = {"input_ids": ids, "attention_mask": mask_of([5, 3])}
+    for chosen in ([0, 2, 3], [whole(source, 1, 2)]):
+        right = _hooked(encoder, batch, chosen)  # transformers adds hooks of its own here
+        hooks = [len(layer._forward_hooks) for layer in encoder.encoder.layer]
+        got = answer(encoder, batch, chosen)
+        if hooks != [len(layer._forward_hooks) for layer in encoder.encoder.layer]:
+            raise Misconception(
+                "a hook is still on the model, and will run at each later call",
+                "register_forward_hook returns a handle: call its .remove() after the run.",
+            )
+        if not isinstance(got, Mapping) or any(not isinstance(s, Tensor) for s in got.values()):
+            raise Misconception(
+                f"your function returned a {type(got).__name__}, but a dict with a tensor for each "
+                "layer is wanted"
+            )
+        if sorted(got) != chosen:
+            raise Misconception(
+                f"your function returned a dict of layers {[*got]}, but layers {chosen} are wanted",
+                "Hook these layers and no others.",
+            )
+        if any(state.requires_grad for state in got.values()):
+            raise Misconception(
+                "each state holds the graph of all layers below it in memory",
+                "Nothing is trained here: call the model under torch.no_grad().",
+            )
+        if all_close([*got.values()], [right[n] for n in got]):
+            continue
+        for message, (slip, look) in STATES_SLIPS.items():
+            wrong = slip(encoder, batch, chosen)
+            if all_close([*got.values()], [wrong[n] for n in got]):
+                raise Misconception(message, look)
+        bad = next(n for n in got if not all_close([got[n]], [right[n]]))
+        raise Misconception(f"these are not the states that leave layer {bad}")
 
 
 @exercise(
-    look="Two toy layers stand above the exercise: which of them is on the left, and why?",
-    draws=_stacks_of_maps,
-    slips={
-        "the residual connection is missing": Slip(
-            partial(_chain, step=lambda a, r: a @ r), "Half of each token stays where it is."
-        ),
-        "the factors are in the wrong order": Slip(
-            partial(_chain, step=lambda a, r: r @ _mixed(a)),
-            "The new layer acts last, so it goes on the left.",
-        ),
-        "the identity is added but nothing is halved": Slip(
-            partial(_chain, step=lambda a, r: 2 * _mixed(a) @ r),
-            "Rows now sum to 2 and more: take one half of each.",
-        ),
-        "the identity is mixed in after the product": Slip(
-            partial(_chain, step=lambda a, r: _mixed(a @ r)),
-            "What stays is a part of R: mix first, then multiply.",
-        ),
-        "this is an element-wise product": Slip(
-            partial(_chain, step=lambda a, r: _mixed(a) * r),
-            "Paths add up over the tokens between them: use @.",
-        ),
-        "the layers below are ignored": Slip(
-            partial(_chain, step=lambda a, r: _mixed(a)), "Multiply by the result so far."
-        ),
-        "this is the first layer only": Slip(
-            lambda maps: _mixed(next(iter(maps.values()))),
-            "Does `return` stand inside the loop?",
-        ),
-        "the last layer is left out": Slip(
-            lambda maps: _chain(dict([*maps.items()][: max(1, len(maps) - 1)])), "Take all of them."
-        ),
-        "the maps are averaged, not chained": Slip(
-            lambda maps: _mixed(sum(maps.values()) / len(maps)),
-            "One layer feeds the next: a matrix product.",
-        ),
-        "the maps are transposed": Slip(
-            partial(_chain, step=lambda a, r: _mixed(a).mT @ r),
-            "Row q of A is the query that looks; it stays a row.",
-        ),
-        "the result is transposed": Slip(
-            lambda maps: _chain(maps).mT, "Rows are upper tokens: each must sum to 1."
-        ),
-        "the first map is not mixed with the identity": Slip(
-            lambda maps: reduce(lambda r, a: _mixed(a) @ r, maps.values()),
-            "R_0 is the identity, and each layer has a residual connection, the first one, too.",
-        ),
-    },
-    otherwise=_other_weights,
+    look="One hook on each chosen layer, one call of the model, and then all hooks off again.",
+    verify=_verify_states,
 )
-def rollout(maps: Mapping[int, Tensor]) -> Tensor:
-    """(B, L, L) how much of each input token arrives, from {layer: (B, L, L)}, the lowest first.
-
-    Abnar and Zuidema 2020 (arXiv 2005.00928).
-    """
-    return _chain(maps)
-
-
-# --- Heads --------------------------------------------------------------------------------------
+def states_of(encoder: Any, batch: Any, layers: Sequence[int]) -> dict[int, Tensor]:
+    """{layer: (B, L, width)} the hidden states that leave the chosen layers, without gradients."""
+    return _hooked(encoder, batch, layers)
 
 
 def _along(
@@ -616,95 +550,6 @@ def looks_along(maps: Tensor, mask: Tensor, offset: int) -> Tensor:
     return _along(maps, mask, offset)
 
 
-# --- Layers: states and maps ------------------------------------------------------------------
-
-
-def _hooked(
-    encoder: Any,
-    batch: Any,
-    layers: Sequence[int],
-    *,
-    late: bool = False,
-    into: bool = False,
-    first: bool = False,
-) -> dict[int, Tensor]:
-    """The states with some parts replaced by common slips; with none, the right ones."""
-    with torch.no_grad():
-        found = encoder(**batch, output_hidden_states=True).hidden_states  # embeddings first
-    states = {n: found[(layers[-1] if late else n) + (not into)] for n in layers}
-    return {n: state[0] for n, state in states.items()} if first else states
-
-
-STATES_SLIPS: dict[str, tuple[Answer, str]] = {
-    "each layer holds the states of the last one": (
-        partial(_hooked, late=True),
-        "A function in a loop sees the loop's variable as it is at the end. Hand it over as a "
-        "default, number=number, or write a function that returns the hook.",
-    ),
-    "these are the states that enter a layer, not those that leave it": (
-        partial(_hooked, into=True),
-        "A hook gets (module, inputs, output): keep the output. Of `hidden_states`, the first "
-        "are the embeddings.",
-    ),
-    "this is only the first sentence": (
-        partial(_hooked, first=True),
-        "The output of a layer is a tensor (B, L, width) here; no [0] is needed.",
-    ),
-}
-
-
-def _verify_states(answer: Answer) -> None:
-    source = generator()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(whole(source, 0, 2**31))
-        sizes = dict(hidden_size=8, num_hidden_layers=4, num_attention_heads=2)
-        config = xlmr_config({**sizes, "intermediate_size": 12}, 20, 6)
-        encoder = build_student(config, "encoder").eval()
-    ids = torch.randint(5, 20, (2, 5), generator=source)
-    batch = {"input_ids": ids, "attention_mask": mask_of([5, 3])}
-    for chosen in ([0, 2, 3], [whole(source, 1, 2)]):
-        right = _hooked(encoder, batch, chosen)  # transformers adds hooks of its own here
-        hooks = [len(layer._forward_hooks) for layer in encoder.encoder.layer]
-        got = answer(encoder, batch, chosen)
-        if hooks != [len(layer._forward_hooks) for layer in encoder.encoder.layer]:
-            raise Misconception(
-                "a hook is still on the model, and will run at each later call",
-                "register_forward_hook returns a handle: call its .remove() after the run.",
-            )
-        if not isinstance(got, Mapping) or any(not isinstance(s, Tensor) for s in got.values()):
-            raise Misconception(
-                f"your function returned a {type(got).__name__}, but a dict with a tensor for each "
-                "layer is wanted"
-            )
-        if sorted(got) != chosen:
-            raise Misconception(
-                f"your function returned a dict of layers {[*got]}, but layers {chosen} are wanted",
-                "Hook these layers and no others.",
-            )
-        if any(state.requires_grad for state in got.values()):
-            raise Misconception(
-                "each state holds the graph of all layers below it in memory",
-                "Nothing is trained here: call the model under torch.no_grad().",
-            )
-        if all_close([*got.values()], [right[n] for n in got]):
-            continue
-        for message, (slip, look) in STATES_SLIPS.items():
-            wrong = slip(encoder, batch, chosen)
-            if all_close([*got.values()], [wrong[n] for n in got]):
-                raise Misconception(message, look)
-        bad = next(n for n in got if not all_close([got[n]], [right[n]]))
-        raise Misconception(f"these are not the states that leave layer {bad}")
-
-
-@exercise(
-    look="One hook on each chosen layer, one call of the model, and then all hooks off again.",
-    verify=_verify_states,
-)
-def states_of(encoder: Any, batch: Any, layers: Sequence[int]) -> dict[int, Tensor]:
-    """{layer: (B, L, width)} the hidden states that leave the chosen layers, without gradients."""
-    return _hooked(encoder, batch, layers)
-
-
 def _cka(
     x: Tensor,
     y: Tensor,
@@ -784,15 +629,72 @@ def cka(x: Tensor, y: Tensor) -> Tensor:
     return linear_cka(x, y)
 
 
-def _sparse_maps(source: torch.Generator, mask: Tensor, layers: int) -> dict[int, Tensor]:
-    """Head means by layer, some of whose real places hold exactly 0."""
-    found = {}
-    for layer in range(layers):
-        one = attention_maps(source, mask)
-        gone = (torch.rand(one.shape, generator=source) < 0.2) & (one < one.amax(-1, keepdim=True))
-        one = one.masked_fill(gone, 0.0)
-        found[layer] = one / one.sum(-1, keepdim=True)
-    return found
+def _masked_values(source: torch.Generator) -> Draws:
+    draws = []
+    for batch, length in ((3, 6), (4, 7), (2, 5)):
+        values = normal(source, batch, length, length)
+        zero = torch.rand(values.shape, generator=source) < 0.2  # two maps may agree
+        draws.append((values.masked_fill(zero, 0.0), random_mask(source, batch, length)))
+    return [*draws, tuple(part[1:] for part in draws[-1])]  # one padded sentence
+
+
+def _mean_over(values: Tensor, keep: Tensor) -> Tensor:
+    return values[keep.expand_as(values)].mean()
+
+
+@exercise(
+    look="Keep the entries whose query and key are both real, and divide by how many they are.",
+    draws=_masked_values,
+    slips={
+        "padding is counted: this is the plain mean over B x L x L": Slip(
+            lambda v, m: v.mean(), "Build pairs from the mask: mask[:, :, None] * mask[:, None]."
+        ),
+        "padded keys are left out, but padded queries are not": Slip(
+            lambda v, m: _mean_over(v, m.bool()[:, None, :]),
+            "A padded query still has a row, and it sums to 1: mask both axes.",
+        ),
+        "padded queries are left out, but padded keys are not": Slip(
+            lambda v, m: _mean_over(v, m.bool()[:, :, None]),
+            "Mask both axes: the columns of padding must not count either.",
+        ),
+        "the sum is right, but it is divided by B x L x L": Slip(
+            lambda v, m: (v * valid_pairs(m)).mean(),
+            ".mean() counts the zeros at padding too: divide by the number of valid pairs.",
+        ),
+        "the sum is right, but it is divided by the number of tokens": Slip(
+            lambda v, m: (v * valid_pairs(m)).sum() / m.sum(),
+            "A sentence of n tokens has n x n pairs: divide by the number of pairs.",
+        ),
+        "the valid entries are summed and not averaged": Slip(
+            lambda v, m: (v * valid_pairs(m)).sum(), "Divide by the number of valid pairs."
+        ),
+        "each sentence is averaged by itself first, so short ones weigh as much as long ones": Slip(
+            lambda v, m: torch.stack(
+                [v[i : i + 1][valid_pairs(m[i : i + 1])].mean() for i in range(len(m))]
+            ).mean(),
+            "Sum over the whole batch, then divide once by all valid pairs.",
+        ),
+        "the mask is upside down: this is the mean over padding": Slip(
+            lambda v, m: _mean_over(v, ~valid_pairs(m)), "In the mask 1 is a real token."
+        ),
+        "a pair counts as soon as one of its two tokens is real": Slip(
+            lambda v, m: _mean_over(v, m.bool()[:, :, None] | m.bool()[:, None, :]),
+            "Both must be real: multiply the two masks (and), do not add them (or).",
+        ),
+        "places that hold 0 are left out, though query and key are real": Slip(
+            lambda v, m: (v * valid_pairs(m)).sum() / (v * valid_pairs(m)).count_nonzero(),
+            "A difference of 0 counts like any other: divide by the pairs of the mask.",
+        ),
+        "the valid entries are divided by the pairs whose query is real": Slip(
+            lambda v, m: (v * valid_pairs(m)).sum() / (m.sum() * m.shape[1]),
+            "Count with the same mask that you multiply with.",
+        ),
+    },
+)
+def masked_rows(values: Tensor, mask: Tensor) -> Tensor:
+    """Scalar: mean of values (B, L, L) over the valid pairs of a mask (B, L)."""
+    pairs = valid_pairs(mask)
+    return values.masked_fill(~pairs, 0.0).sum() / pairs.sum()
 
 
 def _two_models(source: torch.Generator) -> Draws:
@@ -818,15 +720,6 @@ def _js_of_all(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     return js_divergence(a, b, torch.ones_like(mask))
 
 
-def _above_log_two(answer: Answer, draws: Draws) -> None:
-    """For ``otherwise``: a KL, whatever it puts in place of log 0."""
-    if max(_table(answer(*draw), *draw).max() for draw in draws) > math.log(2):
-        raise Misconception(
-            "a distance is above log 2, which no Jensen-Shannon divergence exceeds",
-            "Is this a KL divergence, or a sum? js compares both rows with their middle.",
-        )
-
-
 def _table(result: Any, maps: Any, others: Any, mask: Tensor) -> Tensor:
     """A list of lists, an array, or a tensor."""
     try:
@@ -838,6 +731,15 @@ def _table(result: Any, maps: Any, others: Any, mask: Tensor) -> Tensor:
             "the table is on its side", "Rows are the layers of `maps`, columns those of `others`."
         )
     return table
+
+
+def _above_log_two(answer: Answer, draws: Draws) -> None:
+    """For ``otherwise``: a KL, whatever it puts in place of log 0."""
+    if max(_table(answer(*draw), *draw).max() for draw in draws) > math.log(2):
+        raise Misconception(
+            "a distance is above log 2, which no Jensen-Shannon divergence exceeds",
+            "Is this a KL divergence, or a sum? js compares both rows with their middle.",
+        )
 
 
 @exercise(
@@ -885,21 +787,96 @@ def layer_table(maps: Any, others: Any, mask: Tensor) -> Tensor:
     return _grid(maps, others, mask)
 
 
-# --- What the answer loses ----------------------------------------------------------------------
+def _mixed(attention: Tensor) -> Tensor:
+    return 0.5 * attention + 0.5 * torch.eye(attention.shape[-1], dtype=attention.dtype)
 
 
-class _Classifier:
-    """A stand-in: (B, L) ids -> logits (B, 3) that depend on which pieces stand where."""
+def _chain(maps: Mapping[int, Tensor], step: Answer = lambda a, r: _mixed(a) @ r) -> Tensor:
+    """The rollout by ``step`` (map, rollout below) -> rollout; without one, the right one."""
+    first = next(iter(maps.values()))
+    start = torch.eye(first.shape[-1]).expand_as(first)
+    return reduce(lambda result, one: step(one, result), maps.values(), start)
 
-    def __init__(self, source: torch.Generator, pieces: int = 12, length: int = 9) -> None:
-        self.table = normal(source, pieces, 3, scale=2.0)
-        self.place = torch.rand(length, generator=source) + 0.5
 
-    def __call__(self, input_ids: Tensor, attention_mask: Any = None, **more: Any) -> Any:
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        weight = self.place[: input_ids.shape[1]] * mask
-        states = (self.table[input_ids] * weight[..., None]).sum(1) / weight.sum(1)[:, None]
-        return SimpleNamespace(logits=2 * states + 0.3 * states.roll(1, -1).square())
+def _stacks_of_maps(source: torch.Generator) -> Draws:
+    """One layer only in the first draw, where the weights of map and identity show."""
+    return [
+        ({layer: probabilities(source, batch, size, size) for layer in range(layers)},)
+        for layers, batch, size in ((1, 2, 5), (2, 3, 4), (4, 1, 6))
+    ]
+
+
+def _other_weights(answer: Answer, draws: Draws) -> None:
+    """For ``otherwise``: the map counts w and the identity 1 - w, or rows of another sum."""
+    got, moved = value_of(answer(*draws[0])), draws[0][0][0].double() - torch.eye(5)
+    w = ((got - torch.eye(5)) * moved).sum() / moved.square().sum()
+    if torch.allclose(got, torch.eye(5) + w * moved, atol=1e-5) and abs(w - 0.5) > 1e-3:
+        raise Misconception(
+            f"the map counts {w:.3g} and the residual connection {1 - w:.3g}",
+            "Each of the two counts one half.",
+        )
+    rows_must_sum_to_one(
+        "the rows", "What a token reads and what it keeps are shares: do they add up to 1?"
+    )(answer, draws)
+
+
+@exercise(
+    look="Two toy layers stand above the exercise: which of them is on the left, and why?",
+    draws=_stacks_of_maps,
+    slips={
+        "the residual connection is missing": Slip(
+            partial(_chain, step=lambda a, r: a @ r), "Half of each token stays where it is."
+        ),
+        "the factors are in the wrong order": Slip(
+            partial(_chain, step=lambda a, r: r @ _mixed(a)),
+            "The new layer acts last, so it goes on the left.",
+        ),
+        "the identity is added but nothing is halved": Slip(
+            partial(_chain, step=lambda a, r: 2 * _mixed(a) @ r),
+            "Rows now sum to 2 and more: take one half of each.",
+        ),
+        "the identity is mixed in after the product": Slip(
+            partial(_chain, step=lambda a, r: _mixed(a @ r)),
+            "What stays is a part of R: mix first, then multiply.",
+        ),
+        "this is an element-wise product": Slip(
+            partial(_chain, step=lambda a, r: _mixed(a) * r),
+            "Paths add up over the tokens between them: use @.",
+        ),
+        "the layers below are ignored": Slip(
+            partial(_chain, step=lambda a, r: _mixed(a)), "Multiply by the result so far."
+        ),
+        "this is the first layer only": Slip(
+            lambda maps: _mixed(next(iter(maps.values()))),
+            "Does `return` stand inside the loop?",
+        ),
+        "the last layer is left out": Slip(
+            lambda maps: _chain(dict([*maps.items()][: max(1, len(maps) - 1)])), "Take all of them."
+        ),
+        "the maps are averaged, not chained": Slip(
+            lambda maps: _mixed(sum(maps.values()) / len(maps)),
+            "One layer feeds the next: a matrix product.",
+        ),
+        "the maps are transposed": Slip(
+            partial(_chain, step=lambda a, r: _mixed(a).mT @ r),
+            "Row q of A is the query that looks; it stays a row.",
+        ),
+        "the result is transposed": Slip(
+            lambda maps: _chain(maps).mT, "Rows are upper tokens: each must sum to 1."
+        ),
+        "the first map is not mixed with the identity": Slip(
+            lambda maps: reduce(lambda r, a: _mixed(a) @ r, maps.values()),
+            "R_0 is the identity, and each layer has a residual connection, the first one, too.",
+        ),
+    },
+    otherwise=_other_weights,
+)
+def rollout(maps: Mapping[int, Tensor]) -> Tensor:
+    """(B, L, L) how much of each input token arrives, from {layer: (B, L, L)}, the lowest first.
+
+    Abnar and Zuidema 2020 (arXiv 2005.00928).
+    """
+    return _chain(maps)
 
 
 def _hidden(
@@ -933,6 +910,20 @@ def _hidden(
     return left if sign == 0 else sign * (base - left)
 
 
+class _Classifier:
+    """A stand-in: (B, L) ids -> logits (B, 3) that depend on which pieces stand where."""
+
+    def __init__(self, source: torch.Generator, pieces: int = 12, length: int = 9) -> None:
+        self.table = normal(source, pieces, 3, scale=2.0)
+        self.place = torch.rand(length, generator=source) + 0.5
+
+    def __call__(self, input_ids: Tensor, attention_mask: Any = None, **more: Any) -> Any:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        weight = self.place[: input_ids.shape[1]] * mask
+        states = (self.table[input_ids] * weight[..., None]).sum(1) / weight.sum(1)[:, None]
+        return SimpleNamespace(logits=2 * states + 0.3 * states.roll(1, -1).square())
+
+
 def _sentences(source: torch.Generator) -> Draws:
     """Sentences of which a token changes the label, and another one makes the model more sure."""
     draws: list[tuple[Any, ...]] = []
@@ -944,6 +935,22 @@ def _sentences(source: torch.Generator) -> Draws:
                 break
         draws.append(draw)
     return draws
+
+
+def _piled(model: Any, ids: Tensor, mask_id: int) -> Tensor:
+    before = model(input_ids=ids).logits.softmax(-1)[0]
+    hidden, found = ids.clone(), []
+    for i in range(ids.shape[1]):
+        hidden[0, i] = mask_id
+        found.append(before.max() - model(input_ids=hidden).logits.softmax(-1)[0, before.argmax()])
+    return torch.stack(found)
+
+
+def _taken_out(model: Any, ids: Tensor) -> Tensor:
+    before = model(input_ids=ids).logits.softmax(-1)[0]
+    rest = [torch.cat([ids[:, :i], ids[:, i + 1 :]], 1) for i in range(ids.shape[1])]
+    after = torch.cat([model(input_ids=one).logits.softmax(-1) for one in rest])
+    return before.max() - after[:, before.argmax()]
 
 
 @exercise(
@@ -1002,19 +1009,3 @@ def _sentences(source: torch.Generator) -> Draws:
 def occlusion(model: Any, ids: Tensor, mask_id: int) -> Tensor:
     """(L,) what the answer's probability loses if a token of ids (1, L) becomes ``mask_id``."""
     return _hidden(model, ids, mask_id)
-
-
-def _piled(model: Any, ids: Tensor, mask_id: int) -> Tensor:
-    before = model(input_ids=ids).logits.softmax(-1)[0]
-    hidden, found = ids.clone(), []
-    for i in range(ids.shape[1]):
-        hidden[0, i] = mask_id
-        found.append(before.max() - model(input_ids=hidden).logits.softmax(-1)[0, before.argmax()])
-    return torch.stack(found)
-
-
-def _taken_out(model: Any, ids: Tensor) -> Tensor:
-    before = model(input_ids=ids).logits.softmax(-1)[0]
-    rest = [torch.cat([ids[:, :i], ids[:, i + 1 :]], 1) for i in range(ids.shape[1])]
-    after = torch.cat([model(input_ids=one).logits.softmax(-1) for one in rest])
-    return before.max() - after[:, before.argmax()]

@@ -28,10 +28,6 @@ from comet_lib.checks.framework import (
     value_of,
 )
 
-LEFT_OVER = "gradients that were there before the first step are added"
-CLEAR_FIRST = "Clear them before backward(), not at the end: optimizer.zero_grad()."
-MASKS = [mask_of(lengths) for lengths in ((5, 3), (4, 6, 2), (7, 4))]
-
 
 def _must_be_zero(answer: Answer, draw: tuple[Any, ...], message: str, look: str) -> None:
     if value_of(answer(*draw)).abs() > 1e-5:
@@ -55,6 +51,18 @@ def _kl(
     front = torch.ones_like(p) if weight == "none" else p
     own = front * log(p.where(p > 0, 1.0)) if entropy else torch.zeros_like(p)
     return sign * by(own - front * log(q))
+
+
+def _gradient_of_place(answer: Answer, draw: tuple[Any, ...], place: int) -> None:
+    """A gradient must flow to the argument at ``place``: what is written here trains something."""
+    arguments = [*draw]
+    arguments[place] = draw[place].clone().requires_grad_()
+    loss = answer(*arguments)
+    if not loss.requires_grad:
+        raise Misconception(
+            "the value is right, but no gradient reaches the student",
+            "Use torch throughout, without .detach(), .item() or torch.no_grad().",
+        )
 
 
 @exercise(
@@ -123,20 +131,99 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
     return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(-1).mean()
 
 
-def _gradient_of_place(answer: Answer, draw: tuple[Any, ...], place: int) -> None:
-    """A gradient must flow to the argument at ``place``: what is written here trains something."""
-    arguments = [*draw]
-    arguments[place] = draw[place].clone().requires_grad_()
-    loss = answer(*arguments)
-    if not loss.requires_grad:
-        raise Misconception(
-            "the value is right, but no gradient reaches the student",
-            "Use torch throughout, without .detach(), .item() or torch.no_grad().",
-        )
-
-
 def _reverse_kl(p: Tensor, q: Tensor) -> Tensor:
     return kl_divergence.reference(q, p)
+
+
+def _two_peaks(source: torch.Generator) -> Tensor:
+    """(1, 15) two peaks, one of them a little larger; nowhere exactly 0."""
+    x, first, height = torch.arange(15.0), uniform(source, 3, 4), uniform(source, 0.55, 0.65)
+    peaks = height * torch.exp(-((x - first) ** 2) / 2)
+    peaks = peaks + (1 - height) * torch.exp(-((x - first - 7) ** 2) / 2)
+    return (peaks / peaks.sum() * 0.999 + 0.001 / 15)[None]
+
+
+def _bells() -> Tensor:
+    """(45, 15) bells of several centers and widths."""
+    x, centers = torch.arange(15.0), torch.arange(0, 15.0)[:, None, None]
+    widths = torch.tensor([1.0, 2.0, 4.0])[:, None]
+    return (-((x - centers) ** 2) / (2 * widths**2)).log_softmax(-1).exp().flatten(0, 1)
+
+
+def _nearest(
+    target: Tensor,
+    bells: Tensor,
+    divergence: Answer,
+    *,
+    swapped: bool = False,
+    pick: Callable[[Tensor], Tensor] = torch.argmin,
+    percent: Callable[[Tensor, Tensor], Any] = lambda bell, no: 100 * bell[no].sum(),
+) -> tuple[Tensor, float]:
+    """The bell and its percentage with some parts replaced by slips."""
+    costs = [
+        divergence(bell[None], target) if swapped else divergence(target, bell[None])
+        for bell in bells.clamp_min(1e-30)
+    ]
+    bell = bells[pick(torch.stack(costs))]
+    return bell, float(percent(bell, target[0] < 0.01))
+
+
+def _bell_and_number(
+    result: Any, target: Tensor, bells: Tensor, divergence: Answer
+) -> tuple[Tensor, Tensor]:
+    wanted = "but a bell and a percentage are wanted"
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise Misconception(f"your function returned a {type(result).__name__}, {wanted}")
+    bell, percent = result
+    if is_number(bell):
+        raise Misconception("this is the number of a bell", "Return the bell itself: bells[i].")
+    if not isinstance(bell, Tensor) or bell.numel() != target.numel() or not is_number(percent):
+        raise Misconception(f"these are a {type(bell).__name__} and a {type(percent).__name__}, "
+                            f"{wanted}", "A row of bells, (C,), and a number.")  # fmt: skip
+    return bell.flatten(), value_of(percent)
+
+
+@exercise(
+    look="One divergence for each bell; return the bell that has the smallest, and its percentage.",
+    draws=lambda source: [
+        (_two_peaks(source), _bells(), divergence)
+        for divergence in (kl_divergence.reference, _reverse_kl)
+    ],
+    read=_bell_and_number,
+    slips={
+        "the target and the bell are swapped in the divergence": Slip(
+            partial(_nearest, swapped=True), "Call divergence(target, bell): the target is first."
+        ),
+        "this is the bell that is furthest away": Slip(
+            partial(_nearest, pick=torch.argmax), "The smallest divergence is wanted: argmin."
+        ),
+        "both divergences give the bell nearest by KL(target || bell)": Slip(
+            lambda target, bells, divergence: _nearest(target, bells, kl_divergence.reference),
+            "Use the divergence that your function is given, not kl_divergence.",
+        ),
+        "the bell is right, but the second number is a fraction": Slip(
+            partial(_nearest, percent=lambda bell, no: bell[no].sum()), "Multiply by 100."
+        ),
+        "the bell is right, but the second number counts classes": Slip(
+            partial(_nearest, percent=lambda bell, no: 100 * no.float().mean()),
+            "Add up what the bell gives to these classes.",
+        ),
+        "the bell is right, but the second number is an average": Slip(
+            partial(_nearest, percent=lambda bell, no: 100 * bell[no].mean()), "Take the sum."
+        ),
+        "the bell is right, but the second number is what lies where the teacher says yes": Slip(
+            partial(_nearest, percent=lambda bell, no: 100 * bell[~no].sum()), "target < 0.01."
+        ),
+        "the bell is right, but its own small entries are added up": Slip(
+            partial(_nearest, percent=lambda bell, no: 100 * bell[bell < 0.01].sum()),
+            "The target chooses the classes: target[0] < 0.01.",
+        ),
+    },
+)
+def nearest_bell(target: Tensor, bells: Tensor, divergence: Answer) -> tuple[Tensor, float]:
+    """(C,) the row of bells (N, C) with the smallest divergence(target, bell), both (1, C); and how
+    many percent of it lie where the target is below 0.01."""
+    return _nearest(target, bells, divergence)
 
 
 def _jsd(
@@ -232,97 +319,6 @@ def generalized_jsd(p: Tensor, q: Tensor, beta: float) -> Tensor:
     """
     m = beta * p + (1 - beta) * q
     return beta * kl_divergence.reference(p, m) + (1 - beta) * kl_divergence.reference(q, m)
-
-
-def _two_peaks(source: torch.Generator) -> Tensor:
-    """(1, 15) two peaks, one of them a little larger; nowhere exactly 0."""
-    x, first, height = torch.arange(15.0), uniform(source, 3, 4), uniform(source, 0.55, 0.65)
-    peaks = height * torch.exp(-((x - first) ** 2) / 2)
-    peaks = peaks + (1 - height) * torch.exp(-((x - first - 7) ** 2) / 2)
-    return (peaks / peaks.sum() * 0.999 + 0.001 / 15)[None]
-
-
-def _bells() -> Tensor:
-    """(45, 15) bells of several centers and widths."""
-    x, centers = torch.arange(15.0), torch.arange(0, 15.0)[:, None, None]
-    widths = torch.tensor([1.0, 2.0, 4.0])[:, None]
-    return (-((x - centers) ** 2) / (2 * widths**2)).log_softmax(-1).exp().flatten(0, 1)
-
-
-def _nearest(
-    target: Tensor,
-    bells: Tensor,
-    divergence: Answer,
-    *,
-    swapped: bool = False,
-    pick: Callable[[Tensor], Tensor] = torch.argmin,
-    percent: Callable[[Tensor, Tensor], Any] = lambda bell, no: 100 * bell[no].sum(),
-) -> tuple[Tensor, float]:
-    """The bell and its percentage with some parts replaced by slips."""
-    costs = [
-        divergence(bell[None], target) if swapped else divergence(target, bell[None])
-        for bell in bells.clamp_min(1e-30)
-    ]
-    bell = bells[pick(torch.stack(costs))]
-    return bell, float(percent(bell, target[0] < 0.01))
-
-
-def _bell_and_number(
-    result: Any, target: Tensor, bells: Tensor, divergence: Answer
-) -> tuple[Tensor, Tensor]:
-    wanted = "but a bell and a percentage are wanted"
-    if not isinstance(result, tuple | list) or len(result) != 2:
-        raise Misconception(f"your function returned a {type(result).__name__}, {wanted}")
-    bell, percent = result
-    if is_number(bell):
-        raise Misconception("this is the number of a bell", "Return the bell itself: bells[i].")
-    if not isinstance(bell, Tensor) or bell.numel() != target.numel() or not is_number(percent):
-        raise Misconception(f"these are a {type(bell).__name__} and a {type(percent).__name__}, "
-                            f"{wanted}", "A row of bells, (C,), and a number.")  # fmt: skip
-    return bell.flatten(), value_of(percent)
-
-
-@exercise(
-    look="One divergence for each bell; return the bell that has the smallest, and its percentage.",
-    draws=lambda source: [
-        (_two_peaks(source), _bells(), divergence)
-        for divergence in (kl_divergence.reference, _reverse_kl)
-    ],
-    read=_bell_and_number,
-    slips={
-        "the target and the bell are swapped in the divergence": Slip(
-            partial(_nearest, swapped=True), "Call divergence(target, bell): the target is first."
-        ),
-        "this is the bell that is furthest away": Slip(
-            partial(_nearest, pick=torch.argmax), "The smallest divergence is wanted: argmin."
-        ),
-        "both divergences give the bell nearest by KL(target || bell)": Slip(
-            lambda target, bells, divergence: _nearest(target, bells, kl_divergence.reference),
-            "Use the divergence that your function is given, not kl_divergence.",
-        ),
-        "the bell is right, but the second number is a fraction": Slip(
-            partial(_nearest, percent=lambda bell, no: bell[no].sum()), "Multiply by 100."
-        ),
-        "the bell is right, but the second number counts classes": Slip(
-            partial(_nearest, percent=lambda bell, no: 100 * no.float().mean()),
-            "Add up what the bell gives to these classes.",
-        ),
-        "the bell is right, but the second number is an average": Slip(
-            partial(_nearest, percent=lambda bell, no: 100 * bell[no].mean()), "Take the sum."
-        ),
-        "the bell is right, but the second number is what lies where the teacher says yes": Slip(
-            partial(_nearest, percent=lambda bell, no: 100 * bell[~no].sum()), "target < 0.01."
-        ),
-        "the bell is right, but its own small entries are added up": Slip(
-            partial(_nearest, percent=lambda bell, no: 100 * bell[bell < 0.01].sum()),
-            "The target chooses the classes: target[0] < 0.01.",
-        ),
-    },
-)
-def nearest_bell(target: Tensor, bells: Tensor, divergence: Answer) -> tuple[Tensor, float]:
-    """(C,) the row of bells (N, C) with the smallest divergence(target, bell), both (1, C); and how
-    many percent of it lie where the target is below 0.01."""
-    return _nearest(target, bells, divergence)
 
 
 def _gradient(
@@ -440,6 +436,9 @@ def _more_padding_changes_nothing(answer: Answer, draws: Draws) -> None:
     here, there = answer(student, teacher, mask), answer(*longer, F.pad(mask, (0, 2)))
     if not torch.allclose(value_of(here), value_of(there), rtol=1e-4, atol=1e-7):
         raise Misconception("two more columns of padding change the loss")
+
+
+MASKS = [mask_of(lengths) for lengths in ((5, 3), (4, 6, 2), (7, 4))]
 
 
 def _mse_draws(source: torch.Generator) -> Draws:
@@ -665,6 +664,165 @@ def attention_row_kl(student_maps: Tensor, teacher_maps: Tensor, mask: Tensor) -
     return losses.attention_kl(student_maps, teacher_maps, mask)
 
 
+LEFT_OVER = "gradients that were there before the first step are added"
+
+
+CLEAR_FIRST = "Clear them before backward(), not at the end: optimizer.zero_grad()."
+
+
+def _cosine(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor,
+    projection: Answer,
+    *,
+    keep: Callable[[Tensor], Tensor] = lambda mask: mask,
+    by: Callable[[Tensor], Any] = torch.sum,
+    of: Callable[[Tensor], Tensor] = lambda cosine: 1 - cosine,
+    axis: int = -1,
+    unit: bool = True,
+) -> Tensor:
+    """The hidden-state loss with some parts replaced by slips."""
+    ours = projection(student)
+    cosine = F.cosine_similarity(ours, teacher, dim=-1) if unit else (ours * teacher).sum(-1)
+    if axis == 1:  # over the tokens: one cosine for each of the D numbers
+        return of(F.cosine_similarity(ours, teacher, dim=1)).mean()
+    return (of(cosine) * keep(mask)).sum() / by(mask)
+
+
+class _Projection(nn.Linear):
+    """Without bias; each answer starts from the same weights, and with a gradient left over."""
+
+    def __init__(self, source: torch.Generator, narrow: int, wide: int) -> None:
+        super().__init__(narrow, wide, bias=False)
+        self.start, self.left = normal(source, 2, wide, narrow, scale=1.0)
+        self.again()
+
+    def again(self) -> None:
+        self.weight.data, self.weight.grad = self.start.clone(), self.left.clone()
+
+
+def _states(source: torch.Generator) -> Draws:
+    """Hidden states of widths d and D, with something at padding too; a projection d -> D."""
+    draws = []
+    for mask, (d, wide) in zip(MASKS, ((3, 5), (4, 4), (2, 6)), strict=True):
+        states = (normal(source, *mask.shape, n) for n in (d, wide))
+        rest = (whole(source, 3, 5), uniform(source, 0.1, 0.3))
+        draws.append((*states, mask, _Projection(source, d, wide), *rest))
+    return draws
+
+
+def _update(loss: Tensor, optimizer: torch.optim.Optimizer, order: str) -> None:
+    for part in order.split():
+        if part == "zero":
+            optimizer.zero_grad()
+        elif part == "step":
+            optimizer.step()
+        elif part == "backward":
+            loss.backward()
+
+
+def _curve(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor,
+    projection: nn.Module,
+    steps: int,
+    learning_rate: float,
+    *,
+    loss: Answer = _cosine,
+    order: str = "zero backward step",
+    kind: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    after: bool = False,
+) -> list[float]:
+    """The training with some parts replaced by slips."""
+    optimizer, curve = kind(projection.parameters(), lr=learning_rate), []
+    for _ in range(steps):
+        value = loss(student, teacher, mask, projection)
+        _update(value, optimizer, order)
+        curve.append((loss(student, teacher, mask, projection) if after else value).item())
+    return curve
+
+
+def _curve_and_weight(result: Any, *draw: Any) -> tuple[Tensor, Tensor]:
+    projection, steps = draw[3:5]
+    weight = projection.weight.detach().clone()
+    projection.again()
+    return numbers(result, steps), weight
+
+
+def _of_cosine(**parts: Any) -> Answer:
+    return partial(_curve, loss=partial(_cosine, **parts))
+
+
+@exercise(
+    look="Project the student, take one cosine for each token, then the mean over real tokens.",
+    draws=_states,
+    read=_curve_and_weight,
+    slips={
+        "padding is counted": Slip(
+            _of_cosine(keep=torch.ones_like, by=torch.numel), "Pick the rows with mask.bool()."
+        ),
+        "padding is left out of the sum, but not of the division": Slip(
+            _of_cosine(by=torch.numel), "Divide by the number of real tokens, mask.sum()."
+        ),
+        "the tokens are summed, not averaged": Slip(
+            _of_cosine(by=lambda mask: 1), "Divide by the number of real tokens."
+        ),
+        "each sentence has the same weight, whatever its length": Slip(
+            partial(
+                _curve,
+                loss=lambda s, t, m, p: torch.stack(
+                    [_cosine(s[[i]], t[[i]], m[[i]], p) for i in range(len(m))]
+                ).mean(),
+            ),
+            "Take the mean over all real tokens of the batch at once.",
+        ),
+        "this is the cosine: it falls where the two should agree": Slip(
+            _of_cosine(of=lambda cosine: cosine), "A loss is 0 where they agree: 1 - cosine."
+        ),
+        "this is minus the cosine": Slip(
+            _of_cosine(of=lambda cosine: -cosine), "A loss is 0 where they agree: 1 - cosine."
+        ),
+        "these are inner products, not cosines": Slip(
+            _of_cosine(unit=False), "Divide by both lengths: F.cosine_similarity."
+        ),
+        "the cosine runs over the tokens": Slip(
+            _of_cosine(axis=1), "A token's state is the last axis: dim=-1."
+        ),
+        "this is the squared error of TinyBERT": Slip(
+            partial(_curve, loss=losses.hidden_state_mse), "Use the cosine here."
+        ),
+        "the projection did not move": Slip(
+            partial(_curve, order="zero backward"), "backward(), then optimizer.step()."
+        ),
+        "the gradients of the steps before are still there": Slip(
+            partial(_curve, order="backward step"), "Call optimizer.zero_grad() before backward()."
+        ),
+        LEFT_OVER: Slip(partial(_curve, order="backward step zero"), CLEAR_FIRST),
+        "the optimizer is not Adam": Slip(
+            partial(_curve, kind=torch.optim.SGD), "Keep the first line of the stub."
+        ),
+        "these are the losses after each step": Slip(
+            partial(_curve, after=True), "Append the loss that you called backward() on."
+        ),
+    },
+)
+def projection_curve(
+    student_states: Tensor,
+    teacher_states: Tensor,
+    mask: Tensor,
+    projection: nn.Module,
+    steps: int,
+    learning_rate: float,
+) -> list[float]:
+    """The loss (eq. (8) of comet_lib.losses) before each step of Adam on ``projection``, d -> D.
+
+    States are (B, L, d) and (B, L, D), without gradients.
+    """
+    return _curve(student_states, teacher_states, mask, projection, steps, learning_rate)
+
+
 def _hybrid_draws(source: torch.Generator) -> Draws:
     """Every alpha from 0 to 1, its ends among them, and temperatures on both sides of 1."""
     draws: list[tuple[Any, ...]] = []
@@ -778,159 +936,6 @@ def hybrid(
     """Scalar: alpha * soft-target loss + (1 - alpha) * map_loss(maps, maps, mask)."""
     soft = losses.soft_target_loss(student_logits, teacher_logits, T)
     return losses.hybrid_loss(soft, map_loss(student_maps, teacher_maps, mask), alpha)
-
-
-def _cosine(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor,
-    projection: Answer,
-    *,
-    keep: Callable[[Tensor], Tensor] = lambda mask: mask,
-    by: Callable[[Tensor], Any] = torch.sum,
-    of: Callable[[Tensor], Tensor] = lambda cosine: 1 - cosine,
-    axis: int = -1,
-    unit: bool = True,
-) -> Tensor:
-    """The hidden-state loss with some parts replaced by slips."""
-    ours = projection(student)
-    cosine = F.cosine_similarity(ours, teacher, dim=-1) if unit else (ours * teacher).sum(-1)
-    if axis == 1:  # over the tokens: one cosine for each of the D numbers
-        return of(F.cosine_similarity(ours, teacher, dim=1)).mean()
-    return (of(cosine) * keep(mask)).sum() / by(mask)
-
-
-def _update(loss: Tensor, optimizer: torch.optim.Optimizer, order: str) -> None:
-    for part in order.split():
-        if part == "zero":
-            optimizer.zero_grad()
-        elif part == "step":
-            optimizer.step()
-        elif part == "backward":
-            loss.backward()
-
-
-class _Projection(nn.Linear):
-    """Without bias; each answer starts from the same weights, and with a gradient left over."""
-
-    def __init__(self, source: torch.Generator, narrow: int, wide: int) -> None:
-        super().__init__(narrow, wide, bias=False)
-        self.start, self.left = normal(source, 2, wide, narrow, scale=1.0)
-        self.again()
-
-    def again(self) -> None:
-        self.weight.data, self.weight.grad = self.start.clone(), self.left.clone()
-
-
-def _states(source: torch.Generator) -> Draws:
-    """Hidden states of widths d and D, with something at padding too; a projection d -> D."""
-    draws = []
-    for mask, (d, wide) in zip(MASKS, ((3, 5), (4, 4), (2, 6)), strict=True):
-        states = (normal(source, *mask.shape, n) for n in (d, wide))
-        rest = (whole(source, 3, 5), uniform(source, 0.1, 0.3))
-        draws.append((*states, mask, _Projection(source, d, wide), *rest))
-    return draws
-
-
-def _curve(
-    student: Tensor,
-    teacher: Tensor,
-    mask: Tensor,
-    projection: nn.Module,
-    steps: int,
-    learning_rate: float,
-    *,
-    loss: Answer = _cosine,
-    order: str = "zero backward step",
-    kind: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
-    after: bool = False,
-) -> list[float]:
-    """The training with some parts replaced by slips."""
-    optimizer, curve = kind(projection.parameters(), lr=learning_rate), []
-    for _ in range(steps):
-        value = loss(student, teacher, mask, projection)
-        _update(value, optimizer, order)
-        curve.append((loss(student, teacher, mask, projection) if after else value).item())
-    return curve
-
-
-def _curve_and_weight(result: Any, *draw: Any) -> tuple[Tensor, Tensor]:
-    projection, steps = draw[3:5]
-    weight = projection.weight.detach().clone()
-    projection.again()
-    return numbers(result, steps), weight
-
-
-def _of_cosine(**parts: Any) -> Answer:
-    return partial(_curve, loss=partial(_cosine, **parts))
-
-
-@exercise(
-    look="Project the student, take one cosine for each token, then the mean over real tokens.",
-    draws=_states,
-    read=_curve_and_weight,
-    slips={
-        "padding is counted": Slip(
-            _of_cosine(keep=torch.ones_like, by=torch.numel), "Pick the rows with mask.bool()."
-        ),
-        "padding is left out of the sum, but not of the division": Slip(
-            _of_cosine(by=torch.numel), "Divide by the number of real tokens, mask.sum()."
-        ),
-        "the tokens are summed, not averaged": Slip(
-            _of_cosine(by=lambda mask: 1), "Divide by the number of real tokens."
-        ),
-        "each sentence has the same weight, whatever its length": Slip(
-            partial(
-                _curve,
-                loss=lambda s, t, m, p: torch.stack(
-                    [_cosine(s[[i]], t[[i]], m[[i]], p) for i in range(len(m))]
-                ).mean(),
-            ),
-            "Take the mean over all real tokens of the batch at once.",
-        ),
-        "this is the cosine: it falls where the two should agree": Slip(
-            _of_cosine(of=lambda cosine: cosine), "A loss is 0 where they agree: 1 - cosine."
-        ),
-        "this is minus the cosine": Slip(
-            _of_cosine(of=lambda cosine: -cosine), "A loss is 0 where they agree: 1 - cosine."
-        ),
-        "these are inner products, not cosines": Slip(
-            _of_cosine(unit=False), "Divide by both lengths: F.cosine_similarity."
-        ),
-        "the cosine runs over the tokens": Slip(
-            _of_cosine(axis=1), "A token's state is the last axis: dim=-1."
-        ),
-        "this is the squared error of TinyBERT": Slip(
-            partial(_curve, loss=losses.hidden_state_mse), "Use the cosine here."
-        ),
-        "the projection did not move": Slip(
-            partial(_curve, order="zero backward"), "backward(), then optimizer.step()."
-        ),
-        "the gradients of the steps before are still there": Slip(
-            partial(_curve, order="backward step"), "Call optimizer.zero_grad() before backward()."
-        ),
-        LEFT_OVER: Slip(partial(_curve, order="backward step zero"), CLEAR_FIRST),
-        "the optimizer is not Adam": Slip(
-            partial(_curve, kind=torch.optim.SGD), "Keep the first line of the stub."
-        ),
-        "these are the losses after each step": Slip(
-            partial(_curve, after=True), "Append the loss that you called backward() on."
-        ),
-    },
-)
-def projection_curve(
-    student_states: Tensor,
-    teacher_states: Tensor,
-    mask: Tensor,
-    projection: nn.Module,
-    steps: int,
-    learning_rate: float,
-) -> list[float]:
-    """The loss (eq. (8) of comet_lib.losses) before each step of Adam on ``projection``, d -> D.
-
-    States are (B, L, d) and (B, L, D), without gradients.
-    """
-    return _curve(student_states, teacher_states, mask, projection, steps, learning_rate)
 
 
 class _Toy(nn.Module):

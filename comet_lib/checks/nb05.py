@@ -34,19 +34,6 @@ from comet_lib.models import build_student, only_positions, xlmr_config
 IGNORE = -100
 
 
-def _labels(
-    source: torch.Generator, batch: int, length: int, classes: int, ignore: int = IGNORE
-) -> Tensor:
-    """(B, L) labels: about a third of the positions have one, piece 0 among them."""
-    labels = torch.randint(1, classes, (batch, length), generator=source)
-    hidden = torch.rand(batch, length, generator=source) < 0.35
-    hidden[0, 0], hidden[-1, -1], hidden[0, 2] = True, False, False
-    hidden[:, 1] = True  # no text without a hole
-    if ignore != 0:
-        labels[0, 0] = 0  # piece 0 is a piece like any other
-    return torch.where(hidden, labels, ignore)
-
-
 class _Wrong(NamedTuple):
     """What a count of holes shows: ``wrong`` -> say it."""
 
@@ -233,6 +220,44 @@ def _logits(
     return of(model.lm_head(states[keep(batch["labels"])]))
 
 
+def _labels(
+    source: torch.Generator, batch: int, length: int, classes: int, ignore: int = IGNORE
+) -> Tensor:
+    """(B, L) labels: about a third of the positions have one, piece 0 among them."""
+    labels = torch.randint(1, classes, (batch, length), generator=source)
+    hidden = torch.rand(batch, length, generator=source) < 0.35
+    hidden[0, 0], hidden[-1, -1], hidden[0, 2] = True, False, False
+    hidden[:, 1] = True  # no text without a hole
+    if ignore != 0:
+        labels[0, 0] = 0  # piece 0 is a piece like any other
+    return torch.where(hidden, labels, ignore)
+
+
+def _models(source: torch.Generator) -> Draws:
+    """A student of two layers under a teacher of three; padding, and holes."""
+    torch_state = torch.get_rng_state()
+    torch.manual_seed(whole(source, 0, 2**40))
+    models = []
+    for width, depth in ((8, 2), (12, 3)):
+        sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": 2}
+        config = xlmr_config({**sizes, "intermediate_size": 16}, 40, 12)
+        config.initializer_range = 0.8  # maps that are not flat
+        # float64: the order of additions changes no digit that is compared
+        models.append(build_student(config, "masked-lm").double().eval())
+    torch.set_rng_state(torch_state)
+    draws = []
+    for alpha, T in ((0.3, uniform(source, 1.5, 3.0)), (0.8, uniform(source, 0.4, 0.7))):
+        ids = torch.randint(5, 40, (3, 9), generator=source)
+        mask = torch.ones_like(ids)
+        mask[1, 6:] = mask[2, 4:] = 0
+        labels = _labels(source, 3, 9, 40).masked_fill(mask == 0, IGNORE)
+        if (labels != IGNORE).sum() == (mask == 0).sum():
+            labels[0, 1] = IGNORE  # else not hidden and not padding would be equally many
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        draws.append((*models, batch, {0: 2, 1: 0} if alpha < 0.5 else {0: 1, 1: 2}, T, alpha))
+    return draws
+
+
 @exercise(
     look="Select the hidden states at the masked positions, then apply the head only to those.",
     draws=lambda source: [(model, batch) for model, _, batch, *_ in _models(source)],
@@ -260,73 +285,6 @@ def _logits(
 def at_holes(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
     """Logits (M, V) at the hidden pieces: input_ids, attention_mask and labels are each (B, L)."""
     return _logits(model, batch)
-
-
-def _one_layer_each(result: Any, student_layers: int, teacher_layers: int) -> Tensor:
-    if isinstance(result, Tensor) and result.ndim != 1:
-        raise Misconception(
-            f"your function returned shape {tuple(result.shape)}, but a list is wanted"
-        )
-    if not isinstance(result, list | tuple | range | Tensor | np.ndarray):
-        raise Misconception(
-            f"your function returned a {type(result).__name__}, but a list is wanted",
-            "One teacher layer for each student layer, in the student's order: [3, 7, ...].",
-        )
-    if len(result) != student_layers:
-        raise Misconception(
-            f"for {student_layers} student layers you name {len(result)} teacher layers",
-            "Each student layer learns from one teacher layer: a list of S numbers.",
-        )
-    layers = torch.as_tensor(result if isinstance(result, Tensor) else np.asarray([*result]))
-    if layers.is_floating_point():
-        raise Misconception(
-            "your layers are fractions (3.0 is one too), and a layer has a whole number",
-            "Divide with // rather than /.",
-        )
-    return layers
-
-
-@exercise(
-    look="Cut the teacher into S equal groups; each student layer takes the last one of its group.",
-    draws=lambda source: [(6, 24), (2, 4), (3, 4), (3, 12), (5, 12), (4, 4), (1, 7)],
-    read=_one_layer_each,
-    slips={
-        "the layers are counted from 1": Slip(
-            lambda s, t: [(i + 1) * t // s for i in range(s)], "Count from 0: subtract 1."
-        ),
-        "i counts from 0, so i * T / S is one group too low": Slip(
-            lambda s, t: [i * t // s - 1 for i in range(s)], "(i + 1) * T // S - 1."
-        ),
-        "you take the first layer of each group": Slip(
-            partial(layer_map, how="skip"),
-            "Take the last one, so that the student's last layer learns from the teacher's last.",
-        ),
-        "you take the top layers only": Slip(
-            partial(layer_map, how="last"), "Spread the student's layers evenly over the teacher's."
-        ),
-        "you take the bottom layers only": Slip(
-            lambda s, t: range(s), "Spread the student's layers evenly over the teacher's."
-        ),
-        "the size of a group is rounded before it is multiplied": Slip(
-            lambda s, t: [(i + 1) * (t // s) - 1 for i in range(s)],
-            "Multiply first, then divide: 4 // 3 is 1 and never reaches the last layer.",
-        ),
-        "fractions are rounded to the nearest layer": Slip(
-            lambda s, t: [round((i + 1) * t / s) - 1 for i in range(s)], "Divide with //."
-        ),
-        "fractions are rounded up": Slip(
-            lambda s, t: [-(-(i + 1) * t // s) - 1 for i in range(s)], "Divide with //."
-        ),
-        "the layers run from the first to the last, both included": Slip(
-            lambda s, t: torch.linspace(0, t - 1, s).long(),
-            "The first student layer takes the end of the first group, not teacher layer 0.",
-        ),
-        "the list runs backwards": Slip(lambda s, t: layer_map(s, t)[::-1], "Layer 0 comes first."),
-    },
-)
-def match_layers(student_layers: int, teacher_layers: int) -> list[int]:
-    """S teacher layers (counted from 0): the last of each of S equal groups."""
-    return layer_map(student_layers, teacher_layers)
 
 
 def _ask(
@@ -412,29 +370,71 @@ def hole_by_hole(model: Answer, ids: Tensor, mask_id: int) -> Tensor:
     return _ask(model, ids, mask_id)
 
 
-def _models(source: torch.Generator) -> Draws:
-    """A student of two layers under a teacher of three; padding, and holes."""
-    torch_state = torch.get_rng_state()
-    torch.manual_seed(whole(source, 0, 2**40))
-    models = []
-    for width, depth in ((8, 2), (12, 3)):
-        sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": 2}
-        config = xlmr_config({**sizes, "intermediate_size": 16}, 40, 12)
-        config.initializer_range = 0.8  # maps that are not flat
-        # float64: the order of additions changes no digit that is compared
-        models.append(build_student(config, "masked-lm").double().eval())
-    torch.set_rng_state(torch_state)
-    draws = []
-    for alpha, T in ((0.3, uniform(source, 1.5, 3.0)), (0.8, uniform(source, 0.4, 0.7))):
-        ids = torch.randint(5, 40, (3, 9), generator=source)
-        mask = torch.ones_like(ids)
-        mask[1, 6:] = mask[2, 4:] = 0
-        labels = _labels(source, 3, 9, 40).masked_fill(mask == 0, IGNORE)
-        if (labels != IGNORE).sum() == (mask == 0).sum():
-            labels[0, 1] = IGNORE  # else not hidden and not padding would be equally many
-        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        draws.append((*models, batch, {0: 2, 1: 0} if alpha < 0.5 else {0: 1, 1: 2}, T, alpha))
-    return draws
+def _one_layer_each(result: Any, student_layers: int, teacher_layers: int) -> Tensor:
+    if isinstance(result, Tensor) and result.ndim != 1:
+        raise Misconception(
+            f"your function returned shape {tuple(result.shape)}, but a list is wanted"
+        )
+    if not isinstance(result, list | tuple | range | Tensor | np.ndarray):
+        raise Misconception(
+            f"your function returned a {type(result).__name__}, but a list is wanted",
+            "One teacher layer for each student layer, in the student's order: [3, 7, ...].",
+        )
+    if len(result) != student_layers:
+        raise Misconception(
+            f"for {student_layers} student layers you name {len(result)} teacher layers",
+            "Each student layer learns from one teacher layer: a list of S numbers.",
+        )
+    layers = torch.as_tensor(result if isinstance(result, Tensor) else np.asarray([*result]))
+    if layers.is_floating_point():
+        raise Misconception(
+            "your layers are fractions (3.0 is one too), and a layer has a whole number",
+            "Divide with // rather than /.",
+        )
+    return layers
+
+
+@exercise(
+    look="Cut the teacher into S equal groups; each student layer takes the last one of its group.",
+    draws=lambda source: [(6, 24), (2, 4), (3, 4), (3, 12), (5, 12), (4, 4), (1, 7)],
+    read=_one_layer_each,
+    slips={
+        "the layers are counted from 1": Slip(
+            lambda s, t: [(i + 1) * t // s for i in range(s)], "Count from 0: subtract 1."
+        ),
+        "i counts from 0, so i * T / S is one group too low": Slip(
+            lambda s, t: [i * t // s - 1 for i in range(s)], "(i + 1) * T // S - 1."
+        ),
+        "you take the first layer of each group": Slip(
+            partial(layer_map, how="skip"),
+            "Take the last one, so that the student's last layer learns from the teacher's last.",
+        ),
+        "you take the top layers only": Slip(
+            partial(layer_map, how="last"), "Spread the student's layers evenly over the teacher's."
+        ),
+        "you take the bottom layers only": Slip(
+            lambda s, t: range(s), "Spread the student's layers evenly over the teacher's."
+        ),
+        "the size of a group is rounded before it is multiplied": Slip(
+            lambda s, t: [(i + 1) * (t // s) - 1 for i in range(s)],
+            "Multiply first, then divide: 4 // 3 is 1 and never reaches the last layer.",
+        ),
+        "fractions are rounded to the nearest layer": Slip(
+            lambda s, t: [round((i + 1) * t / s) - 1 for i in range(s)], "Divide with //."
+        ),
+        "fractions are rounded up": Slip(
+            lambda s, t: [-(-(i + 1) * t // s) - 1 for i in range(s)], "Divide with //."
+        ),
+        "the layers run from the first to the last, both included": Slip(
+            lambda s, t: torch.linspace(0, t - 1, s).long(),
+            "The first student layer takes the end of the first group, not teacher layer 0.",
+        ),
+        "the list runs backwards": Slip(lambda s, t: layer_map(s, t)[::-1], "Layer 0 comes first."),
+    },
+)
+def match_layers(student_layers: int, teacher_layers: int) -> list[int]:
+    """S teacher layers (counted from 0): the last of each of S equal groups."""
+    return layer_map(student_layers, teacher_layers)
 
 
 def _stage_one(

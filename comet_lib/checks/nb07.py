@@ -193,22 +193,6 @@ def mean_f1(labels: np.ndarray, predictions: np.ndarray, languages: np.ndarray) 
     return _mean_of(labels, predictions, languages)
 
 
-class _Watch:
-    """A clock that only calls move on, each by another time, and a log of who was called."""
-
-    def __init__(self, times: np.ndarray) -> None:
-        self.times, self.now = times, 100.0
-        self.log: list[str] = []
-
-    def clock(self) -> float:
-        return self.now
-
-    def call(self, name: str) -> None:
-        if len(self.log) < len(self.times):
-            self.now += self.times[len(self.log)]
-        self.log.append(name)
-
-
 def _timed(
     calls: Mapping[str, Answer],
     warm_up: int,
@@ -230,6 +214,22 @@ def _timed(
             call()
             times[name].append(clock() - start)
     return times
+
+
+class _Watch:
+    """A clock that only calls move on, each by another time, and a log of who was called."""
+
+    def __init__(self, times: np.ndarray) -> None:
+        self.times, self.now = times, 100.0
+        self.log: list[str] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def call(self, name: str) -> None:
+        if len(self.log) < len(self.times):
+            self.now += self.times[len(self.log)]
+        self.log.append(name)
 
 
 def _one_by_one(
@@ -265,6 +265,11 @@ _TIME_SLIPS: dict[str, tuple[Answer, str]] = {
         "The clock counts seconds: leave it.",
     ),
 }
+
+
+def _same_times(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    pairs = [(np.asarray(one[name]), np.asarray(other[name])) for name in one]
+    return all(a.shape == b.shape and np.allclose(a, b) for a, b in pairs)
 
 
 def _times_calls(answer: Answer) -> None:
@@ -310,11 +315,6 @@ def _times_calls(answer: Answer) -> None:
                 f"{warm_up} to warm up and {repeats} to time, of each"
             )
         raise Misconception("the times are not those of the calls after the warm-up, in turns")
-
-
-def _same_times(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    pairs = [(np.asarray(one[name]), np.asarray(other[name])) for name in one]
-    return all(a.shape == b.shape and np.allclose(a, b) for a, b in pairs)
 
 
 @exercise(
@@ -421,6 +421,148 @@ def one_per_language(
     ``fit(texts, labels)`` returns a function from n texts to (n, 3) probabilities.
     """
     return _each(fit, texts, labels, languages)
+
+
+def _word(rng: np.random.Generator) -> str:
+    return "".join(rng.choice(list("abdeghiklmnorstuwyẹọ\u0300\u0301"), int(rng.integers(4, 9))))
+
+
+def _tweets(rng: np.random.Generator, count: int) -> list[str]:
+    texts = (" ".join(_word(rng) for _ in range(int(rng.integers(3, 7)))) for _ in range(count))
+    return [normalize("N" + text + "\u0301.") for text in texts]
+
+
+def _ascii(rng: np.random.Generator) -> str:
+    return "".join(rng.choice(list("abcdefgh"), 6))
+
+
+def _disguises(text: str, rng: np.random.Generator) -> dict[str, tuple[str, str, bool]]:
+    """What the two texts differ in: one, the other, and whether they are loose copies."""
+    words = text.split()
+    return {
+        "in capital and small letters": (text, text.swapcase(), True),
+        "in their punctuation": (text, text.rstrip(".") + "!?", True),
+        "in an apostrophe or a hyphen": (f"{text} n'oma", f"{text} n-oma", True),
+        "in their spaces": (text, text.replace(" ", "   "), True),
+        "in a space where a sign stood": (text, text.replace(" ", "-"), True),
+        "in an emoji": (text, f"{text} \U0001f602", True),
+        "in a mention": (text, f"@user {text}", True),
+        "in a link": (text, f"{text} https://t.co/{_ascii(rng)}", True),
+        "in the Unicode spelling of a mark": (text, unicodedata.normalize("NFD", text), True),
+        "in a letter": (text, text.replace(words[1], words[1] + "k"), False),
+        "in a tone mark": (f"{text} ọkọ\u0301", f"{text} ọkọ\u0300", False),
+        "in a number": (f"{text} 19", f"{text} 20", False),
+        "in a raised number (NFKC makes ² a 2)": (f"{text} x²", f"{text} x2", False),
+        "in the word of a hashtag": (f"{text} #oma", text, False),
+        "in whether a mark is there at all": (f"{text} ọwọ", f"{text} owo", False),
+        "in the order of their words": (text, " ".join([*words[1:], words[0]]), False),
+        "in everything, but have no letters": ("\U0001f602 !", "\U0001f44d", False),
+    }
+
+
+def _keys(answer: Answer) -> None:
+    rng = numpy_generator(generator())
+    for text in _tweets(rng, 4):
+        for what, (one, other, alike) in _disguises(text, rng).items():
+            keys = [answer(x) for x in (one, other)]
+            if not all(isinstance(key, str) for key in keys):
+                raise Misconception(
+                    f"your function returned a {type(keys[0]).__name__}, but a str is wanted"
+                )
+            if (keys[0] == keys[1]) != alike:
+                kind = "differ" if alike else "are equal"
+                raise Misconception(
+                    f"the keys of two texts {kind} that differ only {what}"
+                    if alike
+                    else f"the keys of two texts {kind} though these differ {what}",
+                    f"Compare loose_key({one!r}) and loose_key({other!r}).",
+                )
+
+
+@exercise(
+    look="Lower case, NFC, no mentions and links; then only letters (L), marks (M), numbers (N).",
+    verify=_keys,
+)
+def loose_key(text: str) -> str:
+    """A key that is equal for loose copies: texts with the same letters, marks and numbers.
+
+    Case, punctuation, emoji, spaces, mentions, links and the Unicode spelling of a mark do not
+    count. A text without a letter or number is its own key.
+    """
+    return cleaned(text).replace(" ", "")
+
+
+def _with_twins(source: torch.Generator) -> Draws:
+    """Twins among the tweets; a model is the rows it was fitted on, and each row has a worth."""
+    rng, draws = numpy_generator(source), []
+    for size, twins, common in ((30, 6, 9), (24, 4, 15)):
+        every, worth = np.arange(size), rng.uniform(1, 9, size)
+        is_twin = rng.permutation(every < twins)
+
+        def score(model: np.ndarray, worth: np.ndarray = worth) -> float:
+            return float(worth[model].sum() + worth[model].max())
+
+        draws.append((is_twin, common, lambda rows, every=every: np.sort(every[rows]), score))
+    return draws
+
+
+def _two_scores(result: Any, *draw: Any) -> Tensor:
+    if is_number(result) or len(scores := array_of(result, "the two scores")) != 2:
+        raise Misconception(
+            "your function returned no pair, but two scores are wanted",
+            "Return both: with the twins in train, and without.",
+        )
+    return torch.tensor(scores.astype(float))
+
+
+def _twin_fits(
+    is_twin: np.ndarray,
+    common: int,
+    fit: Answer,
+    score: Answer,
+    *,
+    instead: Callable[[np.ndarray, int, int], np.ndarray] = lambda others, c, n: others[: c + n],
+    shared: bool = True,
+) -> list[Any]:
+    """The two scores, with one common slip."""
+    twins, others = np.flatnonzero(is_twin), np.flatnonzero(~is_twin)
+    present = np.concatenate([twins, others[:common]]) if shared else twins
+    return [score(fit(rows)) for rows in (present, instead(others, common, len(twins)))]
+
+
+@exercise(
+    look="Twins and `common` others; then as many tweets, all others. Fit and score both.",
+    draws=_with_twins,
+    read=_two_scores,
+    slips={
+        "the second train is smaller: nothing stands in for the twins": Slip(
+            partial(_twin_fits, instead=lambda others, common, n: others[:common]),
+            "Then it differs in two things. Take as many further tweets as there are twins.",
+        ),
+        "the second train holds all other tweets, so it is larger": Slip(
+            partial(_twin_fits, instead=lambda others, common, n: others),
+            "Both trains need the same size: common + the number of twins.",
+        ),
+        "some tweets are in the second train twice": Slip(
+            partial(_twin_fits, instead=lambda others, c, n: np.r_[others[:c], others[:n]]),
+            "The tweets instead of the twins come after the first `common`.",
+        ),
+        "the first train holds nothing but the twins": Slip(
+            partial(_twin_fits, shared=False), "Add the first `common` of the others."
+        ),
+        "the score without twins comes first": Slip(
+            lambda *draw: _twin_fits(*draw)[::-1], "Return [with the twins, without]."
+        ),
+    },
+)
+def twin_scores(is_twin: np.ndarray, common: int, fit: Answer, score: Answer) -> list[Any]:
+    """[score with the twins in train, score with other tweets instead], on equally many tweets.
+
+    ``is_twin`` (N,) bool marks the training tweets with a copy in dev. ``fit(rows)`` gives a model,
+    ``score`` its score on the leaked dev rows. The first ``common`` of the other tweets are in both
+    trains; the next ones stand in for the twins.
+    """
+    return _twin_fits(is_twin, common, fit, score)
 
 
 def _skewed(source: torch.Generator) -> Draws:
@@ -727,145 +869,3 @@ def _t_interval(
 def seed_interval(differences: np.ndarray) -> tuple[float, float]:
     """low and high: Student's 95 % interval of the mean of (n,) differences, one for each seed."""
     return _t_interval(differences)
-
-
-def _word(rng: np.random.Generator) -> str:
-    return "".join(rng.choice(list("abdeghiklmnorstuwyẹọ\u0300\u0301"), int(rng.integers(4, 9))))
-
-
-def _tweets(rng: np.random.Generator, count: int) -> list[str]:
-    texts = (" ".join(_word(rng) for _ in range(int(rng.integers(3, 7)))) for _ in range(count))
-    return [normalize("N" + text + "\u0301.") for text in texts]
-
-
-def _disguises(text: str, rng: np.random.Generator) -> dict[str, tuple[str, str, bool]]:
-    """What the two texts differ in: one, the other, and whether they are loose copies."""
-    words = text.split()
-    return {
-        "in capital and small letters": (text, text.swapcase(), True),
-        "in their punctuation": (text, text.rstrip(".") + "!?", True),
-        "in an apostrophe or a hyphen": (f"{text} n'oma", f"{text} n-oma", True),
-        "in their spaces": (text, text.replace(" ", "   "), True),
-        "in a space where a sign stood": (text, text.replace(" ", "-"), True),
-        "in an emoji": (text, f"{text} \U0001f602", True),
-        "in a mention": (text, f"@user {text}", True),
-        "in a link": (text, f"{text} https://t.co/{_ascii(rng)}", True),
-        "in the Unicode spelling of a mark": (text, unicodedata.normalize("NFD", text), True),
-        "in a letter": (text, text.replace(words[1], words[1] + "k"), False),
-        "in a tone mark": (f"{text} ọkọ\u0301", f"{text} ọkọ\u0300", False),
-        "in a number": (f"{text} 19", f"{text} 20", False),
-        "in a raised number (NFKC makes ² a 2)": (f"{text} x²", f"{text} x2", False),
-        "in the word of a hashtag": (f"{text} #oma", text, False),
-        "in whether a mark is there at all": (f"{text} ọwọ", f"{text} owo", False),
-        "in the order of their words": (text, " ".join([*words[1:], words[0]]), False),
-        "in everything, but have no letters": ("\U0001f602 !", "\U0001f44d", False),
-    }
-
-
-def _ascii(rng: np.random.Generator) -> str:
-    return "".join(rng.choice(list("abcdefgh"), 6))
-
-
-def _keys(answer: Answer) -> None:
-    rng = numpy_generator(generator())
-    for text in _tweets(rng, 4):
-        for what, (one, other, alike) in _disguises(text, rng).items():
-            keys = [answer(x) for x in (one, other)]
-            if not all(isinstance(key, str) for key in keys):
-                raise Misconception(
-                    f"your function returned a {type(keys[0]).__name__}, but a str is wanted"
-                )
-            if (keys[0] == keys[1]) != alike:
-                kind = "differ" if alike else "are equal"
-                raise Misconception(
-                    f"the keys of two texts {kind} that differ only {what}"
-                    if alike
-                    else f"the keys of two texts {kind} though these differ {what}",
-                    f"Compare loose_key({one!r}) and loose_key({other!r}).",
-                )
-
-
-@exercise(
-    look="Lower case, NFC, no mentions and links; then only letters (L), marks (M), numbers (N).",
-    verify=_keys,
-)
-def loose_key(text: str) -> str:
-    """A key that is equal for loose copies: texts with the same letters, marks and numbers.
-
-    Case, punctuation, emoji, spaces, mentions, links and the Unicode spelling of a mark do not
-    count. A text without a letter or number is its own key.
-    """
-    return cleaned(text).replace(" ", "")
-
-
-def _with_twins(source: torch.Generator) -> Draws:
-    """Twins among the tweets; a model is the rows it was fitted on, and each row has a worth."""
-    rng, draws = numpy_generator(source), []
-    for size, twins, common in ((30, 6, 9), (24, 4, 15)):
-        every, worth = np.arange(size), rng.uniform(1, 9, size)
-        is_twin = rng.permutation(every < twins)
-
-        def score(model: np.ndarray, worth: np.ndarray = worth) -> float:
-            return float(worth[model].sum() + worth[model].max())
-
-        draws.append((is_twin, common, lambda rows, every=every: np.sort(every[rows]), score))
-    return draws
-
-
-def _two_scores(result: Any, *draw: Any) -> Tensor:
-    if is_number(result) or len(scores := array_of(result, "the two scores")) != 2:
-        raise Misconception(
-            "your function returned no pair, but two scores are wanted",
-            "Return both: with the twins in train, and without.",
-        )
-    return torch.tensor(scores.astype(float))
-
-
-def _twin_fits(
-    is_twin: np.ndarray,
-    common: int,
-    fit: Answer,
-    score: Answer,
-    *,
-    instead: Callable[[np.ndarray, int, int], np.ndarray] = lambda others, c, n: others[: c + n],
-    shared: bool = True,
-) -> list[Any]:
-    """The two scores, with one common slip."""
-    twins, others = np.flatnonzero(is_twin), np.flatnonzero(~is_twin)
-    present = np.concatenate([twins, others[:common]]) if shared else twins
-    return [score(fit(rows)) for rows in (present, instead(others, common, len(twins)))]
-
-
-@exercise(
-    look="Twins and `common` others; then as many tweets, all others. Fit and score both.",
-    draws=_with_twins,
-    read=_two_scores,
-    slips={
-        "the second train is smaller: nothing stands in for the twins": Slip(
-            partial(_twin_fits, instead=lambda others, common, n: others[:common]),
-            "Then it differs in two things. Take as many further tweets as there are twins.",
-        ),
-        "the second train holds all other tweets, so it is larger": Slip(
-            partial(_twin_fits, instead=lambda others, common, n: others),
-            "Both trains need the same size: common + the number of twins.",
-        ),
-        "some tweets are in the second train twice": Slip(
-            partial(_twin_fits, instead=lambda others, c, n: np.r_[others[:c], others[:n]]),
-            "The tweets instead of the twins come after the first `common`.",
-        ),
-        "the first train holds nothing but the twins": Slip(
-            partial(_twin_fits, shared=False), "Add the first `common` of the others."
-        ),
-        "the score without twins comes first": Slip(
-            lambda *draw: _twin_fits(*draw)[::-1], "Return [with the twins, without]."
-        ),
-    },
-)
-def twin_scores(is_twin: np.ndarray, common: int, fit: Answer, score: Answer) -> list[Any]:
-    """[score with the twins in train, score with other tweets instead], on equally many tweets.
-
-    ``is_twin`` (N,) bool marks the training tweets with a copy in dev. ``fit(rows)`` gives a model,
-    ``score`` its score on the leaked dev rows. The first ``common`` of the other tweets are in both
-    trains; the next ones stand in for the twins.
-    """
-    return _twin_fits(is_twin, common, fit, score)

@@ -220,6 +220,8 @@ DEV = (
     (64, 65.5, 67.5, 68.2),  # best on dev and test together
     (50, 51, 52, 53),  # worst
 )
+
+
 TEST = np.array([63, 62, 61, 60, 62, 61, 71, 68, 60])[:, None]
 
 
@@ -326,87 +328,6 @@ def report(dev: np.ndarray, test: np.ndarray) -> tuple[int, float]:
     return best, float(test[best].mean())
 
 
-#: The right word for intervals of these bounds in margins, (least, most) each.
-CASES = (
-    ((0.05, 0.5), (0.6, 0.95), "better"),  # inside the margin, and certain
-    ((0.05, 0.9), (1.1, 4.0), "better"),
-    ((-0.95, -0.6), (-0.5, -0.05), "worse"),
-    ((-4.0, -1.1), (-0.9, -0.05), "worse"),
-    ((-0.95, -0.3), (0.3, 0.95), "equal"),
-    ((-0.95, -0.8), (0.02, 0.1), "equal"),  # nearly all on one side
-    ((-0.3, -0.02), (2.0, 4.0), "open"),  # the middle is above the margin
-    ((-4.0, -2.0), (0.02, 0.3), "open"),
-    ((-4.0, -2.0), (2.0, 4.0), "open"),
-    ((-1.7, -1.1), (0.02, 0.2), "open"),  # narrower than two margins
-    ((-0.2, -0.02), (1.1, 1.7), "open"),
-)
-
-
-def _one_word(answer: Answer, low: float, high: float, margin: float) -> str:
-    got = answer(low, high, margin)
-    what = None
-    if not isinstance(got, str):
-        what = f"a {type(got).__name__}, but a word is wanted"
-    elif got not in ("better", "worse", "equal", "open"):
-        what = f"{got!r}, which is none of the four words"
-    if what:
-        look = 'Return "better", "worse", "equal" or "open".'
-        raise Misconception(f"your function returned {what}", look)
-    return got
-
-
-def _each_case(answer: Answer) -> None:
-    source = generator()
-    for lows, highs, right in CASES * 3:
-        margin, low, high = (
-            uniform(source, 0.3, 2.0),
-            uniform(source, *lows),
-            uniform(source, *highs),
-        )
-        got = _one_word(answer, low * margin, high * margin, margin)
-        if got == right:
-            continue
-        if right == "open" and got == "equal" and high - low < 2:
-            message = "an interval counts as equal because it is narrow, but it leaves the margin"
-            look = "Both of its ends must lie between -margin and margin."
-        elif right == "open" and got == "equal":
-            message = "no difference found is taken for no difference"
-            look = (
-                "An interval as wide as this one holds differences that would matter: say open. "
-                "Equal needs the whole interval inside the margin."
-            )
-        elif right == "open":
-            message = "a difference is claimed though the interval holds 0"
-            look = "The middle of the interval is not the result; both signs are still possible."
-        elif right == "equal":
-            message = "the margin is not used: this interval lies inside it"
-            look = "All that the data allow is smaller than what you said would matter: equal."
-        elif got in ("equal", "open"):
-            message = "a difference that is small but certain is not seen"
-            look = "Ask for the sign first: an interval without 0 has one, however small."
-        else:
-            message = "better and worse are mixed up"
-            look = "Positive speaks for us: ours minus theirs."
-        shown = f"{low * margin:+.2f} to {high * margin:+.2f}, margin {margin:.2f}"
-        raise Misconception(f"{message} ({shown})", look)
-
-
-@exercise(
-    look="better: the interval lies above 0; worse: below; equal: inside the margin; else open.",
-    verify=_each_case,
-)
-def verdict(low: float, high: float, margin: float) -> str:
-    """ "better", "worse", "equal" or "open"."""
-    if low > 0:
-        return "better"
-    if high < 0:
-        return "worse"
-    return "equal" if -margin < low and high < margin else "open"
-
-
-# --- The plan, and what became of it -------------------------------------------------------
-
-
 def _keeps_all(answer: Answer) -> None:
     rng = numpy_generator(generator())
     day, other = (f"20{rng.integers(30, 60)}-0{m}-1{m}" for m in rng.permutation(range(1, 9))[:2])
@@ -495,6 +416,99 @@ def register(plan: Mapping[str, Any], folder: Path, day: str) -> Path:
     return path
 
 
+#: The right word for intervals of these bounds in margins, (least, most) each.
+CASES = (
+    ((0.05, 0.5), (0.6, 0.95), "better"),  # inside the margin, and certain
+    ((0.05, 0.9), (1.1, 4.0), "better"),
+    ((-0.95, -0.6), (-0.5, -0.05), "worse"),
+    ((-4.0, -1.1), (-0.9, -0.05), "worse"),
+    ((-0.95, -0.3), (0.3, 0.95), "equal"),
+    ((-0.95, -0.8), (0.02, 0.1), "equal"),  # nearly all on one side
+    ((-0.3, -0.02), (2.0, 4.0), "open"),  # the middle is above the margin
+    ((-4.0, -2.0), (0.02, 0.3), "open"),
+    ((-4.0, -2.0), (2.0, 4.0), "open"),
+    ((-1.7, -1.1), (0.02, 0.2), "open"),  # narrower than two margins
+    ((-0.2, -0.02), (1.1, 1.7), "open"),
+)
+
+
+def _one_word(answer: Answer, low: float, high: float, margin: float) -> str:
+    got = answer(low, high, margin)
+    what = None
+    if not isinstance(got, str):
+        what = f"a {type(got).__name__}, but a word is wanted"
+    elif got not in ("better", "worse", "equal", "open"):
+        what = f"{got!r}, which is none of the four words"
+    if what:
+        look = 'Return "better", "worse", "equal" or "open".'
+        raise Misconception(f"your function returned {what}", look)
+    return got
+
+
+def _each_case(answer: Answer) -> None:
+    source = generator()
+    for lows, highs, right in CASES * 3:
+        margin, low, high = (
+            uniform(source, 0.3, 2.0),
+            uniform(source, *lows),
+            uniform(source, *highs),
+        )
+        got = _one_word(answer, low * margin, high * margin, margin)
+        if got == right:
+            continue
+        if right == "open" and got == "equal" and high - low < 2:
+            message = "an interval counts as equal because it is narrow, but it leaves the margin"
+            look = "Both of its ends must lie between -margin and margin."
+        elif right == "open" and got == "equal":
+            message = "no difference found is taken for no difference"
+            look = (
+                "An interval as wide as this one holds differences that would matter: say open. "
+                "Equal needs the whole interval inside the margin."
+            )
+        elif right == "open":
+            message = "a difference is claimed though the interval holds 0"
+            look = "The middle of the interval is not the result; both signs are still possible."
+        elif right == "equal":
+            message = "the margin is not used: this interval lies inside it"
+            look = "All that the data allow is smaller than what you said would matter: equal."
+        elif got in ("equal", "open"):
+            message = "a difference that is small but certain is not seen"
+            look = "Ask for the sign first: an interval without 0 has one, however small."
+        else:
+            message = "better and worse are mixed up"
+            look = "Positive speaks for us: ours minus theirs."
+        shown = f"{low * margin:+.2f} to {high * margin:+.2f}, margin {margin:.2f}"
+        raise Misconception(f"{message} ({shown})", look)
+
+
+@exercise(
+    look="better: the interval lies above 0; worse: below; equal: inside the margin; else open.",
+    verify=_each_case,
+)
+def verdict(low: float, high: float, margin: float) -> str:
+    """ "better", "worse", "equal" or "open"."""
+    if low > 0:
+        return "better"
+    if high < 0:
+        return "worse"
+    return "equal" if -margin < low and high < margin else "open"
+
+
+#: How far the two students stand above the floor.
+GAINS = (
+    (9.0, 4.0),
+    (-2.0, 6.0),
+    (6.0, -0.5),
+    (2.5, -2.0),  # above by their better one only, not by their mean
+    (0.3, 0.7),
+    (-5.0, 0.2),
+    (1.0, 0.5),  # no more than one point
+)
+
+
+MEANT = {"held": "came true", "refuted": "did not come true"}
+
+
 def _each_conclusion(answer: Answer) -> None:
     source = generator()
     words = ("better", "worse", "equal")
@@ -539,19 +553,6 @@ def _each_conclusion(answer: Answer) -> None:
                         message = "one seed decides, though the next may fall the other way"
                         look = "With fewer than two seeds: undecided."
                     raise Misconception(f"{message} {case}", look)
-
-
-#: How far the two students stand above the floor.
-GAINS = (
-    (9.0, 4.0),
-    (-2.0, 6.0),
-    (6.0, -0.5),
-    (2.5, -2.0),  # above by their better one only, not by their mean
-    (0.3, 0.7),
-    (-5.0, 0.2),
-    (1.0, 0.5),  # no more than one point
-)
-MEANT = {"held": "came true", "refuted": "did not come true"}
 
 
 @exercise(
