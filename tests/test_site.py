@@ -132,6 +132,9 @@ def test_the_pages_of_this_repository(tmp_path: Path) -> None:
                 (page,) = re.findall(r'<iframe class="lens" src="([^"]+)"', frame)
                 assert (tmp_path / "site" / "notebooks" / page).is_file()
                 frames += 1
+            elif cell.source == "check.course_map()":
+                links = re.findall(r'href="([^"]+)"', output.data["text/html"])
+                assert links == [f"{path.stem}.html" for path in notebooks]
             else:
                 assert output == was
     assert frames == 2

@@ -37,7 +37,11 @@ PICTURE = """async (root) => {
     const shown = [];
     for (const image of root.querySelectorAll("img, canvas")) {
         if (image.tagName === "CANVAS") { shown.push(image.toDataURL()); continue; }
-        await image.decode();
+        for (let tries = 0; ; tries++) {  // a newer picture can take its place while it is decoded
+            try { await image.decode(); break; }
+            catch (error) { if (tries === 50) throw error; }
+            await new Promise((go) => setTimeout(go, 100));
+        }
         const canvas = document.createElement("canvas");
         [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
         canvas.getContext("2d").drawImage(image, 0, 0);

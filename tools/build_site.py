@@ -59,6 +59,7 @@ LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 SECTION = re.compile(r"^<!-- README: (.+) -->$", re.MULTILINE)
 PICTURE = re.compile(r"!\[[^]]*\]")
 FENCE = re.compile(r"^(`{3,}|~{3,}).*?^\1[^\S\n]*$", re.DOTALL | re.MULTILINE)
+NOTEBOOK = r'href="(\d\d_\w+)\.ipynb"'
 FRAME = """<iframe class="lens" src="{page}" title="{finding}" loading="lazy"></iframe>
 <p class="lens-alone"><a href="{page}">This view in a page of its own</a></p>"""
 TOCTREE = "```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n"
@@ -212,7 +213,8 @@ def home(root: Path) -> str:
 
 
 def shown(notebook: NotebookNode, name: str, target: Path) -> None:
-    """Give a notebook's figures their texts and its lenses their frames; changes it in place.
+    """Give a notebook's figures their texts, its lenses their frames, and its links the site's
+    pages; changes it in place.
 
     The lenses' pages go to ``LENSES`` below ``target``.
     """
@@ -225,6 +227,8 @@ def shown(notebook: NotebookNode, name: str, target: Path) -> None:
             if "image/png" in data:
                 text = alternative(data["text/plain"], heading)
                 cell.metadata["mystnb"] = {"image": {"alt": text}}
+            if "text/html" in data:  # the course map's links to notebooks
+                data["text/html"] = re.sub(NOTEBOOK, r'href="\1.html"', data["text/html"])
             if export.MIME in data:
                 page = target / LENSES / f"{cell.id}-{number}.html"
                 page.parent.mkdir(parents=True, exist_ok=True)
