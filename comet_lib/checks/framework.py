@@ -498,13 +498,14 @@ def array_of(result: Any, wanted: str) -> np.ndarray:
 
 
 def numbers(result: Any, count: int) -> Tensor:
-    """``count`` losses as a tensor (count,)."""
+    """``count`` losses, one for each update, as a tensor (count,)."""
+    kind = type(result).__name__
     if isinstance(result, Tensor | np.ndarray) and result.ndim == 1:
-        result = result.tolist()
+        result = [*result]
     if not isinstance(result, list | tuple):
         raise Misconception(
-            f"your function returned a {type(result).__name__}, but a list of numbers is wanted",
-            "Start from an empty list, and append each loss.",
+            f"your function returned a {kind}, but a list of numbers is wanted",
+            "Start from an empty list, append each loss, and return the list at the end.",
         )
     if any(isinstance(one, Tensor) and one.requires_grad for one in result):
         raise Misconception(
@@ -513,7 +514,8 @@ def numbers(result: Any, count: int) -> Tensor:
         )
     if len(result) != count or not all(map(is_number, result)):
         raise Misconception(
-            f"there are {len(result)} losses for {count} updates", "Append one in each round."
+            f"there are {len(result)} losses for {count} updates",
+            "Append one number in each round; the list must start before the first.",
         )
     return value_of([float(one) for one in result])
 

@@ -24,6 +24,7 @@ from comet_lib.checks.framework import (
     all_close,
     check_gradients,
     exercise,
+    numbers,
     refuse_infinity,
     refuse_nan,
     rows_must_sum_to_one,
@@ -495,29 +496,11 @@ def _losses_and_weights(result: Any, student: _Toy, batches: Any, epochs: int, *
     student.load_state_dict(student.began)
     student.zero_grad()
     modes, student.modes = student.modes, []
-    if not isinstance(result, list | tuple | Tensor) or (
-        isinstance(result, Tensor) and result.ndim != 1
-    ):
-        raise Misconception(
-            f"your function returned a {type(result).__name__}, but a list of losses is wanted",
-            "Append loss.item() in each step, and return the list at the end.",
-        )
-    if any(isinstance(loss, Tensor) and loss.requires_grad for loss in result):
-        raise Misconception(
-            "the losses are tensors that keep their graphs, so memory grows with every step",
-            "Append loss.item(), a number.",
-        )
+    values = numbers(result, epochs * len(batches))
     if student.training:
         raise Misconception(
             "the student is left in training mode, where dropout would disturb its answers",
             "Call student.eval() after the loops.",
-        )
-    steps = epochs * len(batches)
-    if len(result) != steps:
-        raise Misconception(
-            f"{epochs} epochs of {len(batches)} batches give {steps} losses, but you return "
-            f"{len(result)}",
-            "One loss for each step; the list must start before the first epoch.",
         )
     if not moved:
         raise Misconception(
@@ -529,7 +512,7 @@ def _losses_and_weights(result: Any, student: _Toy, batches: Any, epochs: int, *
             "the student is trained in eval mode, without its dropout",
             "Call student.train() before the loop.",
         )
-    return torch.tensor([float(loss) for loss in result]).double(), weights.double()
+    return values, weights.double()
 
 
 def _train(

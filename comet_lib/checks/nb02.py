@@ -22,6 +22,7 @@ from comet_lib.checks.framework import (
     Slip,
     all_close,
     exercise,
+    numbers,
     value_of,
 )
 
@@ -713,33 +714,11 @@ LEARN_SLIPS: dict[str, tuple[Answer, str]] = {
 }
 
 
-def _length(result: Any) -> int | None:
-    """Of a list, a tuple, or a tensor with one axis."""
-    listed = isinstance(result, list | tuple) or (isinstance(result, Tensor) and result.ndim == 1)
-    return len(result) if listed else None
-
-
-def _size(result: Any) -> str:
-    kind, length = type(result).__name__, _length(result)
-    return f"a {kind}" if length is None else f"a {kind} of {length}"
-
-
 def _outcome(train: Answer, model: nn.Module, batches: Batches, rate: float) -> list[Tensor]:
     """The losses that ``train`` returns, and the weights that it leaves in a copy of ``model``."""
     model = deepcopy(model)
-    losses = train(model, batches, rate)
-    if isinstance(losses, list | tuple) and any(getattr(x, "requires_grad", False) for x in losses):
-        raise Misconception(
-            "your losses keep the graphs of all batches in memory", "Append loss.item()."
-        )
-    if _length(losses) != len(batches):
-        raise Misconception(
-            f"your function returned {_size(losses)}, but a list of {len(batches)} losses is "
-            "wanted, one for each batch",
-            "Append loss.item() in each turn of the loop, and return the list after it.",
-        )
-    parameters = [value_of(parameter) for parameter in model.parameters()]
-    return [torch.stack([value_of(loss).reshape(()) for loss in losses]), *parameters]
+    losses = numbers(train(model, batches, rate), len(batches))
+    return [losses, *(value_of(parameter) for parameter in model.parameters())]
 
 
 def _verify_learn(answer: Answer) -> None:

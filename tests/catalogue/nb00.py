@@ -287,9 +287,12 @@ MUTANTS: dict[str, dict[str, tuple[Answer, str]]] = {
         "no step": (no_step, "weights have not changed"),
         "eval mode": (lambda *a: hand_train(*a, mode=False), "in eval mode"),
         "no eval": (lambda *a: hand_train(*a, left=True), "left in training mode"),
-        "graphs": (lambda *a: hand_train(*a, keep=lambda x: x), "keep their graphs"),
-        "last epoch": (lambda *a: hand_train(*a)[-3:], "give 6 losses, but you return 3"),
-        "one number": (lambda *a: hand_train(*a)[-1], "a list of losses is wanted"),
+        "graphs": (
+            lambda *a: hand_train(*a, keep=lambda x: x),
+            "each with the computation behind it",
+        ),
+        "last epoch": (lambda *a: hand_train(*a)[-3:], "there are 3 losses for 6 updates"),
+        "one number": (lambda *a: hand_train(*a)[-1], "a list of numbers is wanted"),
         "means": (
             lambda *a: [sum(hand_train(*a)) / 6] * (3 * a[2]),
             "is right, on random input",

@@ -287,9 +287,9 @@ MUTANTS["learn"] = {
     "cleared late": (late, "the model never changes"),
     "one step short": (one_short, "the last step is missing"),
     "half the rate": (halved, "the first loss is right and the second"),
-    "graphs": (with_graphs, "keep the graphs of all batches"),
-    "last loss": (lambda m, b, r: learn(m, b, r)[-1], "returned a Tensor"),
-    "every second": (lambda m, b, r: learn(m, b, r)[::2], "returned a list of 3"),
+    "graphs": (with_graphs, "each with the computation behind it"),
+    "last loss": (lambda m, b, r: learn(m, b, r)[-1], "returned a Tensor, but a list of numbers"),
+    "every second": (lambda m, b, r: learn(m, b, r)[::2], "there are 3 losses for 6 updates"),
     "other loss": (
         lambda m, b, r: [-x for x in learn(m, b, r)],
         "the first loss is -",
